@@ -197,7 +197,7 @@ class _Reader:
         near = difflib.get_close_matches(key, known, n=1)
         if near:
             return ConfigError(f'{message}; did you mean "{near[0]}"?', hint=f'write "{near[0]}"')
-        everywhere = {one.name: one for one in options(self.root)}
+        everywhere = {one.name: one for one in reversed(list(options(self.root)))}
         elsewhere = difflib.get_close_matches(key, list(everywhere), n=1)
         if elsewhere:
             found = everywhere[elsewhere[0]]
