@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum, IntFlag
 from typing import Final
 
 # --- Handshake: on the wire -------------------------------------------------------------------------------
@@ -19,3 +20,100 @@ CERTIFICATE_CHAIN_MAX: Final = 1024  # the longest valid chain has about 430 byt
 CERTIFICATE_CLOCK_SKEW_S: Final = 120  # how far a sibling's clock may run ahead of ours when it signs
 ENROLMENT_FILE_MAX: Final = 65536  # characters; a bundle with every gate it may name has about 9,000
 BUNDLE_GATES_MAX: Final = 16  # a client tries them in order; more would only lengthen its patience
+
+# --- Records: on the wire ---------------------------------------------------------------------------------
+
+RECORD_LENGTH_BYTES: Final = 4  # u32, big-endian: counts the ciphertext and its tag
+RECORD_TAG_BYTES: Final = 16  # Poly1305
+RECORD_PLAINTEXT_MAX: Final = 128 * 1024  # one record is decrypted in one piece, so it bounds that memory
+REKEY_NONCE: Final = (1 << 64) - 1  # Noise 11.3: the nonce that REKEY uses and no record may
+ACK_BYTES: Final = 8  # u64: how many numbered records of the other direction have been applied
+
+
+class RecordFlag(IntFlag):
+    """First byte of every record's plaintext."""
+
+    NUMBERED = 0x01  # the body is logged, counted, acknowledged and resent
+    ACK = 0x02  # eight bytes of acknowledgement follow this byte
+
+
+# --- Frames: on the wire ----------------------------------------------------------------------------------
+
+FRAME_HEADER_BYTES: Final = 8  # type u8, flags u8, payload length u16, stream u32
+FRAME_PAYLOAD_MAX: Final = 0xFFFF
+OPTIONAL_FRAME: Final = 0x80  # a type with this bit may be skipped by whoever does not know it
+
+
+class FrameType(IntEnum):
+    """Types below 0x20 concern streams and travel in numbered records; the others concern the link."""
+
+    OPEN = 0x01
+    DATA = 0x02
+    CREDIT = 0x03
+    CLOSE = 0x04
+    RESET = 0x05
+    MODE = 0x06
+    GOAWAY = 0x07
+    PING = 0x20
+    PONG = 0x21
+    REKEY = 0x22
+    START = 0x23
+    STARTED = 0x24
+    RESUME = 0x25
+    RESUMED = 0x26
+    REFUSED = 0x27
+
+
+class DataFlag(IntFlag):
+    """Flags of a DATA frame."""
+
+    BOUNDARY = 0x01  # ends on a message boundary of the inner protocol
+    COMPRESSED = 0x02  # the payload is zstd blocks of this stream's context
+    FRESH = 0x04  # a new context (and zstd frame) begins with this payload
+    END = 0x08  # the context ends after this payload; the receiver frees it
+    LIMITED = 0x10  # the sender has more but no credit left: an eager reader's window may grow
+
+
+GOAWAY_FINAL: Final = 0x01  # flag of GOAWAY: the session is over now, nothing is resumed
+
+
+class StreamCode(IntEnum):
+    """Why a stream or a session ended; u16 in RESET, GOAWAY and REFUSED."""
+
+    NO_ERROR = 0
+    PROTOCOL = 1  # the other side broke the protocol
+    REFUSED = 2  # policy, or nobody takes this kind of stream
+    LIMIT = 3  # a limit of the receiver: streams, metadata
+    CANCELLED = 4  # whoever asked is gone
+    GATE_SHUTDOWN = 5  # drain ended
+    SESSION_LOST = 6  # the link stayed down past the window, or the gate no longer holds the session
+    REVOKED = 7  # the right to be here was withdrawn
+    UPSTREAM_LOST = 8  # what stands behind the gate went away
+    BOMB = 9  # compressed data would expand past the limit
+    INTERNAL = 10  # a fault of our own
+
+
+# --- Sessions: numbers both ends rely on ------------------------------------------------------------------
+
+STREAM_WINDOW: Final = 64 * 1024  # a stream's first credit, decompressed bytes; never charged to the session
+TICKET_BYTES: Final = 32  # names a session to resume; random, worth nothing without the identity's key
+INSTANCE_BYTES: Final = 16  # random per process start: another one ends its predecessor's sessions
+METADATA_MAX: Final = 16 * 1024  # an OPEN's whole payload; a PostgreSQL start-up packet has at most 10,000
+RESET_MESSAGE_MAX: Final = 512  # bytes of UTF-8; it may be shown to a person
+EXPANDED_FRAME_MAX: Final = 256 * 1024  # decompressed bytes of one DATA frame
+ZSTD_BLOCK_MAX: Final = 128 * 1024  # what one zstd block can expand to (RFC 8878, 3.1.1.2.4)
+BLOCKS_PER_FRAME_MAX: Final = 32  # so that even a bomb costs 4 MiB once before its stream is reset
+WINDOW_LOG_MIN: Final = 17  # 128 KiB: the least zstd window both sides take
+WINDOW_LOG_MAX: Final = 22  # 4 MiB: what level 9 uses by itself; more costs memory at both ends
+STREAM_ID_MAX: Final = (1 << 32) - 1  # the client's are odd, the gate's even; a session ends before it wraps
+
+# --- Sessions and links: our limits -----------------------------------------------------------------------
+
+FIRST_MESSAGE_MAX: Final = 2048  # bytes a stranger can make us hold; a true first message has under 1,500
+FIRST_MESSAGE_TIMEOUT_S: Final = 5.0  # slower than any link that would be of use
+SILENT_HOLD_S: Final = (0.5, 3.0)  # a refused connection is dropped after a random hold between these
+CONTEXT_IDLE_S: Final = 1.0  # a compression context unused for so long is given back
+COMPRESS_TURN_MIN: Final = 512  # bytes in one turn before a stream earns a context; less gains no packet
+EXPANDED_CHUNK: Final = 128 * 1024  # decompressed bytes we put into one frame: one zstd block
+ACK_DELAY_S: Final = 0.025  # standalone acknowledgements wait so long for a record to ride on
+ACK_EVERY_BYTES: Final = 64 * 1024  # but at most so much stays unacknowledged meanwhile

@@ -1,0 +1,123 @@
+"""What an operator may tune about the tunnel, and what a session counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunnel_proto.settings import option
+
+KIB = 1024
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelSettings:
+    """Settings of every session of one program; both ends keep to the smaller of what they announced."""
+
+    resume_window_s: float = option(
+        60.0,
+        "How long a session without a link is kept for resumption; after it, its streams end",
+        unit="s",
+        minimum=0,
+        maximum=3600,
+    )
+    ping_idle_s: float = option(
+        5.0, "Silence after which the peer is asked whether it is still there", unit="s", minimum=0.05
+    )
+    dead_factor: float = option(
+        4.0, "An answer is late after this many smoothed round trips", minimum=1.5, maximum=100
+    )
+    dead_min_s: float = option(
+        2.5, "Least wait before a silent link is given up", unit="s", minimum=0.05, maximum=60
+    )
+    dead_max_s: float = option(
+        10.0, "Longest wait before a silent link is given up", unit="s", minimum=0.1, maximum=300
+    )
+    connect_timeout_s: float = option(
+        10.0, "Longest wait for a connection and its handshake", unit="s", minimum=0.1, maximum=300
+    )
+    retry_min_s: float = option(
+        0.1, "First wait before connecting again; it doubles, with jitter", unit="s", minimum=0.01
+    )
+    retry_max_s: float = option(5.0, "Longest wait before connecting again", unit="s", minimum=0.01)
+    max_streams: int = option(
+        8192, "Streams that one peer may hold open in one session", minimum=1, maximum=1_000_000
+    )
+    stream_window: int = option(
+        4 * MIB,
+        "Most unread data of one stream; windows start at 64 KiB and grow for eager readers",
+        unit="bytes",
+        minimum=64 * KIB,
+        maximum=256 * MIB,
+    )
+    session_window: int = option(
+        32 * MIB,
+        "Most unread data of one session beyond 64 KiB a stream",
+        unit="bytes",
+        minimum=0,
+        maximum=1024 * MIB,
+    )
+    resend_buffer: int = option(
+        8 * MIB,
+        "Most unacknowledged data that is kept for resumption; at it, writers are paused",
+        unit="bytes",
+        minimum=256 * KIB,
+        maximum=1024 * MIB,
+    )
+    record_size: int = option(
+        64 * KIB,
+        "Largest record on a fast link; slow links use 16 KiB",
+        unit="bytes",
+        minimum=4 * KIB,
+        maximum=64 * KIB,
+    )
+    compression: Literal["auto", "off"] = option(
+        "auto", "Compress streams where the link is slower than the compressor"
+    )
+    compression_level_max: int = option(9, "Highest zstd level used on slow links", minimum=1, maximum=19)
+    compression_contexts: int = option(
+        64, "Most zstd contexts a session holds in each direction", minimum=0, maximum=4096
+    )
+    compression_memory: int = option(
+        16 * MIB,
+        "Most zstd window memory of a session in each direction",
+        unit="bytes",
+        minimum=0,
+        maximum=1024 * MIB,
+    )
+    rekey_bytes: int = option(
+        1024 * MIB, "Data after which a direction changes its key", unit="bytes", minimum=64 * KIB
+    )
+    renew_s: float = option(
+        3600.0,
+        "Age at which a link is replaced by one with a fresh handshake, without a pause",
+        unit="s",
+        minimum=0.2,
+    )
+    notsent_lowat: int = option(
+        16 * KIB,
+        "Unsent data the kernel may hold on a slow link, where it would delay interactive data",
+        unit="bytes",
+        minimum=4 * KIB,
+        maximum=4 * MIB,
+    )
+    handshakes_in_flight: int = option(
+        64, "Handshakes under way at once; further connections wait in the kernel", minimum=1, maximum=4096
+    )
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """Counters of one session, over all its links; ``in`` is what this side received."""
+
+    bytes_app_in: int = 0  # after decompression
+    bytes_app_out: int = 0  # before compression
+    bytes_wire_in: int = 0
+    bytes_wire_out: int = 0
+    records_in: int = 0
+    records_out: int = 0
+    resumes: int = 0
+    resent_bytes: int = 0
+    rtt_s: float = 0.0  # smoothed; 0 before the first measurement
+    streams_open: int = 0
