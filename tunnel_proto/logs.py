@@ -17,6 +17,10 @@ SECRET_WORDS = ("password", "secret", "token", "verifier", "private", "seed", "t
 
 REDACTED = "[redacted]"
 
+# Without the locals of the frames: they hold keys, rows and passwords.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+)
 _URL_PASSWORD = re.compile(
     r"(?P<head>[a-z][a-z0-9+.-]*://[^\s:/@]*:)(?P<password>[^\s@/]+)(?=@)", re.IGNORECASE
 )
@@ -86,7 +90,7 @@ def configure_logs(
     final: list[structlog.typing.Processor]
     if style == "json":
         final = [
-            structlog.processors.dict_tracebacks,
+            _TRACEBACKS,
             redact,
             structlog.processors.EventRenamer("message"),
             structlog.processors.JSONRenderer(default=str),
