@@ -141,9 +141,7 @@ class GateSettings:
     """A whole `qgate.toml`."""
 
     name: str = option("gate", "Name of this gate process; unique in its pool.")
-    state_dir: Path = option(
-        factory=lambda: Path("/var/lib/qgate"), description="Folder of everything this gate writes."
-    )
+    state_dir: Path = option(Path("/var/lib/qgate"), "Folder of everything this gate writes.")
     open_files: int = option(
         4096, "Open files that must be allowed; about three for each app connection.", minimum=64
     )
