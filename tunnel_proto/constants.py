@@ -8,10 +8,15 @@ from typing import Final
 # --- Handshake: on the wire -------------------------------------------------------------------------------
 
 NOISE_PROTOCOL_NAME: Final = "Noise_IK_25519_ChaChaPoly_BLAKE2b"
-PROLOGUE: Final = (
-    b"qgate-mesh/tunnel"  # constant: versions are agreed inside, where only known nodes see them
-)
+PROLOGUE: Final = b"qgate-mesh/tunnel"  # constant; versions are agreed where only known nodes see them
 PROTOCOL_VERSIONS: Final = (1, 1)  # oldest and newest version that this code speaks
+
+PACKET_LENGTH_BYTES: Final = 2  # big-endian; counts the Noise message and mac1 behind it
+MAC1_BYTES: Final = 16  # BLAKE2s-128: it saves the responder work, it does not authenticate
+MAC1_LABEL_1: Final = b"qgate-mesh/mac1/1"  # one label a direction, so that a packet sent back is no packet
+MAC1_LABEL_2: Final = b"qgate-mesh/mac1/2"
+MESSAGE_1_OVERHEAD: Final = 32 + 48 + 16  # Noise IK: ephemeral key, sealed static key, tag of the payload
+MESSAGE_2_OVERHEAD: Final = 32 + 16  # Noise IK: ephemeral key, tag of the payload
 
 # --- Handshake: our limits --------------------------------------------------------------------------------
 
@@ -20,12 +25,28 @@ CERTIFICATE_CHAIN_MAX: Final = 1024  # the longest valid chain has about 430 byt
 CERTIFICATE_CLOCK_SKEW_S: Final = 120  # how far a sibling's clock may run ahead of ours when it signs
 ENROLMENT_FILE_MAX: Final = 65536  # characters; a bundle with every gate it may name has about 9,000
 BUNDLE_GATES_MAX: Final = 16  # a client tries them in order; more would only lengthen its patience
+HELLO_MAX: Final = 1536  # bytes: the longest chain fits with 15 long feature names; a usual Hello has 450
+WELCOME_MAX: Final = 4096  # bytes; 16 addresses of 200 characters and 16 feature names fit
+FEATURES_MAX: Final = 16
+FEATURE_NAME_MAX: Final = 32
+ADDRESSES_MAX: Final = 16  # as many as a bundle may name gates
+ADDRESS_MAX: Final = 261  # the longest domain name, a colon, a port, and an IPv6 address's brackets
+TIMESTAMP_MAX: Final = 2**63 - 1  # nanoseconds; the year 2262, and what a signed 64-bit column holds
+
+HANDSHAKES_IN_FLIGHT_MAX: Final = 1024  # connections that have not proved themselves, held ones included
+HANDSHAKES_IN_FLIGHT_PER_ADDRESS: Final = 128  # an office behind one address reconnecting at once
+HANDSHAKE_FAILURES_BURST: Final = 32  # handshakes an address may have computed and failed at once
+HANDSHAKE_FAILURES_PER_S: Final = 1.0  # then this many: about 0.3 ms of a core a second for each address
+ADMISSION_ADDRESSES_MAX: Final = 8192  # buckets remembered, about 200 bytes each
+
+MARKS_COMPACT_MIN: Final = 1024  # lines; below 90 KiB a replay-mark file is not worth rewriting
+MARKS_COMPACT_FACTOR: Final = 4  # lines a node before it is: rewriting adds a third to what is written
 
 # --- Records: on the wire ---------------------------------------------------------------------------------
 
 RECORD_LENGTH_BYTES: Final = 4  # u32, big-endian: counts the ciphertext and its tag
 RECORD_TAG_BYTES: Final = 16  # Poly1305
-RECORD_PLAINTEXT_MAX: Final = 128 * 1024  # one record is decrypted in one piece, so it bounds that memory
+RECORD_PLAINTEXT_MAX: Final = 144 * 1024  # decrypted in one piece: 64 KiB, which one last frame may exceed
 REKEY_NONCE: Final = (1 << 64) - 1  # Noise 11.3: the nonce that REKEY uses and no record may
 ACK_BYTES: Final = 8  # u64: how many numbered records of the other direction have been applied
 
@@ -100,7 +121,7 @@ TICKET_BYTES: Final = 32  # names a session to resume; random, worth nothing wit
 INSTANCE_BYTES: Final = 16  # random per process start: another one ends its predecessor's sessions
 METADATA_MAX: Final = 16 * 1024  # an OPEN's whole payload; a PostgreSQL start-up packet has at most 10,000
 RESET_MESSAGE_MAX: Final = 512  # bytes of UTF-8; it may be shown to a person
-EXPANDED_FRAME_MAX: Final = 256 * 1024  # decompressed bytes of one DATA frame
+EXPANDED_FRAME_MAX: Final = 64 * 1024  # decompressed bytes of one DATA frame
 ZSTD_BLOCK_MAX: Final = 128 * 1024  # what one zstd block can expand to (RFC 8878, 3.1.1.2.4)
 BLOCKS_PER_FRAME_MAX: Final = 32  # so that even a bomb costs 4 MiB once before its stream is reset
 WINDOW_LOG_MIN: Final = 17  # 128 KiB: the least zstd window both sides take
@@ -109,11 +130,24 @@ STREAM_ID_MAX: Final = (1 << 32) - 1  # the client's are odd, the gate's even; a
 
 # --- Sessions and links: our limits -----------------------------------------------------------------------
 
-FIRST_MESSAGE_MAX: Final = 2048  # bytes a stranger can make us hold; a true first message has under 1,500
+FIRST_MESSAGE_MAX: Final = 2048  # bytes a stranger can make us hold; a true first message has at most 1,650
 FIRST_MESSAGE_TIMEOUT_S: Final = 5.0  # slower than any link that would be of use
 SILENT_HOLD_S: Final = (0.5, 3.0)  # a refused connection is dropped after a random hold between these
 CONTEXT_IDLE_S: Final = 1.0  # a compression context unused for so long is given back
+LONG_CONTEXT_IDLE_S: Final = 30.0  # the same in mode "long"
 COMPRESS_TURN_MIN: Final = 512  # bytes in one turn before a stream earns a context; less gains no packet
-EXPANDED_CHUNK: Final = 128 * 1024  # decompressed bytes we put into one frame: one zstd block
+EXPANDED_CHUNK: Final = 60 * 1024  # bytes compressed into one frame: fits one even if they do not shrink
+TURN_ONE_SHOT: Final = 32 * 1024  # a turn up to here that stops on a boundary gives its context back at once
 ACK_DELAY_S: Final = 0.025  # standalone acknowledgements wait so long for a record to ride on
 ACK_EVERY_BYTES: Final = 64 * 1024  # but at most so much stays unacknowledged meanwhile
+WRITE_HIGH: Final = 64 * 1024  # a stream with more than this queued after a flush pauses its writer
+WRITE_LOW: Final = 16 * 1024  # and resumes it at this
+SLOW_RECORD: Final = 16 * 1024  # record size on slow links: 7 ms of a 20 Mbit/s link
+FAST_LINK: Final = 12_500_000  # bytes/s (100 Mbit/s) from which records and kernel buffers may be large
+FAST_NOTSENT: Final = 128 * 1024  # TCP_NOTSENT_LOWAT on fast links
+LOCAL_RTT_S: Final = (
+    0.002  # below this an unmeasured link is taken for a LAN: no compression until it shows slow
+)
+FLUSH_MAX: Final = 512 * 1024  # bytes sealed in one loop tick before reading gets its turn
+RTT_PROBE_S: Final = 10.0  # a busy link is measured this often
+OPENING_MAX: Final = 4096  # plaintext of a link's first record from a client that has not started a session
