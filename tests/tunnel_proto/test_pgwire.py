@@ -77,7 +77,7 @@ def test_impossible_start_up_lengths_are_refused_from_their_first_four_bytes(len
 
 @pytest.mark.parametrize(
     "body",
-    [b"user\0web\0", b"user\0web", b"user\0\0web\0\0\0", b"", b"user\0web\0\0\0", b"user\0\0"],
+    [b"user\0web\0", b"user\0web", b"user\0web\0\0x\0y\0\0", b"", b"user\0web\0\0\0", b"user\0\0"],
 )
 def test_bad_start_up_layouts(body: bytes) -> None:
     assert refused(struct.pack("!II", len(body) + 8, pgwire.PROTOCOL_3_0) + body) == "08P01"
