@@ -1,0 +1,233 @@
+"""Who may come in and where they may go, in memory: what the relay asks on every login.
+
+The store is the truth; a `Directory` holds the newest `Snapshot` of it and answers without awaiting
+anything. While the store is away the last snapshot keeps serving. Passwords stay sealed in the snapshot and
+are opened one call at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from qgate.governance.registry import DEFAULTS
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on one app or one route; None means no bound. Times are in seconds."""
+
+    max_connections: int | None = None
+    queue: int = 100
+    queue_timeout_s: float = 10.0
+    idle_timeout_s: float | None = None
+    idle_in_transaction_s: float | None = None
+    statement_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An application's pseudo-credentials and what they allow.
+
+    `verifiers` are SCRAM-SHA-256 verifiers in PostgreSQL's text form, newest first, each with the unix time
+    until which it is accepted (None: no end); more than one exists while a rotation overlaps. `databases`
+    are route names. `sidecars` and `statement_classes` None mean any.
+    """
+
+    name: str
+    verifiers: tuple[tuple[str, float | None], ...] = field(repr=False)
+    databases: frozenset[str]
+    expires_at: float | None = None
+    limits: Limits = Limits()
+    sidecars: frozenset[str] | None = None
+    read_only: bool = False
+    statement_classes: frozenset[str] | None = None
+    replication: bool = False
+    revoked: bool = False
+
+    def usable(self, now: float) -> bool:
+        """Whether it may log in, and stay, at unix time `now`."""
+        return not self.revoked and (self.expires_at is None or now < self.expires_at)
+
+    def accepted_verifiers(self, now: float) -> tuple[str, ...]:
+        """The verifiers that count at unix time `now`, newest first."""
+        return tuple(verifier for verifier, until in self.verifiers if until is None or now < until)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A database as the gate reaches it. `hosts` are tried in order; one that starts with "/" is a socket
+    directory.
+
+    `user` owns the route; `read_only_user` is the role that read-only apps are logged in as.
+    `sslkey_secret` names a sealed secret (`Directory.secret`).
+    """
+
+    name: str
+    hosts: tuple[tuple[str, int], ...]
+    dbname: str
+    user: str
+    sslmode: str = "prefer"
+    sslrootcert: str | None = None
+    sslcert: str | None = None
+    sslkey_secret: str | None = None
+    target_session_attrs: str = "any"
+    channel_binding: str = "prefer"
+    connect_timeout_s: float = 10.0
+    read_only_user: str | None = None
+    limits: Limits = Limits()
+    compression: str = "auto"
+    pool_size: int = 20
+    pool_idle_s: float = 300.0
+    allow_replication: bool = False
+    audit_detail: str = "interval"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A sidecar (or another party) whose keys the gate knows."""
+
+    name: str
+    role: str
+    serial: int
+    revoked: bool
+    enrolled_at: float
+    verify_key: bytes
+    handshake_public: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The store's content that logins depend on, at one moment.
+
+    `apps` and `routes` by name, `nodes` by X25519 public key. `passwords` holds sealed passwords by (route
+    name, read-only?), current before pending. `secrets` holds further sealed secrets by name. `settings`
+    holds only what differs from the registry's defaults.
+    """
+
+    apps: Mapping[str, App] = field(default_factory=dict)
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    nodes: Mapping[bytes, Node] = field(default_factory=dict)
+    passwords: Mapping[tuple[str, bool], tuple[bytes, ...]] = field(default_factory=dict, repr=False)
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+Unseal = Callable[[bytes], bytes]
+Subscriber = Callable[[frozenset[str]], None]
+
+
+def _refuse_unseal(sealed: bytes) -> bytes:
+    del sealed
+    raise LookupError("this directory was given no vault")
+
+
+class Directory:
+    """The newest snapshot, with the few questions that the relay asks of it."""
+
+    def __init__(self, snapshot: Snapshot | None = None, *, unseal: Unseal = _refuse_unseal) -> None:
+        self._snapshot = snapshot or Snapshot()
+        self._unseal = unseal
+        self._preferred: dict[tuple[str, bool], bytes] = {}
+        self._subscribers: list[Subscriber] = []
+        self._promoters: list[Callable[[str, bool], None]] = []
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is being served now."""
+        return self._snapshot
+
+    def app(self, login: str) -> App | None:
+        """The app of that login name, revoked and expired ones included: the caller must ask `App.usable`."""
+        return self._snapshot.apps.get(login)
+
+    def route(self, name: str) -> Route | None:
+        """The route of that name."""
+        return self._snapshot.routes.get(name)
+
+    def routes(self) -> Mapping[str, Route]:
+        """All routes by name."""
+        return MappingProxyType(dict(self._snapshot.routes))
+
+    def node(self, handshake_public: bytes) -> Node | None:
+        """The node that owns this X25519 public key."""
+        return self._snapshot.nodes.get(handshake_public)
+
+    def passwords(self, route: Route, *, read_only: bool) -> tuple[bytes, ...]:
+        """Candidates for the upstream login, the likeliest first; try the next one on SQLSTATE 28P01."""
+        key = (route.name, read_only)
+        sealed = self._snapshot.passwords.get(key, ())
+        preferred = self._preferred.get(key)
+        if preferred in sealed:
+            sealed = (preferred, *(one for one in sealed if one != preferred))
+        return tuple(self._unseal(one) for one in sealed)
+
+    def promote(self, route: Route, password: bytes, *, read_only: bool) -> None:
+        """Tell that a later candidate was accepted upstream: it goes first from now on, and the store is
+        told.
+        """
+        key = (route.name, read_only)
+        for sealed in self._snapshot.passwords.get(key, ()):
+            if self._unseal(sealed) == password:
+                if self._preferred.get(key) != sealed:
+                    self._preferred[key] = sealed
+                    for promoted in self._promoters:
+                        promoted(route.name, read_only)
+                return
+
+    def secret(self, name: str) -> bytes:
+        """A sealed secret's content (a client key in PEM, for one). LookupError where there is none."""
+        return self._unseal(self._snapshot.secrets[name])
+
+    def setting(self, name: str) -> Any:
+        """A setting's value: the store's, else the registry's default. KeyError for an unknown name."""
+        value = self._snapshot.settings.get(name)
+        return DEFAULTS[name] if value is None else value
+
+    def subscribe(self, callback: Subscriber) -> None:
+        """Call `callback` with the names of what changed ("app:web", "route:shop", "node:…", "setting:…")."""
+        self._subscribers.append(callback)
+
+    def on_promotion(self, callback: Callable[[str, bool], None]) -> None:
+        """Call `callback(route name, read-only?)` when `promote` learned something new."""
+        self._promoters.append(callback)
+
+    def replace(self, snapshot: Snapshot) -> frozenset[str]:
+        """Serve `snapshot` from now on; subscribers hear what changed, which is also returned."""
+        before, self._snapshot = self._snapshot, snapshot
+        changed = frozenset(_changes(before, snapshot))
+        self._preferred = {
+            key: sealed
+            for key, sealed in self._preferred.items()
+            if sealed in snapshot.passwords.get(key, ())
+        }
+        if changed:
+            for callback in tuple(self._subscribers):
+                callback(changed)
+        return changed
+
+
+def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
+    for prefix, old, new in (
+        ("app", before.apps, after.apps),
+        ("route", before.routes, after.routes),
+        ("setting", before.settings, after.settings),
+        ("secret", before.secrets, after.secrets),
+    ):
+        for name in old.keys() | new.keys():
+            if old.get(name) != new.get(name):
+                yield f"{prefix}:{name}"
+    for public in before.nodes.keys() | after.nodes.keys():
+        if before.nodes.get(public) != after.nodes.get(public):
+            yield f"node:{(after.nodes.get(public) or before.nodes[public]).name}"
+    for key in before.passwords.keys() | after.passwords.keys():
+        if before.passwords.get(key) != after.passwords.get(key):
+            yield f"password:{key[0]}"
+
+
+def with_limits(limits: Limits, changes: Mapping[str, Any]) -> Limits:
+    """`limits` with some fields replaced; TypeError on an unknown field."""
+    return dataclasses.replace(limits, **changes)

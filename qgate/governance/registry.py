@@ -1,0 +1,171 @@
+"""The settings that live in the database: every one is declared here, with its type, default, bounds and
+meaning.
+
+Settings that a process needs before it can open the store are in its TOML file; everything else is here, so
+that all gates of a pool share it and a change is heard within a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from tunnel_proto.errors import MeshError
+
+
+class SettingError(MeshError):
+    """A setting's name or value cannot be accepted; the message says what would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One declaration. `type` is bool, int, float or str; `minimum`/`maximum` are inclusive; `choices` for
+    str.
+    """
+
+    name: str
+    type: type[Any]
+    default: Any
+    description: str
+    restart_needed: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def accept(self, value: Any) -> Any:
+        """`value` as this setting's type (text is parsed); SettingError when it does not fit."""
+        parsed = self._parse(value)
+        if self.choices and parsed not in self.choices:
+            raise SettingError(f"{self.name} must be one of {', '.join(self.choices)}, not {parsed!r}")
+        if self.minimum is not None and parsed < self.minimum:
+            raise SettingError(f"{self.name} must be at least {self.minimum:g}, not {parsed:g}")
+        if self.maximum is not None and parsed > self.maximum:
+            raise SettingError(f"{self.name} must be at most {self.maximum:g}, not {parsed:g}")
+        return parsed
+
+    def _parse(self, value: Any) -> Any:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.type]
+        refusal = SettingError(f"{self.name} takes {wanted}, not {value!r}")
+        if isinstance(value, str) and self.type is not str:
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise refusal from None
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not self.type or (self.type is float and math.isnan(value)):
+            raise refusal
+        return value
+
+
+_DECLARED = (
+    Setting(
+        "audit.when_full",
+        str,
+        "refuse",
+        "What happens when the audit queue is full because the store is away or its disk is full: "
+        '"refuse" new sessions until it drains, or "drop" the newest entries and count them.',
+        choices=("refuse", "drop"),
+    ),
+    Setting(
+        "audit.batch_interval_s",
+        float,
+        0.25,
+        "How long audit entries gather before they are written, in seconds; "
+        "also the most that a killed gate loses.",
+        minimum=0.02,
+        maximum=5.0,
+    ),
+    Setting(
+        "audit.queue_max",
+        int,
+        50_000,
+        "How many audit entries a gate holds in memory while the store is away.",
+        minimum=100,
+        maximum=1_000_000,
+    ),
+    Setting(
+        "audit.merge_interval_s",
+        float,
+        1.0,
+        "How long equal statements of one session are counted into one audit entry, where a route audits by "
+        '"interval", in seconds.',
+        minimum=0.0,
+        maximum=60.0,
+    ),
+    Setting(
+        "audit.sign_interval_s",
+        float,
+        60.0,
+        "How often the head of the audit chain is signed with the pool's online key, in seconds.",
+        minimum=1.0,
+        maximum=86_400.0,
+    ),
+    Setting(
+        "audit.retention_days",
+        int,
+        0,
+        "Audit entries older than this are removed, a signed marker in their place; 0 keeps them all.",
+        minimum=0,
+        maximum=36_500,
+    ),
+    Setting(
+        "app.rotate_overlap_s",
+        float,
+        3600.0,
+        "How long an app's old password stays valid after a rotation that names no overlap, in seconds.",
+        minimum=0.0,
+        maximum=30 * 86_400.0,
+    ),
+    Setting(
+        "app.queue",
+        int,
+        100,
+        "How many connections of one app may wait for a free slot, where the app itself says nothing.",
+        minimum=0,
+        maximum=100_000,
+    ),
+    Setting(
+        "app.queue_timeout_s",
+        float,
+        10.0,
+        "How long a connection waits for a free slot before it is refused with SQLSTATE 53300, in seconds.",
+        minimum=0.0,
+        maximum=3600.0,
+    ),
+    Setting(
+        "sidecar.certificate_days",
+        int,
+        365,
+        "How long a sidecar's certificate is valid when the enrolment names no other span.",
+        minimum=1,
+        maximum=3650,
+    ),
+    Setting(
+        "rotation.keep_old_s",
+        float,
+        600.0,
+        "How long the previous upstream password stays a login candidate after a rotation, in seconds: "
+        "standbys that lag behind still know only that one.",
+        minimum=0.0,
+        maximum=86_400.0,
+    ),
+)
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in _DECLARED})
+DEFAULTS: Mapping[str, Any] = MappingProxyType({setting.name: setting.default for setting in _DECLARED})
+
+
+def declared(name: str) -> Setting:
+    """The declaration of `name`; SettingError names the nearest one where there is none."""
+    try:
+        return SETTINGS[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, SETTINGS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "meshctl settings list shows them all"
+        raise SettingError(f"there is no setting {name!r}", hint=hint) from None

@@ -1,0 +1,120 @@
+"""The embedded server: start, reuse, recovery, and whom it runs as."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from qgate.store.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from tunnel_proto.errors import ConfigError
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
+    tmp_path.chmod(0o700)
+    embedded = EmbeddedPostgres(tmp_path / "pg", durable=False)
+    await embedded.start()
+    yield embedded
+    await embedded.stop()
+
+
+async def ask(dsn: str, sql: str) -> object:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(sql)
+    finally:
+        await connection.close()
+
+
+async def test_it_takes_scram_logins_on_both_ways_in(server: EmbeddedPostgres) -> None:
+    assert await ask(server.dsn(), "SHOW password_encryption") == "scram-sha-256"
+    if server.socket_directory is not None:
+        assert await ask(server.dsn(over_socket=True), "SELECT inet_server_addr()") is None
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await ask(server.dsn().replace(server.password, "wrong"), "SELECT 1")
+
+
+async def test_the_parents_modes_stay_as_they_were(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    assert server.directory.stat().st_mode & 0o077 == 0
+    for secret in ("superuser.password", "postgres.log"):
+        assert (server.directory / secret).stat().st_mode & 0o077 == 0
+
+
+async def test_secrets_are_in_neither_repr_nor_argv(server: EmbeddedPostgres) -> None:
+    assert server.password not in repr(server)
+    argv = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    assert server.password.encode() not in argv
+
+
+async def test_a_live_server_is_found_again(server: EmbeddedPostgres) -> None:
+    second = EmbeddedPostgres(server.directory)
+    await second.start()
+    assert (second.pid, second.port, second.dsn()) == (server.pid, server.port, server.dsn())
+
+
+async def test_committed_rows_survive_a_killed_postmaster(server: EmbeddedPostgres) -> None:
+    connection = await asyncpg.connect(server.dsn())
+    await connection.execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7); CHECKPOINT")
+    assert server.pid is not None
+    port = server.port
+    os.kill(server.pid, signal.SIGKILL)
+    connection.terminate()
+    again = EmbeddedPostgres(server.directory, durable=False)
+    await again.start()
+    assert again.port == port
+    assert await ask(again.dsn(), "SELECT n FROM kept") == 7
+    await again.stop()
+
+
+async def test_a_pid_file_that_names_a_stranger_is_ignored(server: EmbeddedPostgres) -> None:
+    await server.stop()
+    (server.data / "postmaster.pid").write_text(f"{os.getpid()}\n{server.data}\n0\n1\n\n\n\nready\n")
+    assert server.pid is None
+    await server.start()
+    assert await ask(server.dsn(), "SELECT 1") == 1
+
+
+async def test_a_kept_port_that_was_taken_is_replaced(server: EmbeddedPostgres) -> None:
+    await server.stop()
+    with socket.socket() as rival:
+        rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        rival.bind(("127.0.0.1", server.port))
+        rival.listen()
+        taken = server.port
+        await server.start()
+        assert server.port != taken
+
+
+async def test_a_fixed_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    with socket.socket() as rival:
+        rival.bind(("127.0.0.1", 0))
+        rival.listen()
+        embedded = EmbeddedPostgres(tmp_path / "pg", port=rival.getsockname()[1], durable=False)
+        with pytest.raises(ConfigError, match="is taken"):
+            await embedded.start()
+
+
+async def test_an_interrupted_initdb_is_done_again(tmp_path: Path) -> None:
+    left = tmp_path / "pg" / "data"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    embedded = EmbeddedPostgres(tmp_path / "pg", durable=False)
+    await embedded.start()
+    try:
+        assert await ask(embedded.dsn(), "SELECT 1") == 1
+    finally:
+        await embedded.stop()
+    assert embedded.pid is None
+
+
+async def test_a_bad_setting_is_reported_in_the_servers_words(tmp_path: Path) -> None:
+    embedded = EmbeddedPostgres(tmp_path / "pg", durable=False, settings={"no_such_setting": "1"})
+    with pytest.raises(EmbeddedPostgresError, match="no_such_setting"):
+        await embedded.start()
