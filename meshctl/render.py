@@ -1,0 +1,100 @@
+"""Put replies on stdout as a table, JSON or YAML."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from meshctl.view import Table
+
+
+class Output(StrEnum):
+    """How a command prints what it got."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+def emit(value: Any, tables: Table | Sequence[Table], output: Output) -> None:
+    """Print ``value`` as JSON or YAML, or ``tables`` (its view) for a person.
+
+    An empty list prints ``[]`` in each of the three, so that nothing is never mistaken for a failure.
+    """
+    if output is Output.TABLE:
+        shown = [tables] if isinstance(tables, Table) else list(tables)
+        if value == []:
+            write("[]")
+        else:
+            for index, table in enumerate(shown):
+                print_table(table, gap=index > 0)
+    else:
+        write(machine_text(value, output))
+
+
+def machine_text(value: Any, output: Output) -> str:
+    """``value`` as text that a program reads; keys keep the gate's order."""
+    if output is Output.YAML:
+        import yaml
+
+        return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True)).removesuffix("\n")
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def write(text: str) -> None:
+    """One text on stdout, flushed so that a pipe sees it now."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_table(table: Table, *, gap: bool = False) -> None:
+    """A table for a person: rich on a terminal, aligned plain columns into a pipe."""
+    if gap:
+        write("")
+    if not sys.stdout.isatty():
+        write(plain(table))
+        return
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(
+        title=table.title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
+    drawn.show_header = any(table.columns)
+    for index, column in enumerate(table.columns):
+        drawn.add_column(
+            column, justify="right" if index in table.right else "left", overflow="fold", no_wrap=index == 0
+        )
+    for row in table.rows:
+        drawn.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    Console(highlight=False).print(drawn)
+
+
+STYLES = {
+    "PASSED": "green",
+    "FAILED": "bold red",
+    "WARNING": "yellow",
+    "active": "green",
+    "up": "green",
+    "revoked": "red",
+    "expired": "yellow",
+}
+
+
+def plain(table: Table) -> str:
+    """Columns padded with spaces, nothing cut, no colour: greppable and stable."""
+    lines = [table.columns, *table.rows] if any(table.columns) else list(table.rows)
+    cells = [[" ".join(cell.split("\n")) for cell in line] for line in lines]
+    widths = [max((len(line[i]) for line in cells), default=0) for i in range(len(table.columns))]
+    text = [table.title] if table.title else []
+    for line in cells:
+        padded = [
+            cell.rjust(widths[i]) if i in table.right else cell.ljust(widths[i])
+            for i, cell in enumerate(line)
+        ]
+        text.append("  ".join(padded).rstrip())
+    return "\n".join(text)

@@ -1,0 +1,78 @@
+"""The person at the other end: messages, confirmations and secrets that never pass through argv."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+from meshctl.errors import RefusedError, UsageError
+
+STDIN = "-"
+SECRET_MAX = 1 << 20
+
+
+def note(message: str) -> None:
+    """Tell the person something; data goes to stdout, this goes to stderr."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on only with a yes. Without a terminal to ask on, ``--yes`` must have been given. Raises RefusedError."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise RefusedError(
+            f"{question} There is no terminal to ask on.", hint="add --yes to go on without asking"
+        )
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise RefusedError("Nothing was changed.")
+
+
+def read_secret(what: str, source: str | None, *, option: str, twice: bool = False) -> str:
+    """A secret from ``source`` (a file, or ``-`` for stdin), else from a prompt without echo.
+
+    One line ending is stripped. Raises UsageError when it is empty, unreadable, or there is no terminal.
+    """
+    if source is None:
+        return _prompted(what, option, twice=twice)
+    if source == STDIN:
+        text = sys.stdin.read(SECRET_MAX)
+    else:
+        path = Path(source)
+        try:
+            if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                note(f"Warning: {path} can be read by others; chmod 600 {path}")
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{what} cannot be read from {path}: {error}") from error
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise UsageError(f"{what} is empty.", hint=f"{option} FILE, or {option} - to read standard input")
+    return text
+
+
+def read_text(source: str, what: str) -> str:
+    """The text of a file, or of stdin for ``-``. Raises UsageError."""
+    if source == STDIN:
+        return sys.stdin.read()
+    try:
+        return Path(source).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} cannot be read: {error}") from error
+
+
+def _prompted(what: str, option: str, *, twice: bool) -> str:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(f"{what} is needed.", hint=f"{option} FILE, or {option} - to read standard input")
+    import getpass
+
+    entered = getpass.getpass(f"{what}: ", stream=sys.stderr)
+    if not entered:
+        raise UsageError(f"{what} is empty.")
+    if twice and getpass.getpass(f"{what}, again: ", stream=sys.stderr) != entered:
+        raise UsageError("The two entries differ.")
+    return entered

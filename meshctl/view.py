@@ -1,0 +1,295 @@
+"""Replies of the gate → rows for a person. Pure: no printing, no clock, no terminal."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Show = Callable[[Any], str]
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text under column names; ``right`` holds the indexes of right-aligned columns."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[int] = frozenset()
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its heading, the key in a record (dots reach into nested ones), how to show the value."""
+
+    heading: str
+    key: str
+    show: Show | None = None
+    right: bool = False
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def text(value: Any) -> str:
+    """Any value as a cell: nothing for None, yes/no, lists joined, tables as key=value."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        shown = [f"{k}={text(v)}" for k, v in value.items() if v is not None]
+        return ", ".join(shown) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(text(item) for item in value) or "-"
+    return str(value)
+
+
+def moment(value: Any) -> str:
+    """A time (unix seconds or ISO 8601) as UTC to the second."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, int | float):
+        at = dt.datetime.fromtimestamp(value, dt.UTC)
+    else:
+        try:
+            at = dt.datetime.fromisoformat(str(value)).astimezone(dt.UTC)
+        except ValueError:
+            return str(value)
+    return at.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def size(value: Any) -> str:
+    """Bytes in binary units with three figures."""
+    if value is None:
+        return "-"
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(amount) < 1024 or unit == "GiB":
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f}"
+
+
+def milliseconds(value: Any) -> str:
+    """Seconds as milliseconds."""
+    return "-" if value is None else f"{float(value) * 1000:.1f} ms"
+
+
+def span(value: Any) -> str:
+    """Seconds as the two largest units: 3d 4h, 12m 5s."""
+    if value is None:
+        return "-"
+    left = int(value)
+    parts: list[str] = []
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if left >= seconds or (unit == "s" and not parts):
+            parts.append(f"{left // seconds}{unit}")
+            left %= seconds
+    return " ".join(parts[:2])
+
+
+def hosts(value: Any) -> str:
+    """A route's hosts, given as [host, port] pairs, {host, port} tables or text."""
+    shown = []
+    for item in value or ():
+        if isinstance(item, Mapping):
+            shown.append(f"{item.get('host')}:{item.get('port')}")
+        elif isinstance(item, list | tuple) and len(item) == 2:
+            shown.append(f"{item[0]}:{item[1]}")
+        else:
+            shown.append(str(item))
+    return ", ".join(shown) or "-"
+
+
+def ratio(plain: float, wire: float) -> str:
+    """How many bytes of the app one byte on the wire stood for."""
+    return f"{plain / wire:.1f}x" if wire else "-"
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def table(records: Iterable[Record], columns: Sequence[Column], title: str = "") -> Table:
+    """One row a record."""
+    return Table(
+        columns=tuple(column.heading for column in columns),
+        rows=tuple(
+            tuple((column.show or text)(_at(record, column.key)) for column in columns) for record in records
+        ),
+        right=frozenset(index for index, column in enumerate(columns) if column.right),
+        title=title,
+    )
+
+
+def card(record: Record, columns: Sequence[Column] | None = None, title: str = "") -> Table:
+    """One record as name and value, a line each; every key of it where no columns are given."""
+    chosen = columns if columns is not None else [Column(key.replace("_", " "), key) for key in record]
+    return Table(
+        columns=("", ""),
+        rows=tuple((column.heading, (column.show or text)(_at(record, column.key))) for column in chosen),
+        title=title,
+    )
+
+
+def _at(record: Record, key: str) -> Any:
+    value: Any = record
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+DATABASE_COLUMNS = (
+    Column("NAME", "name"),
+    Column("HOSTS", "hosts", hosts),
+    Column("DBNAME", "dbname"),
+    Column("USER", "user"),
+    Column("TLS", "sslmode"),
+    Column("COMPRESSION", "compression"),
+    Column("POOL", "pool_size", right=True),
+    Column("ROTATED", "rotated_at", moment),
+)
+
+DATABASE_CARD = (
+    Column("name", "name"),
+    Column("hosts", "hosts", hosts),
+    Column("dbname", "dbname"),
+    Column("user", "user"),
+    Column("read-only user", "read_only_user"),
+    Column("sslmode", "sslmode"),
+    Column("target session", "target_session_attrs"),
+    Column("compression", "compression"),
+    Column("pool size", "pool_size"),
+    Column("limits", "limits"),
+    Column("replication", "allow_replication"),
+    Column("audit detail", "audit_detail"),
+    Column("rotated", "rotated_at", moment),
+    Column("pending rotation", "pending_rotation"),
+    Column("created", "created_at", moment),
+)
+
+APP_COLUMNS = (
+    Column("NAME", "name"),
+    Column("STATE", "state"),
+    Column("DATABASES", "databases"),
+    Column("EXPIRES", "expires_at", moment),
+    Column("SIDECARS", "sidecars"),
+    Column("READ-ONLY", "read_only"),
+    Column("SESSIONS", "sessions", right=True),
+    Column("CREATED", "created_at", moment),
+)
+
+SIDECAR_COLUMNS = (
+    Column("NAME", "name"),
+    Column("ROLE", "role"),
+    Column("STATE", "state"),
+    Column("CONNECTED", "connected"),
+    Column("ADDRESS", "address"),
+    Column("EXPIRES", "expires_at", moment),
+    Column("FINGERPRINT", "fingerprint"),
+)
+
+AUDIT_COLUMNS = (
+    Column("SEQ", "seq", right=True),
+    Column("TIME", "started_at", moment),
+    Column("KIND", "kind"),
+    Column("APP", "app"),
+    Column("SIDECAR", "sidecar"),
+    Column("DATABASE", "database"),
+    Column("OUTCOME", "outcome"),
+    Column("N", "count", right=True),
+    Column("ROWS", "rows", right=True),
+    Column("STATEMENT", "fingerprint"),
+)
+
+SETTING_COLUMNS = (
+    Column("NAME", "name"),
+    Column("VALUE", "value"),
+    Column("DEFAULT", "default"),
+    Column("TYPE", "type"),
+    Column("SOURCE", "source"),
+    Column("RESTART", "restart_needed"),
+    Column("DESCRIPTION", "description"),
+)
+
+SESSION_COLUMNS = (
+    Column("SIDECAR", "node"),
+    Column("LINK", "connected", lambda up: "up" if up else "lost"),
+    Column("ADDRESS", "address"),
+    Column("STREAMS", "streams", right=True),
+    Column("RTT", "rtt_s", milliseconds, right=True),
+    Column("APP BYTES", "app", size, right=True),
+    Column("WIRE BYTES", "wire", size, right=True),
+    Column("RATIO", "ratio", right=True),
+    Column("RESUMES", "resumes", right=True),
+)
+
+STREAM_COLUMNS = (
+    Column("APP", "app"),
+    Column("DATABASE", "database"),
+    Column("SIDECAR", "sidecar"),
+    Column("STATE", "state"),
+    Column("SINCE", "since", moment),
+    Column("QUERIES", "queries", right=True),
+)
+
+
+def sessions(records: Iterable[Record]) -> Table:
+    """Tunnel sessions with bytes before and after compression, both directions together."""
+    rows = []
+    for record in records:
+        plain = (record.get("bytes_app_in") or 0) + (record.get("bytes_app_out") or 0)
+        wire = (record.get("bytes_wire_in") or 0) + (record.get("bytes_wire_out") or 0)
+        rows.append({**record, "app": plain, "wire": wire, "ratio": ratio(plain, wire)})
+    return table(rows, SESSION_COLUMNS, title="links")
+
+
+def status(reply: Record) -> list[Table]:
+    """`meshctl status`: the gate, its links, its streams."""
+    gate, store = reply.get("gate") or {}, reply.get("store") or {}
+    totals, audit = reply.get("totals") or {}, reply.get("audit") or {}
+    version = text(store.get("server_version"))
+    health = "ok" if store.get("ok") else f"DOWN: {text(store.get('detail'))}"
+    head = {
+        "gate": f"{text(gate.get('name'))} {text(gate.get('version'))}, {text(gate.get('state'))}, "
+        f"pid {text(gate.get('pid'))}, up {span(gate.get('uptime_s'))}",
+        "addresses": gate.get("addresses"),
+        "fingerprint": gate.get("fingerprint"),
+        "store": f"{health} ({text(store.get('kind'))}, PostgreSQL {version})",
+        "audit": f"{text(audit.get('written'))} written, {text(audit.get('queued'))} queued, "
+        f"{text(audit.get('dropped'))} dropped, head {text(audit.get('head_seq'))}",
+        "served": f"{text(totals.get('queries'))} queries, {text(totals.get('rows'))} rows, "
+        f"{size(totals.get('bytes_app'))} of app data in {size(totals.get('bytes_wire'))} on the wire "
+        f"({ratio(totals.get('bytes_app') or 0, totals.get('bytes_wire') or 0)})",
+    }
+    shown = [card(head)]
+    if reply.get("sessions"):
+        shown.append(sessions(reply["sessions"]))
+    if reply.get("streams"):
+        shown.append(table(reply["streams"], STREAM_COLUMNS, title="streams"))
+    return shown
+
+
+def steps(records: Iterable[Record]) -> Table:
+    """The steps of a check, as PASSED, WARNING or FAILED with the next command."""
+    rows = []
+    for record in records:
+        verdict = record.get("verdict") or ("PASSED" if record.get("ok") else "FAILED")
+        rows.append(
+            (verdict, str(record.get("name")), text(record.get("detail")), str(record.get("next") or ""))
+        )
+    return Table(("RESULT", "CHECK", "DETAIL", "NEXT"), tuple(rows))
+
+
+def keys(reply: Record) -> Table:
+    """`meshctl key show`: what a person compares before trusting a pool."""
+    rows = []
+    for name in ("pool", "online", "node"):
+        entry = reply.get(name) or {}
+        rows.append((name, text(entry.get("fingerprint")), moment(entry.get("expires_at"))))
+    return Table(("KEY", "FINGERPRINT", "EXPIRES"), tuple(rows))
