@@ -1,0 +1,50 @@
+"""The delay line keeps the delay and the rate it was given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.kit.delayline import DelayLine
+
+_SINK = """
+import socket, sys
+listener = socket.create_server((sys.argv[1], 7000))
+print("listening", flush=True)
+connection, _ = listener.accept()
+total = 0
+while data := connection.recv(65536):
+    total += len(data)
+connection.sendall(b"%d" % total)
+"""
+_SOURCE = """
+import socket, sys
+connection = socket.create_connection((sys.argv[1], 7000))
+connection.sendall(bytes(1_500_000))
+connection.shutdown(socket.SHUT_WR)
+print(connection.recv(100).decode())
+"""
+
+
+@pytest.mark.root
+def test_delay_and_rate() -> None:
+    with DelayLine(mbit=20, delay_s=0.020) as line:
+        assert 0.040 <= line.round_trip() < 0.048
+        sink = subprocess.Popen(
+            [*line.far.command, sys.executable, "-c", _SINK, line.far.address], stdout=subprocess.PIPE
+        )
+        with sink:
+            assert sink.stdout is not None
+            assert sink.stdout.readline() == b"listening\n"
+            start = time.monotonic()
+            done = subprocess.run(
+                [*line.near.command, sys.executable, "-c", _SOURCE, line.far.address],
+                capture_output=True,
+                text=True,
+            )
+            elapsed = time.monotonic() - start
+        assert done.stdout == "1500000\n"
+    assert 12 < 1_500_000 * 8 / elapsed / 1e6 < 20
