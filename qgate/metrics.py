@@ -1,0 +1,172 @@
+"""A gate's figures as Prometheus metrics: one prefix, base units, counters that end in ``_total``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tunnel_proto.configuration import SessionStats
+
+
+@dataclass(slots=True)
+class TunnelTotals:
+    """Counters over all sessions since the start, those that are over included."""
+
+    sessions_opened: int = 0
+    ended: SessionStats = field(default_factory=SessionStats)
+
+    def session_ended(self, stats: SessionStats) -> None:
+        """Keep what a closing session has counted."""
+        _add(self.ended, stats)
+
+    def with_live(self, live: list[SessionStats]) -> SessionStats:
+        """Ended sessions and ``live`` ones together."""
+        total = SessionStats()
+        for stats in (self.ended, *live):
+            _add(total, stats)
+        return total
+
+
+def _add(total: SessionStats, stats: SessionStats) -> None:
+    total.bytes_app_in += stats.bytes_app_in
+    total.bytes_app_out += stats.bytes_app_out
+    total.bytes_wire_in += stats.bytes_wire_in
+    total.bytes_wire_out += stats.bytes_wire_out
+    total.records_in += stats.records_in
+    total.records_out += stats.records_out
+    total.resumes += stats.resumes
+    total.resent_bytes += stats.resent_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a gate counts, at one moment; "app" bytes are the applications', "wire" bytes the sealed ones."""
+
+    version: str = ""
+    name: str = ""
+    uptime_s: float = 0.0
+    sessions: int = 0
+    sessions_connected: int = 0
+    sessions_opened: int = 0
+    streams: int = 0
+    tunnel: SessionStats = field(default_factory=SessionStats)
+    handshakes_refused: Mapping[str, int] = field(default_factory=dict)
+    streams_refused: Mapping[str, int] = field(default_factory=dict)
+    connections: int = 0
+    connections_opened: int = 0
+    queries: int = 0
+    rows: int = 0
+    pools: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (database, state)
+    audit_queued: int = 0
+    audit_written: int = 0
+    audit_dropped: int = 0
+    store_up: bool = False
+    draining: bool = False
+    certificate_expires_at: float = 0.0
+
+
+class GateCollector(Collector):
+    """Reads `Figures` when Prometheus asks, and never otherwise."""
+
+    def __init__(self, figures: Callable[[], Figures]) -> None:
+        self._figures = figures
+
+    def describe(self) -> list[Metric]:
+        """Every metric's name, without a value; lets the registry find clashes before the first scrape."""
+        return list(families(Figures()))
+
+    def collect(self) -> Iterator[Metric]:
+        return families(self._figures())
+
+
+def families(figures: Figures) -> Iterator[Metric]:
+    """``figures`` as metric families, in the order of docs/operations.md."""
+    yield InfoMetricFamily("qgate_build", "Version.", {"version": figures.version, "name": figures.name})
+    yield _gauge(
+        "qgate_sessions", "Tunnel sessions held, those that wait for resumption included.", figures.sessions
+    )
+    yield _gauge("qgate_sessions_connected", "Tunnel sessions with a live link.", figures.sessions_connected)
+    yield _counter("qgate_sessions_opened", "Tunnel sessions started.", figures.sessions_opened)
+    yield _gauge("qgate_streams", "Streams open over all sessions.", figures.streams)
+    tunnel = figures.tunnel
+    yield _both(
+        "qgate_app_bytes",
+        "Bytes of applications, before compression.",
+        tunnel.bytes_app_in,
+        tunnel.bytes_app_out,
+    )
+    yield _both(
+        "qgate_wire_bytes",
+        "Bytes on tunnels, compressed and sealed.",
+        tunnel.bytes_wire_in,
+        tunnel.bytes_wire_out,
+    )
+    yield _both("qgate_records", "Tunnel records.", tunnel.records_in, tunnel.records_out)
+    yield _counter("qgate_resumes", "Sessions resumed on a new link.", tunnel.resumes)
+    yield _counter("qgate_resent_bytes", "Bytes sent again after a resume.", tunnel.resent_bytes)
+    yield _by_label(
+        CounterMetricFamily("qgate_handshakes_refused", "Handshakes dropped in silence.", labels=["reason"]),
+        figures.handshakes_refused,
+    )
+    yield _by_label(
+        CounterMetricFamily("qgate_streams_refused", "Streams refused, by kind.", labels=["kind"]),
+        figures.streams_refused,
+    )
+    yield _gauge("qgate_connections", "Application connections.", figures.connections)
+    yield _counter(
+        "qgate_connections_opened", "Application connections accepted.", figures.connections_opened
+    )
+    yield _counter("qgate_queries", "Statements relayed.", figures.queries)
+    yield _counter("qgate_rows", "Rows returned or affected, as CommandComplete counts them.", figures.rows)
+    pools = GaugeMetricFamily(
+        "qgate_upstream_connections", "Connections to databases.", labels=["database", "state"]
+    )
+    for (database, state), count in sorted(figures.pools.items()):
+        pools.add_metric([database, state], count)
+    yield pools
+    yield _gauge("qgate_audit_queue_entries", "Audit entries not yet written.", figures.audit_queued)
+    yield _counter("qgate_audit_entries", "Audit entries written.", figures.audit_written)
+    yield _counter(
+        "qgate_audit_entries_dropped", "Audit entries lost to a full queue.", figures.audit_dropped
+    )
+    yield _gauge("qgate_store_up", "1 while the store answers.", int(figures.store_up))
+    yield _gauge("qgate_draining", "1 after SIGTERM.", int(figures.draining))
+    yield _gauge(
+        "qgate_certificate_expiry_timestamp_seconds",
+        "When this gate's certificate ends.",
+        figures.certificate_expires_at,
+    )
+    yield _gauge("qgate_uptime_seconds", "Seconds since the start.", figures.uptime_s)
+
+
+def registry_of(figures: Callable[[], Figures]) -> CollectorRegistry:
+    """A registry with the gate's figures and the process's own (CPU, memory, open files)."""
+    registry = CollectorRegistry()
+    registry.register(GateCollector(figures))
+    ProcessCollector(namespace="qgate", registry=registry)
+    return registry
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _both(name: str, text: str, received: int, sent: int) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["direction"])
+    family.add_metric(["in"], received)
+    family.add_metric(["out"], sent)
+    return family
+
+
+def _by_label(family: CounterMetricFamily, counts: Mapping[str, int]) -> Metric:
+    for label, count in sorted(counts.items()):
+        family.add_metric([label], count)
+    return family
