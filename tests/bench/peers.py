@@ -21,35 +21,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.kit.login import Login
 from tests.kit.process import Program, accepts, descendants, free_port
 
 
 class MissingError(RuntimeError):
     """A peer cannot take part; the text names what is missing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """Where a client connects and as whom; `host` may be a socket directory."""
-
-    host: str
-    port: int
-    user: str
-    password: str
-    dbname: str
-
-    def environment(self) -> dict[str, str]:
-        """Return what libpq programs read, so that no password is in an argument list."""
-        return {
-            "PATH": os.environ["PATH"],
-            "PGHOST": self.host,
-            "PGPORT": str(self.port),
-            "PGUSER": self.user,
-            "PGPASSWORD": self.password,
-            "PGDATABASE": self.dbname,
-            "PGSSLMODE": "disable",
-            "PGGSSENCMODE": "disable",
-        }
 
 
 @dataclass(frozen=True, slots=True)
