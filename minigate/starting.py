@@ -1,0 +1,298 @@
+"""An app's connection from accept until its stream is open: runs the start-up conversation on a transport."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from dataclasses import dataclass
+
+import structlog
+
+from minigate.connections import Connections
+from minigate.relay import AppSide, GateSide
+from minigate.startup import (
+    BeginTls,
+    Command,
+    ForwardCancel,
+    OpenStream,
+    Refuse,
+    Send,
+    StartupConversation,
+    Wire,
+)
+from minigate.tls import Certificate, TlsLayer
+from minigate.uplink import Uplink
+from tunnel_proto.errors import LocalProtocolError
+from tunnel_proto.pgwire import (
+    SCRAM_SHA_256,
+    SCRAM_SHA_256_PLUS,
+    Startup,
+    authentication_sasl,
+    error_response,
+    negotiate_protocol_version,
+)
+
+log = structlog.get_logger()
+
+EARLY_DATA_MAX = 64 * 1024
+"""Bytes that an app may send after its StartupMessage before a gate has been found; none has a reason to."""
+
+_PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+@dataclass(slots=True)
+class Door:
+    """What every new connection is given; a reload replaces ``certificate``."""
+
+    connections: Connections
+    uplink: Uplink
+    certificate: Certificate | None = None
+    draining: bool = False
+
+    def gates_up(self) -> None:
+        """A gate has become usable: those who wait for one get their streams, the longest wait first."""
+        for app in self.connections.waiting:
+            if isinstance(app, StartingApp) and not app.try_gates():
+                break
+
+
+class StartingApp(asyncio.Protocol):
+    """One app that has connected and has no stream yet."""
+
+    __slots__ = ("_certificate", "_conversation", "_door", "_rest", "_startup", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._certificate = door.certificate
+        self._conversation = StartupConversation(tls_available=door.certificate is not None)
+        self._startup: Startup | None = None
+        self._rest = b""
+
+    # --- from the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        connections = self._door.connections
+        connections.counts.accepted["unix" if _is_unix(transport) else "tcp"] += 1
+        if connections.crowded:
+            connections.counts.refused["too many connections"] += 1
+            transport.abort()
+            return
+        connections.starting.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._startup is None:
+            self._execute(self._conversation.receive(data))
+        elif len(self._rest) + len(data) <= EARLY_DATA_MAX:
+            self._rest += data
+        else:
+            self._refuse("08P01", "data before authentication", "too much data before authentication")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+
+    def expired(self) -> None:
+        """The start-up took too long, or no gate was found in time, or no gate confirmed a cancel."""
+        if self._startup is not None:
+            self._no_gate()
+        elif self._conversation.done:  # a cancel request; it gets no reply
+            self._transport.close()
+        elif self._conversation.wire is Wire.POSTGRESQL:
+            self._refuse("57014", "slow start-up", "canceling authentication due to timeout")
+        else:
+            self._door.connections.counts.refused["slow start-up"] += 1
+            self._transport.abort()
+
+    # --- what the conversation asks for
+
+    def _execute(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send(data):
+                    self._transport.write(data)
+                case BeginTls(received):
+                    self._begin_tls(received)
+                case OpenStream(startup, rest):
+                    self._want_session(startup, rest)
+                case ForwardCancel(pid, key):
+                    self._forward_cancel(pid, key)
+                case Refuse(reply, reason):
+                    self._say_and_close(reply, reason)
+
+    def _begin_tls(self, received: bytes) -> None:
+        assert self._certificate is not None
+        layer = TlsLayer(
+            self._certificate.context,
+            self._transport,
+            self,
+            established=lambda alpn: self._execute(self._conversation.tls_established(alpn)),
+            failed=self._tls_failed,
+        )
+        self._transport.set_protocol(layer)
+        self._transport = layer
+        if received:
+            layer.data_received(received)
+
+    def _tls_failed(self, reason: str) -> None:
+        self._door.connections.counts.refused["TLS handshake"] += 1
+        log.info("TLS handshake with an app failed", cause=reason)
+
+    def _want_session(self, startup: Startup, rest: bytes) -> None:
+        door = self._door
+        door.connections.starting.remove(self)
+        self._startup = startup
+        self._rest = rest
+        if door.draining:
+            self._refuse("57P03", "draining", "the sidecar is shutting down")
+        elif door.connections.full:
+            self._refuse(
+                "53300",
+                "too many connections",
+                f"sorry, the sidecar has {door.connections.max_connections} connections already",
+                hint="Raise listen.max_connections in minigate.toml, or use a pool with fewer connections.",
+            )
+        elif not self.try_gates():
+            if door.connections.waiting.period_s > 0:
+                door.connections.waiting.add(self)
+            else:
+                self._no_gate()
+
+    def _forward_cancel(self, pid: int, key: bytes) -> None:
+        connections = self._door.connections
+        connections.starting.remove(self)
+        connections.cancelling.add(self)
+        connections.counts.cancels += 1
+        connections.counts.recognised["cancel"] += 1
+        self._door.uplink.cancel(pid, key, self._transport.close)
+
+    # --- opening the stream
+
+    def try_gates(self) -> bool:
+        """Open the stream if a gate is up; False leaves everything as it is."""
+        client = self._door.uplink.available()
+        startup = self._startup
+        if client is None or startup is None:
+            return False
+        binding = self._certificate.binding if self._certificate and self._conversation.encrypted else None
+        app = AppSide(self._transport, self._door.connections)
+        try:
+            stream = client.open_stream(
+                "pg",
+                {
+                    "startup": startup.packet,
+                    "tls": self._conversation.encrypted,
+                    "cbind": binding,
+                    "plus": binding is not None,
+                    "uid": peer_uid(self._transport),
+                    "sasl_sent": True,
+                    "source": source(self._transport),
+                },
+                GateSide(app),
+            )
+        except LocalProtocolError as error:
+            if client.state != "up":
+                return False
+            self._refuse("53300", "too many streams", f"the link to the gate is full: {error.message}")
+            return True
+        self._door.connections.waiting.remove(self)
+        self._door.connections.counts.recognised["postgresql"] += 1
+        app.attach(stream)
+        self._transport.write(_greeting(startup, plus=binding is not None))
+        if self._rest:
+            app.data_received(self._rest)
+        return True
+
+    def _no_gate(self) -> None:
+        outage = self._door.uplink.outage()
+        self._refuse(outage.sqlstate, "no gate", outage.message)
+
+    # --- ending
+
+    def refuse_draining(self) -> None:
+        """The sidecar drains: nobody who still waits will get a session."""
+        self._refuse("57P03", "draining", "the sidecar is shutting down")
+
+    def _refuse(self, sqlstate: str, reason: str, message: str, *, hint: str = "") -> None:
+        self._door.connections.counts.errors[sqlstate] += 1
+        self._say_and_close(error_response("FATAL", sqlstate, message, hint=hint), reason)
+
+    def _say_and_close(self, reply: bytes, reason: str) -> None:
+        self._forget()
+        self._door.connections.counts.refused[reason] += 1
+        log.info("app refused", cause=reason, source=source(self._transport))
+        if reply:
+            Farewell(self._transport, self._door.connections).say(reply)
+        else:
+            self._transport.close()
+
+    def _forget(self) -> None:
+        connections = self._door.connections
+        connections.starting.remove(self)
+        connections.waiting.remove(self)
+        connections.cancelling.remove(self)
+
+
+class Farewell(asyncio.Protocol):
+    """Sends a last message and waits until the app has closed: a close with unread data would destroy it."""
+
+    __slots__ = ("_connections", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, connections: Connections) -> None:
+        self._transport = transport
+        self._connections = connections
+
+    def say(self, reply: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        self._transport.set_protocol(self)
+        self._transport.write(reply)
+        self._connections.lingering.add(self)
+        with contextlib.suppress(OSError):
+            self._transport.write_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.lingering.remove(self)
+
+    def expired(self) -> None:
+        """The app did not close."""
+        self._transport.abort()
+
+
+def _greeting(startup: Startup, *, plus: bool) -> bytes:
+    """What minigate says itself: the static AuthenticationSASL, and NegotiateProtocolVersion where due."""
+    mechanisms = (SCRAM_SHA_256_PLUS, SCRAM_SHA_256) if plus else (SCRAM_SHA_256,)
+    request = authentication_sasl(mechanisms)
+    if startup.needs_negotiation:
+        return negotiate_protocol_version(startup.negotiated, sorted(startup.protocol_options)) + request
+    return request
+
+
+def _is_unix(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    return sock is not None and sock.family == socket.AF_UNIX
+
+
+def source(transport: asyncio.Transport) -> str:
+    """Where an app connects from: "127.0.0.1:5555", "[::1]:5555" or "unix"."""
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple) or len(peer) < 2:
+        return "unix"
+    host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
+    return f"{host}:{peer[1]}"
+
+
+def peer_uid(transport: asyncio.Transport) -> int | None:
+    """User id of the process at the other end of a unix socket; ``None`` on TCP."""
+    if not _is_unix(transport):
+        return None
+    sock = transport.get_extra_info("socket")
+    try:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    except OSError:
+        return None
+    return int(_PEER_CREDENTIALS.unpack(credentials)[1])
