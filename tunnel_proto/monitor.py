@@ -23,7 +23,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from tunnel_proto.errors import ConfigError, MeshError
+from tunnel_proto.errors import ConfigError
+from tunnel_proto.process import UnavailableError
 
 MAX_REQUEST_BYTES = 8192
 """Request line and headers together; ours: a scraper's are below 1 KiB."""
@@ -113,7 +114,7 @@ class Monitor:
         return 404, "text/plain", b"here are /metrics, /healthz and /readyz\n"
 
 
-class ListenError(MeshError):
+class ListenError(UnavailableError):
     """A program cannot listen where its settings say."""
 
     def __init__(self, what: str, host: str, port: int, error: OSError) -> None:

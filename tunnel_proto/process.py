@@ -32,6 +32,10 @@ class ExitCode(enum.IntEnum):
     CONFIG = 78  # a file (TOML, key, certificate, bundle) cannot be used as it is
 
 
+class UnavailableError(MeshError):
+    """Something outside this program that it cannot start without: a free port, a store that answers."""
+
+
 def print_error(program: str, error: MeshError) -> None:
     """Say on standard error, in one line each, what is wrong and what to do next."""
     sys.stderr.write(f"{program}: {error.message}\n")
@@ -180,6 +184,9 @@ def run(program: str, main: Callable[[], Awaitable[int]]) -> int:
     except ConfigError as error:
         print_error(program, error)
         return ExitCode.CONFIG
+    except UnavailableError as error:
+        print_error(program, error)
+        return ExitCode.UNAVAILABLE
     except MeshError as error:
         print_error(program, error)
         return ExitCode.FAILED

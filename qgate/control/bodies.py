@@ -1,0 +1,96 @@
+"""What callers of the control API send: strict, bounded, and silent about secrets when refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+"""Names of databases, apps and sidecars: they appear in DSNs, paths, logs and application_name."""
+
+PEM_MAX = 65_536
+"""Characters of a certificate or key in PEM; a chain of ten 4096-bit RSA certificates has about 20,000."""
+
+Name = Annotated[str, Field(pattern=NAME)]
+Secret = Annotated[str, Field(max_length=1024, repr=False)]
+Pem = Annotated[str, Field(max_length=PEM_MAX, repr=False)]
+Seconds = Annotated[float, Field(ge=0, le=3.2e9)]
+
+
+class Body(BaseModel):
+    """A JSON object without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class LimitsBody(Body):
+    """Bounds of an app or a database; a key left out keeps the default."""
+
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    queue: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    queue_timeout_s: Seconds | None = None
+    idle_timeout_s: Seconds | None = None
+    idle_in_transaction_s: Seconds | None = None
+    statement_timeout_s: Seconds | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Only what the caller named."""
+        return self.model_dump(exclude_unset=True)
+
+
+class DatabaseBody(Body):
+    """A route: its name in the mesh and the real database behind it."""
+
+    name: Name
+    dsn: Annotated[str, Field(min_length=1, max_length=4096, repr=False)]
+    password: Secret | None = None
+    read_only_user: Annotated[str, Field(max_length=63)] | None = None
+    read_only_password: Secret | None = None
+    compression: Literal["off", "auto", "long"] = "auto"
+    pool_size: Annotated[int, Field(ge=1, le=10_000)] = 20
+    limits: LimitsBody = LimitsBody()
+    allow_replication: bool = False
+    audit_detail: Literal["interval", "statement"] = "interval"
+    sslrootcert: Pem | None = None
+    sslcert: Pem | None = None
+    sslkey: Pem | None = None
+    check: bool = True
+
+
+class AppBody(Body):
+    """An application that gets pseudo-credentials."""
+
+    name: Name
+    databases: Annotated[list[Name], Field(min_length=1, max_length=1000)]
+    expires_in_s: Seconds | None = None
+    limits: LimitsBody = LimitsBody()
+    sidecars: Annotated[list[Name], Field(max_length=10_000)] | None = None
+    read_only: bool = False
+    statement_classes: Annotated[list[str], Field(max_length=32)] | None = None
+    replication: bool = False
+
+
+class AppRotationBody(Body):
+    """How long the old password stays valid; left out, the setting app.rotate_overlap_s decides."""
+
+    overlap_s: Seconds | None = None
+
+
+class SidecarBody(Body):
+    """A sidecar's offer, as `meshctl sidecar offer` or `minigate offer` wrote it."""
+
+    offer: Annotated[str, Field(max_length=65_536)]
+    valid_days: Annotated[int, Field(ge=1, le=3650)] | None = None
+
+
+class SettingBody(Body):
+    """A setting's new value; text is parsed as the setting's type."""
+
+    value: bool | int | float | str
+
+
+class BackupBody(Body):
+    """Where the backup goes: an absolute path on the gate's machine that does not exist yet."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^/")]
