@@ -47,7 +47,7 @@ from tunnel_proto.constants import (
     TIMESTAMP_MAX,
     WELCOME_MAX,
 )
-from tunnel_proto.errors import AuthenticationFailed, LocalProtocolError, RemoteProtocolError, TunnelError
+from tunnel_proto.errors import AuthenticationFailed, LocalProtocolError, RemoteProtocolError
 from tunnel_proto.identity import Identity
 from tunnel_proto.marks import ReplayMarks, TimestampMark
 from tunnel_proto.noise import PATTERNS, HandshakeState, KeyPair
@@ -393,7 +393,7 @@ def _mac1(key: bytes, covered: bytes) -> bytes:
 def _read(noise: HandshakeState, message: bytes) -> bytes:
     try:
         return noise.read_message(message)
-    except TunnelError as error:
+    except (AuthenticationFailed, RemoteProtocolError) as error:
         raise AuthenticationFailed(f"a handshake message does not authenticate: {error.message}") from None
 
 

@@ -171,15 +171,17 @@ def _read_private(path: Path) -> str:
         raise ConfigError(f"{path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         # The open file is examined, not the path, so that nothing can be swapped in between.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path} is not a regular file")
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
-            raise ConfigError(f"{path} has mode {mode:04o}: others can read it", hint=f"chmod 600 {path}")
-        content = file.read(_FILE_MAX + 1)
+            raise ConfigError(f"{path} has mode {mode:04o}: others can use it", hint=f"chmod 600 {path}")
+        content = os.read(descriptor, _FILE_MAX + 1)
+    finally:
+        os.close(descriptor)
     try:
         if len(content) > _FILE_MAX:
             raise ValueError
