@@ -52,7 +52,7 @@ def upstream_error(sqlstate: str, cause: str) -> UpstreamError:
     return UpstreamError(words, sqlstate=shown, cause=cause)
 
 
-class LoginRefused(Exception):
+class LoginRefusedError(Exception):
     """The server answered with an ErrorResponse; ``sqlstate`` is its own ("" where it sent none)."""
 
     def __init__(self, sqlstate: str, message: str) -> None:
@@ -110,7 +110,9 @@ class Login:
         return out
 
     def receive(self, data: bytes) -> None:
-        """Read what the server sent. LoginRefused, AuthenticationFailed or PostgresError (08P01) end it."""
+        """Read what the server sent. LoginRefusedError, AuthenticationFailed or PostgresError (08P01)
+        end it.
+        """
         self._received += len(data)
         if self._received > MAX_LOGIN_BYTES:
             raise pgwire.protocol_violation("the database server's log-in does not end")
@@ -133,7 +135,7 @@ class Login:
     def _message(self, kind: bytes, payload: bytes) -> None:
         if kind == b"E":
             fields = pgwire.parse_report(payload)
-            raise LoginRefused(fields.get("C", ""), fields.get("M", "an error without a message"))
+            raise LoginRefusedError(fields.get("C", ""), fields.get("M", "an error without a message"))
         if kind == b"N":
             return
         if kind == b"R" and not self._authenticated:
