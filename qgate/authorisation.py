@@ -1,0 +1,86 @@
+"""Which nodes may hold a session at this gate: at the handshake, and for as long as the session lasts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from qgate.governance.directory import Directory
+from tunnel_proto.authorisation import Authorisation
+from tunnel_proto.certificate import NodeCertificate
+from tunnel_proto.errors import AuthenticationFailed
+from tunnel_proto.handshake import Hello
+
+SERVED_ROLES = frozenset({"client"})
+"""Roles that find something here; daemons, peers and administrators come with later parts of the mesh."""
+
+UNKNOWN = "the node is not enrolled"
+REVOKED = "the node was revoked"
+SUPERSEDED = "the node was enrolled again and this is its old certificate"
+OTHER_KEY = "the node is enrolled with another signing key"
+OTHER_ROLE = "the node is enrolled in another role"
+
+_REASONS = {
+    UNKNOWN: "unknown",
+    REVOKED: "revoked",
+    SUPERSEDED: "superseded",
+    OTHER_KEY: "certificate",
+    OTHER_ROLE: "role",
+}
+
+
+class GateAuthorisation:
+    """Answers a handshake: pool key, chain, expiry, role, enrolment and revocation, in that order.
+
+    The replay mark is the tunnel server's part and comes after this one, so that only a handshake that
+    would have been answered uses its timestamp up. ``refused`` counts refusals by reason; the reason is
+    never told to the other side.
+    """
+
+    def __init__(self, pool_key: bytes, directory: Directory, *, clock: Callable[[], float]) -> None:
+        self.refused: Counter[str] = Counter()
+        self._directory = directory
+        self._check = Authorisation(
+            pool_key=pool_key, roles=SERVED_ROLES, standing=self.standing, marks=None, clock=clock
+        )
+
+    def __call__(self, hello: Hello, remote_static: bytes) -> NodeCertificate:
+        """The certificate of a node that may come in; raises AuthenticationFailed for any other."""
+        try:
+            return self._check(hello, remote_static)
+        except AuthenticationFailed as error:
+            self.refused[reason_of(error)] += 1
+            raise
+
+    def standing(self, certificate: NodeCertificate) -> str:
+        """Why the bearer of a sound certificate is not welcome all the same, or the empty string."""
+        node = self._directory.node(certificate.handshake_public)
+        if node is None:
+            return UNKNOWN
+        if node.revoked:
+            return REVOKED
+        if node.verify_key != certificate.verify_key:
+            return OTHER_KEY
+        if node.role != certificate.role:
+            return OTHER_ROLE
+        if certificate.serial < node.serial:
+            return SUPERSEDED
+        return ""
+
+    def withdrawn(self, peers: Iterable[NodeCertificate]) -> list[tuple[NodeCertificate, str]]:
+        """Those of ``peers`` that hold a session and no longer may, with the reason."""
+        judged = [(peer, self.standing(peer)) for peer in peers]
+        return [(peer, reason) for peer, reason in judged if reason in {UNKNOWN, REVOKED, OTHER_KEY}]
+
+
+def reason_of(error: AuthenticationFailed) -> str:
+    """A refusal's label in the metrics: one of a handful of words."""
+    if error.message in _REASONS:
+        return _REASONS[error.message]
+    if "expired" in error.message or "not valid yet" in error.message:
+        return "expired"
+    if "role" in error.message:
+        return "role"
+    if "replay" in error.message or "timestamp" in error.message:
+        return "replay"
+    return "certificate"
