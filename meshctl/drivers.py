@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlencode
 
+DEFAULT_PORT = 11438  # of a sidecar
+
 
 @dataclass(frozen=True, slots=True)
 class Credential:
@@ -14,7 +16,7 @@ class Credential:
     password: str = field(repr=False)
     database: str
     host: str = "localhost"
-    port: int = 11438
+    port: int = DEFAULT_PORT
 
     def url(self, scheme: str = "postgresql") -> str:
         """A connection URI as libpq reads it (PostgreSQL manual, 32.1.1.2), under another scheme if asked."""

@@ -19,7 +19,7 @@ def note(message: str) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Go on only with a yes. Without a terminal to ask on, ``--yes`` must have been given. Raises RefusedError."""
+    """Go on only with a yes; with no terminal to ask on, only with ``--yes``. Raises RefusedError."""
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

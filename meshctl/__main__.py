@@ -1,0 +1,59 @@
+"""Entry point of meshctl: parse, run, and turn every error into one message and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.main import get_command
+
+from meshctl.cli.root import build
+from meshctl.errors import CommandError, ExitCode
+from meshctl.terminal import note
+from tunnel_proto.errors import ConfigError, MeshError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def main() -> None:
+    """Run meshctl with this process's arguments."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        command = get_command(build())
+        result = command.main(args=list(arguments), prog_name="meshctl", standalone_mode=False)
+        sys.stdout.flush()
+    except MeshError as error:
+        note(f"Error: {error.message}")
+        if error.hint:
+            note(f"Next: {error.hint}")
+        return int(exit_code(error))
+    except (typer.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.OK)
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if show is None:  # not one of typer's own errors: a bug, and its traceback is wanted
+            raise
+        show()
+        return int(getattr(error, "exit_code", ExitCode.USAGE))
+    return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def exit_code(error: MeshError) -> ExitCode:
+    """What the process ends with after an error."""
+    if isinstance(error, CommandError):
+        return error.code
+    return ExitCode.USAGE if isinstance(error, ConfigError) else ExitCode.FAILED
+
+
+if __name__ == "__main__":
+    main()

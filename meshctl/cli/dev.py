@@ -1,0 +1,262 @@
+"""`meshctl dev`: the whole mesh on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from meshctl import view
+from meshctl.drivers import DEFAULT_PORT
+from meshctl.errors import CommandError, ExitCode, UnreachableError
+from meshctl.render import Output, emit, write
+from meshctl.terminal import note
+
+if TYPE_CHECKING:
+    from meshctl.dev.query import Result
+    from meshctl.dev.stack import DevStack
+    from meshctl.dev.state import DevRecord, DevState
+
+commands = typer.Typer(
+    help="The whole mesh on this machine: store, sample database, gate and sidecar.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+DETACH_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.05
+
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", metavar="DIR", help="Where the stack keeps everything.")
+]
+Format = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+
+
+@commands.callback()
+def dev(
+    context: typer.Context,
+    state_dir: StateDir = Path(".mesh"),
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="The sidecar's port on localhost.")
+    ] = DEFAULT_PORT,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Go on in the background; end it with: meshctl dev stop.")
+    ] = False,
+    output: Format = Output.TABLE,
+) -> None:
+    """Start an embedded PostgreSQL with a sample database, a gate and a sidecar, and prove it with a query.
+
+    Ctrl-C drains and stops, a second Ctrl-C forces. A second start in the same directory goes on with the
+    same data, under a new password for the demo app.
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = state_dir
+        return
+    state = _state(state_dir)
+    state.prepare()
+    if detach:
+        _detach(state, port, output)
+    else:
+        _foreground(state, port, output)
+
+
+@commands.command("stop")
+def stop(
+    context: typer.Context,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", metavar="DIR", show_default=".mesh")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Kill, do not drain.")] = False,
+) -> None:
+    """Drain and stop the stack; fine when none runs."""
+    state = _state(state_dir or context.obj)
+    record = state.read()
+    if not state.running or record is None:
+        note(f"No dev stack runs in {state.root}.")
+        return
+    os.kill(record.supervisor_pid, signal.SIGTERM)
+    if force:
+        _wait(lambda: (now := state.read()) is None or now.phase == "stopping" or not state.running, 5.0)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.supervisor_pid, signal.SIGTERM)
+    if not _wait(lambda: not state.running, STOP_TIMEOUT_S):
+        raise CommandError(
+            f"The stack (pid {record.supervisor_pid}) has not stopped within {STOP_TIMEOUT_S:.0f} s.",
+            hint=f"meshctl dev stop --force --state-dir {state.root}",
+        )
+    note("Stopped.")
+
+
+@commands.command("status")
+def status(
+    context: typer.Context,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", metavar="DIR", show_default=".mesh")
+    ] = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Show what runs and its DSN; exit code 3 when nothing does."""
+    from meshctl.client import Gate
+
+    state = _state(state_dir or context.obj)
+    record = state.read()
+    if record is None or not state.running:
+        raise UnreachableError(f"No dev stack runs in {state.root}.", hint="meshctl dev")
+    reply = record.public()
+    shown = [view.card(_shown(record))]
+    if record.phase == "ready":
+        live = Gate(Path(record.admin_socket)).get("/status")
+        reply["status"] = live
+        shown += view.status(live)
+    emit(reply, shown, output)
+
+
+def _state(directory: Path) -> DevState:
+    from meshctl.dev.state import DevState
+
+    return DevState(directory.absolute())
+
+
+def _foreground(state: DevState, port: int, output: Output) -> None:
+    """Supervise a stack until a signal comes. With machine output one document is printed, then silence."""
+    from meshctl.dev import live
+    from meshctl.dev.stack import DevStack
+
+    lock = state.lock()
+    stack = DevStack(state, port=port, say=note)
+    began = time.monotonic()
+    try:
+        with _signals_interrupt():
+            try:
+                result = stack.start()
+                assert stack.record is not None
+                if output is Output.TABLE:
+                    _tell(stack.record, result, time.monotonic() - began)
+                    live.follow(lambda: dict(stack.gate.get("/status")), stack.watch)
+                else:
+                    emit(stack.record.public(), [], output)
+                    live.wait(stack.watch)
+            except UnreachableError:
+                stack.watch()  # a daemon that ended by itself says more than a socket that is gone
+                raise
+    except KeyboardInterrupt:
+        note("\ndraining; again to force")
+        _stop(stack)
+    except BaseException:
+        _stop(stack)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _stop(stack: DevStack) -> None:
+    pressed: list[int] = []
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda number, _frame: pressed.append(number))
+    gentle = stack.stop(hurry=lambda: bool(pressed))
+    note("stopped" if gentle else "stopped by force")
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the foreground as Ctrl-C does."""
+
+    def interrupt(signum: int, _frame: object) -> None:
+        raise KeyboardInterrupt(signum)
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, interrupt) for signum in wanted}
+    try:
+        yield
+    finally:
+        for signum, action in before.items():
+            signal.signal(signum, action)
+
+
+def _detach(state: DevState, port: int, output: Output) -> None:
+    """Start a supervisor in a session of its own and wait until its stack is ready."""
+    if state.running:
+        os.close(state.lock())  # raises with who runs it
+    log = state.logs / "dev.log"
+    log.unlink(missing_ok=True)
+    began = time.monotonic()
+    arguments = ["dev", "--state-dir", str(state.root), "--port", str(port), "--output", "json"]
+    with log.open("ab") as out:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "meshctl", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=out,
+            start_new_session=True,
+        )
+
+    def settled() -> bool:
+        record = state.read()
+        ready = record is not None and record.phase == "ready" and record.supervisor_pid == supervisor.pid
+        return ready or supervisor.poll() is not None
+
+    try:
+        with _signals_interrupt():
+            done = _wait(settled, DETACH_TIMEOUT_S)
+    except KeyboardInterrupt:
+        supervisor.send_signal(signal.SIGTERM)
+        supervisor.wait()
+        raise
+    record = state.read()
+    if supervisor.poll() is not None or record is None or not done:
+        said = log.read_text(errors="replace").strip()
+        error = CommandError(f"The stack did not start.\n{said}")
+        if supervisor.poll() is None:
+            supervisor.send_signal(signal.SIGTERM)
+        elif supervisor.returncode in set(map(int, ExitCode)):
+            error.code = ExitCode(supervisor.returncode)
+        raise error
+    if output is Output.TABLE:
+        _tell(record, None, time.monotonic() - began)
+        note(f"It runs in the background. End it with: meshctl dev stop --state-dir {state.root}")
+    else:
+        emit(record.public(), [], output)
+
+
+def _wait(condition: Callable[[], bool], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _tell(record: DevRecord, result: Result | None, took: float) -> None:
+    note(f"ready in {took:.1f} s\n")
+    emit(None, view.card(_shown(record)), Output.TABLE)
+    if result is not None:
+        write("")
+        title = f"one query through the wire, {result.seconds * 1000:.0f} ms with connect and login"
+        rows = tuple(tuple(view.text(cell) for cell in row) for row in result.rows)
+        emit(
+            None,
+            view.Table(result.columns, rows, frozenset(range(1, len(result.columns))), title),
+            Output.TABLE,
+        )
+    write("")
+
+
+def _shown(record: DevRecord) -> dict[str, object]:
+    url = record.credential.url()
+    return {
+        "DSN": url,
+        "try": f"psql '{url}'",
+        "manage": f"meshctl status --gate-dir {record.state_dir}",
+        "logs": f"{record.state_dir}/log",
+    }

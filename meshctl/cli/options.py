@@ -1,0 +1,143 @@
+"""The options that many commands share, and how they reach a gate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meshctl.client import Gate, find_socket
+from meshctl.errors import UsageError
+from meshctl.render import Output
+from tunnel_proto.errors import MeshError
+
+GateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--gate-dir",
+        metavar="DIR",
+        help="The gate's directory, or a dev stack's; without it ./.mesh, then /var/lib/qgate.",
+        show_default=False,
+    ),
+]
+Socket = Annotated[
+    Path | None,
+    typer.Option("--socket", metavar="PATH", help="The gate's admin socket itself.", show_default=False),
+]
+Format = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)", re.ASCII)
+
+
+def group(help_text: str) -> typer.Typer:
+    """A noun: a group of commands that shows its help when called bare."""
+    return typer.Typer(help=help_text, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+
+
+def connect(gate_dir: Path | None, socket: Path | None) -> Gate:
+    """The gate that the options name. Raises UnreachableError when none was named and none is here."""
+    return Gate(find_socket(gate_dir, socket, here=Path.cwd()))
+
+
+def seconds(text: str | None, option: str) -> float | None:
+    """A duration such as 90, 30s, 15m, 12h, 30d, 2w in seconds. Raises UsageError."""
+    if text is None:
+        return None
+    parts = [_DURATION.fullmatch(part) for part in text.split()]
+    if not parts or any(part is None for part in parts):
+        raise UsageError(
+            f'{option}: "{text}" is not a duration.', hint="write it as 30s, 15m, 12h, 30d or 2w"
+        )
+    return sum(float(part[1]) * _UNITS[part[2] or "s"] for part in parts if part)
+
+
+def names_in(path: str) -> list[str]:
+    """Names to complete from one of the gate's lists; none where no gate answers quickly."""
+    try:
+        gate = Gate(find_socket(None, None, here=Path.cwd()), timeout=0.5)
+        return [str(row.get("name")) for row in gate.items(path)]
+    except MeshError:
+        return []
+
+
+def database_names(incomplete: str) -> list[str]:
+    """Completion of database names."""
+    return [name for name in names_in("/databases") if name.startswith(incomplete)]
+
+
+def app_names(incomplete: str) -> list[str]:
+    """Completion of app names."""
+    return [name for name in names_in("/apps") if name.startswith(incomplete)]
+
+
+def sidecar_names(incomplete: str) -> list[str]:
+    """Completion of sidecar names."""
+    return [name for name in names_in("/sidecars") if name.startswith(incomplete)]
+
+
+def setting_names(incomplete: str) -> list[str]:
+    """Completion of setting names."""
+    return [name for name in names_in("/settings") if name.startswith(incomplete)]
+
+
+DatabaseName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The route's name.", autocompletion=database_names)
+]
+AppName = Annotated[str, typer.Argument(metavar="NAME", help="The app's name.", autocompletion=app_names)]
+SidecarName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The sidecar's name.", autocompletion=sidecar_names)
+]
+SettingName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The setting's name.", autocompletion=setting_names)
+]
+
+
+def limits(
+    max_connections: int | None,
+    queue: int | None,
+    idle: str | None,
+    statement: str | None,
+    in_transaction: str | None,
+) -> dict[str, float | int] | None:
+    """The limits that were given, as the control API wants them; None when none was."""
+    given = {
+        "max_connections": max_connections,
+        "queue": queue,
+        "idle_timeout_s": seconds(idle, "--idle-timeout"),
+        "statement_timeout_s": seconds(statement, "--statement-timeout"),
+        "idle_in_transaction_s": seconds(in_transaction, "--idle-in-transaction"),
+    }
+    kept = {key: value for key, value in given.items() if value is not None}
+    return kept or None
+
+
+MaxConnections = Annotated[
+    int | None, typer.Option("--max-connections", min=1, help="Connections at one time.", show_default=False)
+]
+Queue = Annotated[
+    int | None,
+    typer.Option("--queue", min=0, help="Connections that may wait for a free one.", show_default=False),
+]
+IdleTimeout = Annotated[
+    str | None,
+    typer.Option("--idle-timeout", metavar="TIME", help="End a session idle this long.", show_default=False),
+]
+StatementTimeout = Annotated[
+    str | None,
+    typer.Option(
+        "--statement-timeout", metavar="TIME", help="End a statement after this long.", show_default=False
+    ),
+]
+IdleInTransaction = Annotated[
+    str | None,
+    typer.Option(
+        "--idle-in-transaction",
+        metavar="TIME",
+        help="End a session idle this long inside a transaction.",
+        show_default=False,
+    ),
+]

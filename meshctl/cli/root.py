@@ -1,0 +1,65 @@
+"""The root of the command line: every noun, in the order that a newcomer meets them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from meshctl.cli import app, audit, config, db, dev, gate, key, secret, settings, sidecar
+from meshctl.cli.completion import completion
+from meshctl.cli.doctor import doctor
+from meshctl.cli.init import init
+from meshctl.cli.status import status
+from meshctl.errors import ExitCode
+from meshctl.render import write
+
+EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "."
+
+
+def build() -> typer.Typer:
+    """The whole command line. Nothing slow is imported by building it."""
+    root = typer.Typer(
+        name="meshctl",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    root.callback(epilog=EXIT_CODES)(options)
+    root.add_typer(dev.commands, name="dev")
+    root.command("init")(init)
+    root.add_typer(sidecar.commands, name="sidecar")
+    root.add_typer(db.commands, name="db")
+    root.add_typer(app.commands, name="app")
+    root.add_typer(secret.commands, name="secret")
+    root.add_typer(audit.commands, name="audit")
+    root.add_typer(key.commands, name="key")
+    root.command("status")(status)
+    root.command("doctor")(doctor)
+    root.add_typer(config.commands, name="config")
+    root.add_typer(settings.commands, name="settings")
+    root.add_typer(gate.commands, name="gate")
+    root.command("completion")(completion)
+    return root
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        write(f"meshctl {version('qgate-mesh')}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="Show it."),
+    ] = False,
+) -> None:
+    """Run and administer a mesh: one local port, one encrypted tunnel, the real databases behind it.
+
+    Start with: meshctl dev
+    """

@@ -1,0 +1,97 @@
+"""`meshctl settings`: the registry in the database, for everything that may change while the mesh runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from meshctl import view
+from meshctl.cli import options
+from meshctl.render import Output, emit
+from meshctl.terminal import confirm, note
+
+commands = options.group("Settings in the database; qgate.toml is for start-up only.")
+
+
+def _path(name: str) -> str:
+    return f"/settings/{quote(name, safe='')}"
+
+
+@commands.command("list")
+def list_settings(
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Only those that are not at their default.")
+    ] = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List every setting with its value, default, type, source and description."""
+    rows = options.connect(gate_dir, socket).items("/settings")
+    if changed:
+        rows = [row for row in rows if row.get("source") != "default"]
+    emit(rows, view.table(rows, view.SETTING_COLUMNS), output)
+
+
+@commands.command("get")
+def get(
+    name: options.SettingName,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Show one setting in full."""
+    row = options.connect(gate_dir, socket).get(_path(name))
+    emit(row, view.card(row), output)
+
+
+@commands.command("set", context_settings={"ignore_unknown_options": True})
+def set_value(
+    name: options.SettingName,
+    value: Annotated[
+        str, typer.Argument(metavar="VALUE", help="The new value; JSON where text would not do.")
+    ],
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Change a setting for the whole pool; it takes effect within a second unless a restart is needed."""
+    gate = options.connect(gate_dir, socket)
+    row = gate.put(_path(name), {"value": typed(value, str(gate.get(_path(name)).get("type")))})
+    _tell_restart(row)
+    emit(row, view.card(row), output)
+
+
+@commands.command("reset")
+def reset(
+    name: options.SettingName,
+    yes: options.Yes = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+) -> None:
+    """Put a setting back to its default."""
+    gate = options.connect(gate_dir, socket)
+    confirm(f"Reset {name} to its default?", yes=yes)
+    row = gate.delete(_path(name)) or {}
+    note(f"{name} is at its default again.")
+    _tell_restart(row)
+
+
+def typed(text: str, kind: str) -> Any:
+    """The value that ``text`` stands for under a setting's type; the gate judges what does not fit."""
+    if kind in {"str", "string", "text"}:
+        return text
+    if kind in {"bool", "boolean"} and text.lower() in {"on", "yes", "off", "no"}:
+        return text.lower() in {"on", "yes"}
+    try:
+        return json.loads(text.lower() if text.lower() in {"true", "false", "none"} else text)
+    except ValueError:
+        return text
+
+
+def _tell_restart(row: dict[str, Any]) -> None:
+    if row.get("restart_needed"):
+        note("It takes effect when the gates are restarted.")

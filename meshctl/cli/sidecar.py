@@ -1,0 +1,152 @@
+"""`meshctl sidecar`: minigates and the keys the gate knows them by."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from meshctl import view
+from meshctl.cli import options
+from meshctl.errors import RefusedError
+from meshctl.render import Output, emit, write
+from meshctl.terminal import STDIN, confirm, note, read_text
+
+commands = options.group("Sidecars: offer on the sidecar's host, enroll at the gate, install on the host.")
+
+SIDECAR_DIR = Path("/var/lib/minigate")
+Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The sidecar's directory.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Write it to a file instead of standard output.", show_default=False
+    ),
+]
+
+
+@commands.command("offer")
+def offer(
+    name: Annotated[
+        str, typer.Option("--name", help="What the gate shall call this sidecar.", show_default=False)
+    ],
+    directory: Directory = SIDECAR_DIR,
+    out: Out = None,
+) -> None:
+    """On the sidecar's host: make its key (once) and print the offer that the gate's admin enrolls."""
+    from meshctl.sidecar_directory import offer_of
+
+    text, fingerprint = offer_of(directory, name=name, now=time.time())
+    note(f"fingerprint {fingerprint}")
+    note("Carry the offer to the gate: meshctl sidecar enroll OFFER --out bundle.json")
+    _deliver(text, out, mode=0o644)
+
+
+@commands.command("enroll")
+def enroll(
+    offer_file: Annotated[
+        str, typer.Argument(metavar="OFFER", help="The offer file, or - for standard input.")
+    ],
+    out: Out = None,
+    days: Annotated[
+        int | None,
+        typer.Option("--days", min=1, help="How long its certificate is valid.", show_default=False),
+    ] = None,
+    expected: Annotated[
+        str | None,
+        typer.Option(
+            "--fingerprint", metavar="FP", help="Refuse any other key than the one of this fingerprint."
+        ),
+    ] = None,
+    yes: options.Yes = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """At the gate: make a sidecar's key known and write the signed bundle that goes back to its host.
+
+    Compare the fingerprint with the one that `sidecar offer` showed there before you say yes.
+    """
+    from tunnel_proto.enrolment import read_offer
+
+    text = read_text(offer_file, "The offer")
+    offered = read_offer(text)
+    gate = options.connect(gate_dir, socket)
+    if expected is not None:
+        if expected.strip().lower() != offered.fingerprint.lower():
+            raise RefusedError(f"The offer's fingerprint is {offered.fingerprint}, not the one expected.")
+    elif offer_file != STDIN or yes:
+        note(f"sidecar {offered.name}, fingerprint {offered.fingerprint}")
+        confirm("Is that the fingerprint which the sidecar's host showed?", yes=yes)
+    else:
+        raise RefusedError(
+            "The offer came through standard input, so nobody can be asked about its fingerprint.",
+            hint="add --fingerprint FP or --yes",
+        )
+    body: dict[str, object] = {"offer": text}
+    if days is not None:
+        body["valid_days"] = days
+    reply = gate.post("/sidecars", body)
+    note(f"Sidecar {reply['name']} is enrolled. On its host: meshctl sidecar install BUNDLE")
+    if output is Output.TABLE or out is not None:
+        _deliver(reply["bundle"], out, mode=0o600)
+    else:
+        emit(reply, [], output)
+
+
+@commands.command("install")
+def install(
+    bundle_file: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="The bundle file, or - for standard input.")
+    ],
+    directory: Directory = SIDECAR_DIR,
+    yes: options.Yes = False,
+) -> None:
+    """On the sidecar's host: check the bundle against the sidecar's key and put it in place."""
+    from meshctl.gate_directory import write_file
+    from meshctl.sidecar_directory import SidecarDirectory, install_bundle, sidecar_settings_text
+
+    bundle = install_bundle(directory, read_text(bundle_file, "The bundle"), now=time.time(), other_pool=yes)
+    sidecar = SidecarDirectory(directory)
+    if not sidecar.settings.exists():
+        text = sidecar_settings_text(state_dir=directory.absolute(), port=11438)
+        write_file(sidecar.settings, text.encode(), mode=0o644)
+    gates = ", ".join(f"{gate.host}:{gate.port}" for gate in bundle.gates)
+    note(f"Sidecar {bundle.name} will dial {gates}. Start it: minigate --config {sidecar.settings}")
+
+
+@commands.command("list")
+def list_sidecars(
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List the enrolled sidecars and who is connected."""
+    rows = options.connect(gate_dir, socket).items("/sidecars")
+    emit(rows, view.table(rows, view.SIDECAR_COLUMNS), output)
+
+
+@commands.command("revoke")
+def revoke(
+    name: options.SidecarName,
+    yes: options.Yes = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+) -> None:
+    """Revoke a sidecar's key; its tunnel and every session in it end at once."""
+    gate = options.connect(gate_dir, socket)
+    confirm(f"Revoke sidecar {name} and cut its sessions?", yes=yes)
+    gate.delete(f"/sidecars/{quote(name, safe='')}")
+    note(f"Sidecar {name} is revoked.")
+
+
+def _deliver(text: str, out: Path | None, *, mode: int) -> None:
+    if out is None:
+        write(text.removesuffix("\n"))
+        return
+    from meshctl.gate_directory import write_file
+
+    write_file(out, text.encode(), mode=mode)
+    note(f"written to {out}")

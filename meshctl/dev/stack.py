@@ -1,0 +1,240 @@
+"""The dev stack from nothing to a query that worked, and back down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from meshctl.client import Gate
+from meshctl.dev.children import (
+    Child,
+    end_postmaster,
+    end_process,
+    start,
+    wait_for,
+    wait_gone,
+)
+from meshctl.dev.query import QueryFailed, Result, run_query
+from meshctl.dev.state import APP, DATABASE, DevRecord, DevState, free_port, require_free
+from meshctl.errors import CommandError, GateError, UnreachableError
+from meshctl.gate_directory import GateDirectory, gate_settings_text, make_gate, renew_gate, write_file
+from meshctl.sidecar_directory import SidecarDirectory, install_bundle, offer_of, sidecar_settings_text
+from tunnel_proto.certificate import read_chain
+from tunnel_proto.errors import MeshError
+
+START_TIMEOUT_S = 60.0  # a loaded machine runs initdb slowly
+LINK_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 45.0
+RENEW_BEFORE_S = 7 * 86_400
+SIDECAR = "dev"
+QUERY = """SELECT p.category, count(DISTINCT o.id) AS orders, round(sum(i.quantity * i.unit_price)) AS revenue
+FROM orders o JOIN order_items i ON i.order_id = o.id JOIN products p ON p.id = i.product_id
+GROUP BY 1 ORDER BY 3 DESC LIMIT 3"""
+
+Say = Callable[[str], None]
+
+
+class DevStack:
+    """One stack. ``start`` either brings it all up or leaves nothing running; ``stop`` ends it."""
+
+    def __init__(self, state: DevState, *, port: int, say: Say) -> None:
+        self.state = state
+        self.port = port
+        self.say = say
+        self.gate = Gate(state.admin_socket)
+        self.record: DevRecord | None = None
+        self._children: list[Child] = []
+
+    def start(self) -> Result:
+        """Bring the stack up; returns the answer of the query that proved it.
+
+        The caller holds the state directory's lock. Raises MeshError; children started so far are for
+        ``stop`` to end.
+        """
+        self._sweep()
+        require_free(self.port)
+        tunnel_port = self._lay_out()
+        self.say("starting the gate and its PostgreSQL")
+        gate = self._start("qgate", self.state.gate / "qgate.toml")
+        self._note(tunnel_port, "starting")
+        wait_for(self._ready, what="The gate's start", timeout=START_TIMEOUT_S, children=[gate])
+        self.say("enrolling the sidecar")
+        self._enrol()
+        sidecar = self._start("minigate", self.state.sidecar / "minigate.toml")
+        self._note(tunnel_port, "starting")
+        self.say(f"filling the sample database {DATABASE}")
+        self.gate.post("/sample", {}, timeout=START_TIMEOUT_S)
+        password = self._app_password()
+        self.say(f"waiting for localhost:{self.port}")
+        wait_for(self._linked, what="The sidecar's link", timeout=LINK_TIMEOUT_S, children=[gate, sidecar])
+        self._note(tunnel_port, "starting", password)
+        result = self._prove([gate, sidecar])
+        self._note(tunnel_port, "ready", password)
+        return result
+
+    def watch(self) -> None:
+        """Raise CommandError when a daemon has ended by itself."""
+        for child in self._children:
+            child.require_alive()
+
+    def stop(self, *, hurry: Callable[[], bool]) -> bool:
+        """Drain and stop, the sidecar first; True when all went by themselves.
+
+        When ``hurry()`` turns true, or a daemon takes longer than it may, what is left is killed.
+        """
+        if self.record is not None:
+            with contextlib.suppress(MeshError):
+                self._write(phase="stopping")
+        gentle = True
+        for child in reversed(self._children):
+            child.end(signal.SIGTERM)
+            if not wait_gone(child, timeout=STOP_TIMEOUT_S, hurry=hurry):
+                gentle = False
+                break
+        for child in self._children:
+            if child.alive:
+                child.end(signal.SIGKILL)
+                child.process.wait()
+        if not gentle:
+            end_postmaster(self.state.gate / "pg")
+        self._children.clear()
+        self.state.clear()
+        return gentle
+
+    # --- the steps
+
+    def _sweep(self) -> None:
+        """End what a killed supervisor left running, and forget its record."""
+        held = self.state.read()
+        if held is not None:
+            swept = [
+                module
+                for pid, module in ((held.sidecar_pid, "minigate"), (held.gate_pid, "qgate"))
+                if pid and end_process(pid, module=module, timeout=10)
+            ]
+            if swept:
+                self.say(f"ended what an earlier run left behind: {', '.join(swept)}")
+        self.state.clear()
+
+    def _lay_out(self) -> int:
+        """Make or mend the two directories; returns the tunnel's port."""
+        gate = GateDirectory(self.state.gate)
+        tunnel_port = free_port()
+        text = gate_settings_text(
+            name="dev",
+            state_dir=self.state.gate,
+            host="127.0.0.1",
+            port=tunnel_port,
+            advertise=(f"127.0.0.1:{tunnel_port}",),
+            metrics_port=0,
+            log_format="console",
+        )
+        if gate.complete and gate.node_cert.exists():
+            # Ports are chosen afresh at each start: another program may have the old one by now.
+            write_file(gate.settings, text.encode(), mode=0o600)
+            _, node = read_chain(gate.node_cert.read_bytes())
+            if node.not_after < time.time() + RENEW_BEFORE_S:
+                renew_gate(self.state.gate, now=time.time())
+        else:
+            if gate.keys.exists() or gate.store.exists():
+                self.say(f"{self.state.gate} was left half made; starting it afresh")
+            for leftover in (self.state.gate, self.state.sidecar):
+                shutil.rmtree(leftover, ignore_errors=True)
+            self.say(f"making a pool in {self.state.gate}")
+            make_gate(self.state.gate, name="dev", settings_text=text, now=time.time())
+        sidecar = SidecarDirectory(self.state.sidecar)
+        self.state.sidecar.mkdir(mode=0o700, exist_ok=True)
+        settings = sidecar_settings_text(state_dir=self.state.sidecar, port=self.port, metrics_port=0)
+        write_file(sidecar.settings, settings.encode(), mode=0o600)
+        return tunnel_port
+
+    def _start(self, module: str, settings: Path) -> Child:
+        log = self.state.logs / f"{module}.log"
+        log.unlink(missing_ok=True)
+        child = start(module, ["--config", str(settings)], log=log)
+        self._children.append(child)
+        return child
+
+    def _ready(self) -> bool:
+        try:
+            self.gate.get("/readyz")
+        except (UnreachableError, GateError):
+            return False
+        return True
+
+    def _enrol(self) -> None:
+        """Enrol the sidecar's key, again at each start: the bundle names the gate's port of this run."""
+        sidecar = SidecarDirectory(self.state.sidecar)
+        offer, _ = offer_of(self.state.sidecar, name=SIDECAR, now=time.time())
+        try:
+            reply = self.gate.post("/sidecars", {"offer": offer})
+        except GateError as error:
+            if error.status != 409:
+                raise
+            self.gate.delete(f"/sidecars/{SIDECAR}")
+            for stale in (sidecar.key, sidecar.bundle):
+                stale.unlink(missing_ok=True)
+            offer, _ = offer_of(self.state.sidecar, name=SIDECAR, now=time.time())
+            reply = self.gate.post("/sidecars", {"offer": offer})
+        install_bundle(self.state.sidecar, reply["bundle"], now=time.time(), other_pool=True)
+
+    def _app_password(self) -> str:
+        """A fresh password for the demo app: only its verifier is kept, so an old one cannot be shown."""
+        apps = {row["name"]: row for row in self.gate.items("/apps")}
+        if apps.get(APP, {}).get("state") == "active":
+            reply = self.gate.post(f"/apps/{APP}/rotate", {"overlap_s": 0})
+        else:
+            reply = self.gate.post("/apps", {"name": APP, "databases": [DATABASE]})
+        return str(reply["password"])
+
+    def _linked(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                pass
+        except OSError:
+            return False
+        return any(session.get("connected") for session in self.gate.get("/status").get("sessions", ()))
+
+    def _prove(self, children: list[Child]) -> Result:
+        assert self.record is not None
+        for child in children:
+            child.require_alive()
+        try:
+            return run_query(self.record.credential, QUERY, timeout=LINK_TIMEOUT_S)
+        except QueryFailed as error:
+            state = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+            raise CommandError(
+                f"The stack is up, but a query through it failed: {error.message}{state}",
+                hint=f"less {self.state.logs / 'qgate.log'}",
+            ) from error
+
+    def _note(self, tunnel_port: int, phase: str, password: str = "") -> None:
+        pids = [child.pid for child in self._children]
+        self.record = DevRecord(
+            phase=phase,
+            state_dir=str(self.state.root),
+            supervisor_pid=os.getpid(),
+            gate_pid=pids[0] if pids else 0,
+            sidecar_pid=pids[1] if len(pids) > 1 else 0,
+            port=self.port,
+            tunnel_port=tunnel_port,
+            admin_socket=str(self.state.admin_socket),
+            app=APP,
+            database=DATABASE,
+            password=password,
+            started_at=time.time(),
+        )
+        self.state.write(self.record)
+
+    def _write(self, *, phase: str) -> None:
+        from dataclasses import replace
+
+        assert self.record is not None
+        self.record = replace(self.record, phase=phase)
+        self.state.write(self.record)
