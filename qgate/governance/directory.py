@@ -8,6 +8,7 @@ are opened one call at a time.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -116,12 +117,12 @@ class Snapshot:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-Unseal = Callable[[bytes], bytes]
+Unseal = Callable[[bytes, str], bytes]
 Subscriber = Callable[[frozenset[str]], None]
 
 
-def _refuse_unseal(sealed: bytes) -> bytes:
-    del sealed
+def _refuse_unseal(sealed: bytes, purpose: str) -> bytes:
+    del sealed, purpose
     raise LookupError("this directory was given no vault")
 
 
@@ -163,15 +164,17 @@ class Directory:
         preferred = self._preferred.get(key)
         if preferred in sealed:
             sealed = (preferred, *(one for one in sealed if one != preferred))
-        return tuple(self._unseal(one) for one in sealed)
+        purpose = password_purpose(route, read_only=read_only)
+        return tuple(self._unseal(one, purpose) for one in sealed)
 
     def promote(self, route: Route, password: bytes, *, read_only: bool) -> None:
         """Tell that a later candidate was accepted upstream: it goes first from now on, and the store is
         told.
         """
         key = (route.name, read_only)
+        purpose = password_purpose(route, read_only=read_only)
         for sealed in self._snapshot.passwords.get(key, ()):
-            if self._unseal(sealed) == password:
+            if self._unseal(sealed, purpose) == password:
                 if self._preferred.get(key) != sealed:
                     self._preferred[key] = sealed
                     for promoted in self._promoters:
@@ -180,7 +183,7 @@ class Directory:
 
     def secret(self, name: str) -> bytes:
         """A sealed secret's content (a client key in PEM, for one). LookupError where there is none."""
-        return self._unseal(self._snapshot.secrets[name])
+        return self._unseal(self._snapshot.secrets[name], secret_purpose(name))
 
     def setting(self, name: str) -> Any:
         """A setting's value: the store's, else the registry's default. KeyError for an unknown name."""
@@ -205,9 +208,13 @@ class Directory:
             if sealed in snapshot.passwords.get(key, ())
         }
         if changed:
-            for callback in tuple(self._subscribers):
-                callback(changed)
+            self.announce(changed)
         return changed
+
+    def announce(self, names: frozenset[str]) -> None:
+        """Tell the subscribers to look again, as when an app's time has run out."""
+        for callback in tuple(self._subscribers):
+            callback(names)
 
 
 def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
@@ -226,6 +233,26 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for key in before.passwords.keys() | after.passwords.keys():
         if before.passwords.get(key) != after.passwords.get(key):
             yield f"password:{key[0]}"
+
+
+def password_purpose(route: Route, *, read_only: bool) -> str:
+    """What a route's sealed password is bound to: the role, and every fact that decides who will be shown it.
+
+    Whoever can write to the store but lacks the vault key cannot point a password at a host of their own.
+    """
+    role = route.read_only_user if read_only else route.user
+    destination = [
+        [list(host) for host in route.hosts],
+        route.sslmode,
+        route.sslrootcert,
+        route.channel_binding,
+    ]
+    return f"password of route {route.name}\n{json.dumps([role, destination], separators=(',', ':'))}"
+
+
+def secret_purpose(name: str) -> str:
+    """What a named secret is bound to."""
+    return f"secret {name}"
 
 
 def with_limits(limits: Limits, changes: Mapping[str, Any]) -> Limits:

@@ -1,0 +1,74 @@
+"""Nodes: the sidecars (and later daemons, peers, administrators) whose keys the pool has certified."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from qgate.governance.directory import Node
+from qgate.store.database import Connection
+
+
+async def all_nodes(connection: Connection) -> list[Node]:
+    """Every node, revoked ones included, so that a revoked key is known as such."""
+    rows = await connection.fetch("SELECT * FROM nodes")
+    return [
+        Node(
+            name=row["name"],
+            role=row["role"],
+            serial=row["serial"],
+            revoked=row["revoked_at"] is not None,
+            enrolled_at=row["enrolled_at"].timestamp(),
+            verify_key=row["verify_key"],
+            handshake_public=row["handshake_public"],
+        )
+        for row in rows
+    ]
+
+
+async def list_nodes(connection: Connection) -> list[dict[str, Any]]:
+    """Rows for people, by name; a name's revoked keys follow its live one."""
+    rows = await connection.fetch("SELECT * FROM nodes ORDER BY name, revoked_at NULLS FIRST, serial DESC")
+    return [dict(row) for row in rows]
+
+
+async def live_node(connection: Connection, name: str) -> dict[str, Any] | None:
+    """The node that holds `name` now; locked against a second enrolment in this transaction."""
+    row = await connection.fetchrow(
+        "SELECT * FROM nodes WHERE name = $1 AND revoked_at IS NULL FOR UPDATE", name
+    )
+    return dict(row) if row else None
+
+
+async def next_serial(connection: Connection) -> int:
+    """A serial that no certificate of this pool has yet."""
+    return int(await connection.fetchval("SELECT nextval('node_serial')"))
+
+
+async def put_node(connection: Connection, node: Node, *, fingerprint: str, expires_at: datetime) -> None:
+    """Add a node, or renew the one with the same keys under its new serial."""
+    await connection.execute(
+        """
+        INSERT INTO nodes (handshake_public, verify_key, name, role, fingerprint, serial, enrolled_at,
+        expires_at) VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), $8) ON CONFLICT (handshake_public) DO
+        UPDATE SET
+            name = excluded.name, role = excluded.role, serial = excluded.serial,
+            enrolled_at = excluded.enrolled_at, expires_at = excluded.expires_at, revoked_at = NULL
+        """,
+        node.handshake_public,
+        node.verify_key,
+        node.name,
+        node.role,
+        fingerprint,
+        node.serial,
+        node.enrolled_at,
+        expires_at,
+    )
+
+
+async def revoke_node(connection: Connection, name: str, at: datetime) -> bool:
+    """Revoke the node that holds `name`; False where none does."""
+    done = await connection.execute(
+        "UPDATE nodes SET revoked_at = $2 WHERE name = $1 AND revoked_at IS NULL", name, at
+    )
+    return done != "UPDATE 0"

@@ -1,0 +1,40 @@
+"""Further sealed secrets by name: TLS client keys, and what the gates of a pool share among themselves."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from qgate.store.database import Connection
+
+
+async def all_secrets(connection: Connection) -> dict[str, bytes]:
+    """Every box by name."""
+    return {row["name"]: row["sealed"] for row in await connection.fetch("SELECT name, sealed FROM secrets")}
+
+
+async def put_secret(connection: Connection, name: str, sealed: bytes, at: datetime) -> None:
+    """Set a secret."""
+    await connection.execute(
+        """
+        INSERT INTO secrets (name, sealed, changed_at) VALUES ($1, $2, $3)
+        ON CONFLICT (name) DO UPDATE SET sealed = excluded.sealed, changed_at = excluded.changed_at
+        """,
+        name,
+        sealed,
+        at,
+    )
+
+
+async def offer_secret(connection: Connection, name: str, sealed: bytes, at: datetime) -> None:
+    """Set a secret unless there is one; gates that start together agree on the first."""
+    await connection.execute(
+        "INSERT INTO secrets (name, sealed, changed_at) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
+        name,
+        sealed,
+        at,
+    )
+
+
+async def drop_secret(connection: Connection, name: str) -> None:
+    """Forget a secret, if it is there."""
+    await connection.execute("DELETE FROM secrets WHERE name = $1", name)
