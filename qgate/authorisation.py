@@ -10,6 +10,7 @@ from tunnel_proto.authorisation import Authorisation
 from tunnel_proto.certificate import NodeCertificate
 from tunnel_proto.errors import AuthenticationFailed
 from tunnel_proto.handshake import Hello
+from tunnel_proto.marks import ReplayMarks
 
 SERVED_ROLES = frozenset({"client"})
 """Roles that find something here; daemons, peers and administrators come with later parts of the mesh."""
@@ -30,18 +31,18 @@ _REASONS = {
 
 
 class GateAuthorisation:
-    """Answers a handshake: pool key, chain, expiry, role, enrolment and revocation, in that order.
+    """Answers a handshake: pool key, chain, expiry, role, enrolment, revocation and replay mark, in that order.
 
-    The replay mark is the tunnel server's part and comes after this one, so that only a handshake that
-    would have been answered uses its timestamp up. ``refused`` counts refusals by reason; the reason is
-    never told to the other side.
+    ``refused`` counts refusals by reason; the reason is never told to the other side.
     """
 
-    def __init__(self, pool_key: bytes, directory: Directory, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, pool_key: bytes, directory: Directory, marks: ReplayMarks, *, clock: Callable[[], float]
+    ) -> None:
         self.refused: Counter[str] = Counter()
         self._directory = directory
         self._check = Authorisation(
-            pool_key=pool_key, roles=SERVED_ROLES, standing=self.standing, marks=None, clock=clock
+            pool_key=pool_key, roles=SERVED_ROLES, standing=self.standing, marks=marks, clock=clock
         )
 
     def __call__(self, hello: Hello, remote_static: bytes) -> NodeCertificate:

@@ -24,7 +24,7 @@ class Authorisation:
     pool_key: bytes
     roles: frozenset[str]
     standing: Callable[[NodeCertificate], str]
-    marks: ReplayMarks | None  # None: whoever calls this applies the marks afterwards
+    marks: ReplayMarks
     clock: Callable[[], float]
 
     def __call__(self, hello: Hello, remote_static: bytes) -> NodeCertificate:
@@ -38,6 +38,5 @@ class Authorisation:
             raise AuthenticationFailed(f"nodes of the role {node.role} are not served here")
         if problem := self.standing(node):
             raise AuthenticationFailed(problem)
-        if self.marks is not None:
-            self.marks.accept(remote_static, hello.timestamp)
+        self.marks.accept(remote_static, hello.timestamp)
         return node
