@@ -103,7 +103,10 @@ class TunnelSettings:
         maximum=4 * MIB,
     )
     handshakes_in_flight: int = option(
-        64, "Handshakes under way at once; further connections wait in the kernel", minimum=1, maximum=4096
+        1024,
+        "Connections that have not proved themselves yet, at once; more are closed",
+        minimum=1,
+        maximum=65536,
     )
 
 

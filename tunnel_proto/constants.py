@@ -130,7 +130,6 @@ STREAM_ID_MAX: Final = (1 << 32) - 1  # the client's are odd, the gate's even; a
 
 # --- Sessions and links: our limits -----------------------------------------------------------------------
 
-FIRST_MESSAGE_MAX: Final = 2048  # bytes a stranger can make us hold; a true first message has at most 1,650
 FIRST_MESSAGE_TIMEOUT_S: Final = 5.0  # slower than any link that would be of use
 SILENT_HOLD_S: Final = (0.5, 3.0)  # a refused connection is dropped after a random hold between these
 CONTEXT_IDLE_S: Final = 1.0  # a compression context unused for so long is given back

@@ -40,11 +40,11 @@ class LinkRate:
         """One round trip of a PING."""
         if not self.rtt:
             self.rtt, self.rttvar = seconds, seconds / 2
-            if not self.measured:
-                self.goodput = _guess(seconds)
         else:
             self.rttvar += (abs(self.rtt - seconds) - self.rttvar) / 4
             self.rtt += (seconds - self.rtt) / 8
+        if not self.measured and not self._acked:
+            self.goodput = _guess(self.rtt)
 
     def link_limited(self) -> None:
         """The socket took no more: what is being measured is the link."""

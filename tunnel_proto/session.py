@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunnel_proto.batch import split_frames
 from tunnel_proto.cipher import RecordLayer
@@ -82,7 +82,7 @@ def limits_of(settings: TunnelSettings) -> Limits:
 
 
 class Session:
-    """One side of a session. ``cpu_clock`` measures the compressor, in seconds; ``pool`` is shared by all."""
+    """One side of a session. ``cpu_clock`` measures the compressor, in seconds; ``pool`` may be shared."""
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class Session:
         settings: TunnelSettings,
         pool: ContextPool,
         cpu_clock: Callable[[], float],
+        stats: SessionStats,
         factory: StreamFactory = MuxStream,
     ) -> None:
         self.owner = identity.owner
@@ -99,7 +100,7 @@ class Session:
         self.instance = identity.instance
         self.generation = 0
         self.settings = settings
-        self.stats = SessionStats()
+        self.stats = stats
         self.rate = LinkRate()
         self.log = SendLog()
         self.received = 0
@@ -140,6 +141,17 @@ class Session:
         start = Start(identity.ticket, identity.instance, identity.replaces, self.mux.limits)
         self._attach(link, now, rtt)
         self._opening = start.encode()
+
+    @property
+    def untouched(self) -> bool:
+        """Client: nothing that counts was ever sent and no gate confirmed it, so START may be sent anew."""
+        return not self.started and not self.log.sent
+
+    def rename(self, ticket: bytes) -> None:
+        """Client: take another ticket before START is sent anew; a gate that saw the first drops it."""
+        identity = self._identity
+        self._identity = replace(identity, ticket=ticket, replaces=identity.ticket)
+        self.ticket = ticket
 
     def accept(self, link: RecordLayer, now: float, rtt: float, start: Start, name: str) -> None:
         """Gate: take the session that START asks for."""
