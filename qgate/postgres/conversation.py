@@ -128,7 +128,8 @@ class Conversation:
         self._down_counted = 0
         self._reply_rows = 0
         self._reply_outcome = "ok"
-        self._last_reply = 0.0
+        self.last_reply = 0.0
+        """When the last statement was answered (the clock of ``now``); set it to the start of the lease."""
         self.boundary = True
         """Whether what ``backend()`` gave so far ends on a message boundary."""
 
@@ -162,7 +163,7 @@ class Conversation:
         """When the statement that is being answered began (same clock as ``now``), None when none is."""
         for kind, _, started, _ in self._pending:
             if kind in {QUERY, EXECUTE}:
-                return max(started, self._last_reply)
+                return max(started, self.last_reply)
         return None
 
     @property
@@ -423,7 +424,7 @@ class Conversation:
     def _finish(self, now: float, down: int) -> None:
         """The operation at the head is answered."""
         _, found, started, up = self._pending.popleft()
-        started = max(started, self._last_reply)
+        started = max(started, self.last_reply)
         self.statements += 1
         rows = self._reply_rows
         self.rows += rows
@@ -432,7 +433,7 @@ class Conversation:
         self._reply_rows = 0
         self._reply_outcome = "ok"
         self._down_counted = 0
-        self._last_reply = now
+        self.last_reply = now
         while self._pending and self._pending[0][0] == COPY_END:
             self._pending.popleft()
 
@@ -452,7 +453,7 @@ class Conversation:
             if kind == EXECUTE:
                 self.tainted = True
         self._down_counted = 0
-        self._last_reply = now
+        self.last_reply = now
 
     def _error(self, payload: bytes, now: float, down: int) -> bytes | None:
         """An ErrorResponse; what the client gets in its place, None for the original."""

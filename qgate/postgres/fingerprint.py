@@ -58,7 +58,7 @@ _TIGHT_AFTER: Final = frozenset({"(", ".", "[", "::"})
 _OWN_ENTRY: Final = frozenset({"ddl", "role"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fingerprint:
     """``text`` is normalised and free of literals, ``id`` 16 hex digits of it, ``classes`` the statements'.
 

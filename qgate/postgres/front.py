@@ -1,0 +1,488 @@
+"""The gate's PostgreSQL: accepts `pg` and `pg-cancel` streams, decides who may go where, keeps count.
+
+Everything a session needs from outside (directory, audit, pool, limits, cancel keys) meets here; what happens
+inside a session is `qgate.postgres.session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from qgate.governance.directory import App, Directory, Route
+from qgate.postgres.authentication import AppLogin, Offer
+from qgate.postgres.back import ConnectCache, connect, send_cancel
+from qgate.postgres.conversation import Conversation
+from qgate.postgres.fingerprint import Fingerprint, Fingerprints
+from qgate.postgres.journal import AuditSink, Journal
+from qgate.postgres.login import UpstreamError
+from qgate.postgres.pool import Lease, LeaseKey, Pool
+from qgate.postgres.session import FrontSession
+from qgate.postgres.slots import Slots
+from qgate.postgres.statement import ALWAYS_ALLOWED
+from qgate.postgres.tally import Entry, Tally
+from qgate.postgres.upstream import Upstream
+from tunnel_proto import pgwire, scram
+from tunnel_proto.constants import StreamCode
+from tunnel_proto.pgwire import PostgresError
+
+if TYPE_CHECKING:
+    from qgate.settings import PostgresSettings
+    from tunnel_proto.link import PeerSession, Stream
+
+
+APPLICATION_NAME_MAX: Final = 63
+"""Bytes PostgreSQL keeps of an application_name (NAMEDATALEN - 1)."""
+TICK_S: Final = 0.5
+"""How often time limits are checked and waiting audit entries looked at, while there are any."""
+CANCEL_TIMEOUT_S: Final = 10.0
+MAX_CANCELS: Final = 64
+"""Cancels on their way at one time; more wait, and give up after the timeout."""
+
+_log = structlog.get_logger("qgate.postgres")
+
+
+@dataclass(slots=True)
+class FrontStats:
+    """Counters since the start of the process, for metrics."""
+
+    connections: int = 0
+    refused: int = 0
+    queries_total: int = 0
+    rows_total: int = 0
+    denied_total: int = 0
+    cancels_total: int = 0
+    leases_new: int = 0
+    leases_reused: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class PostgresFront:
+    """Accepts the streams of every sidecar.
+
+    ``secret`` makes the salts shown to unknown users stable: the same for all gates of a pool, kept over
+    restarts.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: Directory,
+        audit: AuditSink,
+        settings: PostgresSettings,
+        secret: bytes,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.clock = clock
+        self.stats = FrontStats()
+        self.pool = Pool()
+        self._journal = Journal(audit, clock=clock, wall=wall)
+        self._secret = secret
+        self._wall = wall
+        self._cache = ConnectCache()
+        self._fingerprints = Fingerprints()
+        self._sessions: dict[FrontSession, None] = {}
+        self._by_key: dict[tuple[int, bytes], FrontSession] = {}
+        self._app_slots: dict[str, Slots] = {}
+        self._cancels = Slots("cancel requests", MAX_CANCELS, queue=1000)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dirty: list[Tally] = []
+        self._flush_at = 0.0
+        self._ticking: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        directory.subscribe(self._changed)
+
+    @property
+    def live(self) -> tuple[FrontSession, ...]:
+        """Sessions that have not ended, log-ins included."""
+        return tuple(self._sessions)
+
+    # --- streams
+
+    def accept(self, session: PeerSession, stream: Stream) -> None:
+        """Take a `pg` stream."""
+        metadata = stream.metadata
+        try:
+            startup = pgwire.parse_startup(_bytes(metadata, "startup"))
+            if not isinstance(startup, pgwire.Startup):
+                raise ValueError("not a StartupMessage")
+            binding = metadata.get("cbind")
+            offer = Offer(
+                sasl_sent=bool(metadata.get("sasl_sent")),
+                plus=bool(metadata.get("plus")),
+                binding=binding if isinstance(binding, bytes) and len(binding) <= 64 else None,
+            )
+        except (ValueError, PostgresError) as error:
+            stream.reset(StreamCode.PROTOCOL, f"malformed pg stream: {error}")
+            return
+        sidecar = session.peer.name
+        login = AppLogin(
+            startup,
+            offer,
+            self.directory.app(startup.user),
+            sidecar=sidecar,
+            now=self._wall(),
+            entropy=os.urandom(scram.NONCE_BYTES),
+            secret=self._secret,
+            iterations=self.settings.scram_iterations,
+        )
+        front_session = FrontSession(self, stream, startup, login, sidecar)
+        stream.receiver = front_session
+        self._sessions[front_session] = None
+        self._empty.clear()
+        self.stats.connections += 1
+        if self._draining:
+            front_session.end(
+                PostgresError("the gate is shutting down", sqlstate="57P03"), StreamCode.GATE_SHUTDOWN
+            )
+            return
+        front_session.begin(self.settings.login_timeout_s)
+
+    def cancel(self, session: PeerSession, stream: Stream) -> None:
+        """Take a `pg-cancel` stream: no data goes either way, whatever the outcome."""
+        metadata = stream.metadata
+        stream.receiver = _Deaf()
+        pid, key = metadata.get("pid"), metadata.get("key")
+        stream.reset(StreamCode.NO_ERROR)
+        self.stats.cancels_total += 1
+        if not isinstance(pid, int) or not isinstance(key, bytes):
+            return
+        target = self._by_key.get((pid, key))
+        # Only the sidecar that the session came through may cancel it, however the key became known.
+        if target is None or target.sidecar != session.peer.name:
+            return
+        if hmac.compare_digest(target.cancel_key, key):
+            self.cancel_upstream(target)
+
+    def cancel_upstream(self, session: FrontSession) -> None:
+        """Cancel what ``session`` runs now, if anything."""
+        lease, conversation = session.lease, session.conversation
+        if lease is None or lease.over or conversation is None or conversation.idle:
+            return
+        lease.upstream.cancelled = True
+        self.spawn(self._send_cancel(lease.upstream))
+
+    async def _send_cancel(self, upstream: Upstream) -> None:
+        try:
+            await self._cancels.take(CANCEL_TIMEOUT_S)
+        except PostgresError:
+            return
+        try:
+            await send_cancel(upstream, CANCEL_TIMEOUT_S)
+        finally:
+            self._cancels.give()
+
+    # --- what a session asks
+
+    async def open(self, session: FrontSession, app: App, startup: pgwire.Startup) -> tuple[Route, Lease]:
+        """Find the route, wait for a place, lease a connection. PostgresError says why not."""
+        route = self.directory.route(startup.database)
+        if route is None or route.name not in app.databases:
+            raise PostgresError(f'database "{startup.database}" does not exist', sqlstate="3D000")
+        if startup.replication and not (app.replication and route.allow_replication):
+            raise PostgresError(
+                "replication connections are not allowed here",
+                sqlstate="42501",
+                detail="Both the app and the database must allow them.",
+            )
+        if not self._journal.accepting:
+            raise PostgresError(
+                "the gate cannot record sessions now and lets no new one begin",
+                sqlstate="57P03",
+                hint="Its audit queue is full: ask the administrator to look at the gate's store.",
+            )
+        user = route.read_only_user if app.read_only else route.user
+        if user is None:
+            raise PostgresError(
+                f'app "{app.name}" may only read, and database "{route.name}" has no read-only role',
+                sqlstate="42501",
+            )
+        slots = self._app_slots.get(app.name)
+        if slots is None:
+            slots = self._app_slots[app.name] = Slots(f'app "{app.name}"', None, queue=0)
+        slots.resize(app.limits.max_connections, queue=app.limits.queue)
+        await slots.take(app.limits.queue_timeout_s)
+        try:
+            lease = await self._lease(route, app, user, startup, session.sidecar)
+        except BaseException:
+            slots.give()
+            self._forget_slots(app.name)
+            raise
+        return route, lease
+
+    async def _lease(self, route: Route, app: App, user: str, startup: pgwire.Startup, sidecar: str) -> Lease:
+        parameters = upstream_parameters(startup, app.name, sidecar)
+        key = LeaseKey(route.name, app.name, user, tuple(sorted(parameters.items())))
+
+        async def dial() -> Upstream:
+            passwords = self.directory.passwords(route, read_only=app.read_only)
+            client_key = None if route.sslkey_secret is None else self.directory.secret(route.sslkey_secret)
+            upstream = await connect(
+                route, user, passwords, parameters=parameters, cache=self._cache, client_key=client_key
+            )
+            if upstream.password_index and passwords:
+                self.directory.promote(route, passwords[upstream.password_index], read_only=app.read_only)
+            return upstream
+
+        try:
+            lease = await self.pool.lease(route, key, dial, timeout=route.limits.queue_timeout_s)
+        except UpstreamError as error:
+            _log.warning("upstream refused", database=route.name, sqlstate=error.sqlstate, cause=error.cause)
+            raise PostgresError(
+                f'database "{route.name}": {error.message}',
+                sqlstate=error.sqlstate,
+                hint=error.hint or f"The administrator sees the cause with: meshctl db check {route.name}",
+            ) from error
+        if lease.reused:
+            self.stats.leases_reused += 1
+        else:
+            self.stats.leases_new += 1
+        if startup.replication:
+            lease.upstream.cancelled = True  # a walsender is never leased again
+        return lease
+
+    def opened(self, session: FrontSession) -> None:
+        """A session has its lease: give it a conversation, a cancel key, an entry in the audit."""
+        app, route, lease = session.app, session.route, session.lease
+        assert app is not None
+        assert route is not None
+        assert lease is not None
+        allowed = app.statement_classes
+        tally = Tally(
+            lambda entry: self._record(session, entry),
+            lambda: self._gather(tally),
+            by_statement=route.audit_detail == "statement",
+        )
+        session.tally = tally
+        session.conversation = Conversation(
+            fingerprints=self._fingerprints,
+            finished=tally.finished,
+            verdict=None if allowed is None else _verdict(app.name, allowed | ALWAYS_ALLOWED),
+            marker="" if allowed is None else f"qgate_denied_{os.urandom(8).hex()}_",
+            replication=bool(session.startup.replication),
+        )
+        session.stream.set_compression(route.compression)
+        if lease.upstream.pid is not None:
+            size = 32 if session.startup.negotiated >= pgwire.PROTOCOL_3_2 else 4
+            session.cancel_key = os.urandom(size)
+            self._by_key[lease.upstream.pid, session.cancel_key] = session
+        self._journal.session(session, "session.open", detail={"reused": lease.reused})
+        self._tick_soon()
+
+    def refused(self, session: FrontSession, error: PostgresError, reason: str) -> None:
+        """A log-in came to nothing."""
+        self.stats.refused += 1
+        self._journal.session(
+            session, "session.refused", outcome=error.sqlstate, detail={"reason": reason} if reason else {}
+        )
+
+    def ended(self, session: FrontSession, outcome: str) -> None:
+        """A relayed session ends: what is counted goes to the audit. Only the first call counts."""
+        conversation, tally = session.conversation, session.tally
+        if tally is None or conversation is None:
+            return
+        tally.flush()
+        session.tally = None
+        self.stats.bytes_up += conversation.bytes_up
+        self.stats.bytes_down += conversation.bytes_down
+        self._journal.close(session, conversation, outcome)
+
+    def gone(self, session: FrontSession) -> None:
+        """Nothing is left of a session but perhaps its stream's end."""
+        self._sessions.pop(session, None)
+        lease = session.lease
+        if lease is not None:
+            if lease.upstream.pid is not None:
+                self._by_key.pop((lease.upstream.pid, session.cancel_key), None)
+            slots = self._app_slots.get(session.app_name)
+            if slots is not None:
+                slots.give()
+                self._forget_slots(session.app_name)
+        if not self._sessions:
+            self._empty.set()
+
+    def _forget_slots(self, app: str) -> None:
+        slots = self._app_slots.get(app)
+        if slots is not None and slots.unused:
+            del self._app_slots[app]
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` as a task that is kept until it ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a session failed", exc_info=error)
+
+    def _record(self, session: FrontSession, entry: Entry) -> None:
+        self.stats.queries_total += entry.count
+        self.stats.rows_total += entry.rows
+        self.stats.denied_total += entry.outcome == "42501"
+        self._journal.statement(session, entry)
+
+    # --- time
+
+    def _gather(self, tally: Tally) -> None:
+        if not self._dirty:
+            self._flush_at = self.clock() + float(self.directory.setting("audit.merge_interval_s"))
+        self._dirty.append(tally)
+        self._tick_soon()
+
+    def _tick_soon(self) -> None:
+        if self._ticking is None:
+            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        now, wall = self.clock(), self._wall()
+        if self._dirty and now >= self._flush_at:
+            dirty, self._dirty = self._dirty, []
+            for tally in dirty:
+                tally.flush()
+        timed = False
+        for session in list(self._sessions):
+            if session.timed:
+                timed = True
+                session.check(now, wall)
+        if timed or self._dirty:
+            self._tick_soon()
+
+    # --- change and end
+
+    def _changed(self, names: frozenset[str]) -> None:
+        for name in names:
+            kind, _, what = name.partition(":")
+            if kind == "app":
+                self.pool.drop_app(what)
+            elif kind in {"route", "password"}:
+                self.pool.renew(what)
+        for session in list(self._sessions):
+            app = session.app
+            if app is not None and (f"app:{app.name}" in names or f"route:{session.database}" in names):
+                self._recheck(session, app)
+
+    def _recheck(self, session: FrontSession, before: App) -> None:
+        now = self.directory.app(before.name)
+        if now is None or not now.usable(self._wall()):
+            session.revoke(f'app "{before.name}" was revoked')
+        elif session.database not in now.databases or self.directory.route(session.database) is None:
+            session.revoke(f'app "{before.name}" may no longer use database "{session.database}"')
+        elif now.sidecars is not None and session.sidecar not in now.sidecars:
+            session.revoke(f'app "{before.name}" may no longer come from this sidecar')
+        elif (now.read_only, now.statement_classes) != (before.read_only, before.statement_classes):
+            session.revoke(f'what app "{before.name}" may do was changed')
+        else:
+            session.app = now
+            route = self.directory.route(session.database)
+            if session.route is not None and route is not None:
+                session.route = route
+            self._tick_soon()
+
+    async def drain(self, timeout: float) -> None:
+        """Let no session begin, wait for those that run; after ``timeout`` seconds end what is left with
+        57P01.
+
+        Sessions that idle outside a transaction are ended after half the time.
+        """
+        self._draining = True
+        stop = PostgresError(
+            "terminating connection due to administrator command", sqlstate="57P01", detail="The gate stops."
+        )
+        for share, everyone in ((timeout / 2, False), (timeout / 2, True)):
+            try:
+                async with asyncio.timeout(share):
+                    await self._empty.wait()
+            except TimeoutError:
+                for session in list(self._sessions):
+                    if everyone or session.state == "idle":
+                        session.end(stop, StreamCode.GATE_SHUTDOWN)
+
+    async def close(self) -> None:
+        """End everything now and wait for what must be awaited."""
+        await self.drain(0)
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
+        await self.pool.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Deaf:
+    """Receiver of a stream that nobody listens to any more."""
+
+    def data_received(self, data: bytes, boundary: bool) -> None:
+        """Nothing."""
+
+    def eof_received(self) -> None:
+        """Nothing."""
+
+    def stream_closed(self, error: Exception | None) -> None:
+        """Nothing."""
+
+    def pause_writing(self) -> None:
+        """Nothing."""
+
+    def resume_writing(self) -> None:
+        """Nothing."""
+
+    def link_lost(self) -> None:
+        """Nothing."""
+
+    def link_restored(self) -> None:
+        """Nothing."""
+
+
+def upstream_parameters(startup: pgwire.Startup, app: str, sidecar: str) -> dict[str, str]:
+    """What goes into the upstream's start-up message besides user and database.
+
+    ``application_name`` says who is behind the connection: ``app@sidecar``, then the client's own where it
+    fits.
+    """
+    dropped = {"user", "database", "application_name", "replication"}
+    parameters = {name: value for name, value in startup.parameters.items() if name not in dropped}
+    if startup.replication:
+        parameters["replication"] = "database" if startup.replication == "database" else "true"
+    name = f"{app}@{sidecar}"
+    own = startup.parameters.get("application_name", "")
+    both = f"{name} {own}"
+    if own and len(both.encode("utf-8", "surrogateescape")) <= APPLICATION_NAME_MAX:
+        name = both
+    parameters["application_name"] = name
+    return parameters
+
+
+def _verdict(app: str, allowed: frozenset[str]) -> Callable[[Fingerprint], str]:
+    def judge(found: Fingerprint) -> str:
+        excess = found.classes - allowed
+        if not excess:
+            return ""
+        return f'app "{app}" may not run {" or ".join(sorted(excess))} statements'
+
+    return judge
+
+
+def _bytes(metadata: Mapping[str, Any], name: str) -> bytes:
+    value = metadata.get(name)
+    if not isinstance(value, bytes):
+        raise ValueError(f"{name} is missing")
+    return value

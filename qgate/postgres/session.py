@@ -1,0 +1,472 @@
+"""One app's session at the gate: its stream on one side, a leased upstream connection on the other.
+
+The session moves bytes and keeps both sides honest: credit goes back to the app only for what the server's
+socket has taken, and the server is read only while the app's stream takes more. Whatever ends the session,
+the app is told in PostgreSQL's own terms where a message boundary allows it, and otherwise cut off, never
+left in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from qgate.governance.directory import App, Route
+from qgate.postgres.authentication import AppLogin
+from qgate.postgres.conversation import Conversation
+from qgate.postgres.pool import Lease
+from qgate.postgres.tally import Tally
+from tunnel_proto import pgwire
+from tunnel_proto.constants import StreamCode
+from tunnel_proto.errors import MeshError
+from tunnel_proto.pgwire import PostgresError
+
+if TYPE_CHECKING:
+    from qgate.postgres.front import PostgresFront
+    from tunnel_proto.link import Stream, StreamError
+
+LINGER_S: Final = 10.0
+"""How long a stream that we ended may take to close, and a message under way to be completed."""
+CANCEL_GRACE_S: Final = 10.0
+"""How long a statement may go on after it was cancelled for running too long."""
+
+
+def narrower(*limits: float | None) -> float | None:
+    """The smallest of the limits that are set, None where none is."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+class FrontSession:
+    """A receiver of stream events and the lessee of an upstream connection (see the two Protocols)."""
+
+    def __init__(
+        self, front: PostgresFront, stream: Stream, startup: pgwire.Startup, login: AppLogin, sidecar: str
+    ) -> None:
+        self._front = front
+        self.stream = stream
+        self.startup = startup
+        self._login: AppLogin | None = login
+        self._clock = front.clock
+        self.sidecar = sidecar
+        self.database = startup.database
+        self.app_name = startup.user
+        self.started = front.clock()
+        self.app: App | None = None
+        self.route: Route | None = None
+        self.lease: Lease | None = None
+        self.cancel_key = b""
+        self.conversation: Conversation | None = None
+        self.tally: Tally | None = None
+        self._greeting = b""
+        self._early: list[bytes] = []
+        self._opening: asyncio.Task[None] | None = None
+        self._write_up: Callable[[bytes], None] | None = None
+        self._consumed = stream.consumed
+        self._full = False
+        self._owed = 0
+        self._eof = False
+        self._ending: PostgresError | None = None
+        self._ended = False
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._link_timer: asyncio.TimerHandle | None = None
+        self._cancelled_at: float | None = None
+
+    # --- what status shows
+
+    @property
+    def state(self) -> str:
+        """``login``, ``queued``, ``active``, ``idle``, ``idle in transaction`` or ``ending``."""
+        if self._ended or self._ending is not None:
+            return "ending"
+        if self.conversation is None:
+            return "login" if self.app is None else "queued"
+        if not self.conversation.idle:
+            return "active"
+        return "idle" if self.conversation.status == 0x49 else "idle in transaction"
+
+    @property
+    def queries(self) -> int:
+        """Statements answered."""
+        return 0 if self.conversation is None else self.conversation.statements
+
+    @property
+    def rows(self) -> int:
+        """Rows the server counted."""
+        return 0 if self.conversation is None else self.conversation.rows
+
+    @property
+    def bytes_relayed(self) -> int:
+        """Both directions together."""
+        return 0 if self.conversation is None else self.conversation.bytes_up + self.conversation.bytes_down
+
+    @property
+    def timed(self) -> bool:
+        """Whether any time limit applies to it."""
+        app, route = self.app, self.route
+        if app is None or route is None:
+            return False
+        return app.expires_at is not None or any(
+            limit is not None
+            for limits in (app.limits, route.limits)
+            for limit in (limits.idle_timeout_s, limits.idle_in_transaction_s, limits.statement_timeout_s)
+        )
+
+    # --- log-in
+
+    def begin(self, timeout: float) -> None:
+        """Greet the app; it has ``timeout`` seconds to prove who it is."""
+        assert self._login is not None
+        greeting = self._login.greeting()
+        if greeting:
+            self.stream.write(greeting, boundary=True, sensitive=True)
+        self._timer = asyncio.get_running_loop().call_later(timeout, self._login_timed_out)
+
+    def _login_timed_out(self) -> None:
+        self.end(
+            PostgresError("canceling authentication due to timeout", sqlstate="08006"), StreamCode.REFUSED
+        )
+
+    def _before_relay(self, data: bytes) -> None:
+        if self._ended:
+            self._consumed(len(data))
+            return
+        login = self._login
+        if login is None:
+            self._early.append(data)  # no credit returns for it, so it is bounded by the stream's window
+            return
+        self._consumed(len(data))
+        try:
+            out = login.receive(data)
+        except PostgresError as error:
+            self._front.refused(self, error, login.outcome)
+            self.end(error, StreamCode.REFUSED)
+            return
+        if login.proven is None:
+            if out:
+                self.stream.write(out, boundary=True, sensitive=True)
+            return
+        self.app = login.proven
+        self._login = None
+        self._greeting = out
+        self._stop_timer()
+        if rest := login.rest():
+            self._early.append(rest)
+        self._opening = self._front.spawn(self._open(self.app))
+
+    async def _open(self, app: App) -> None:
+        try:
+            route, lease = await self._front.open(self, app, self.startup)
+        except PostgresError as error:
+            self._front.refused(self, error, "")
+            self._stream_write(self._greeting, sensitive=True)
+            self.end(error, StreamCode.REFUSED)
+            return
+        finally:
+            self._opening = None
+        if self._ended:
+            self._front.pool.give_back(lease, reusable=not lease.upstream.cancelled)
+            return
+        self.route, self.lease = route, lease
+        self._relay()
+
+    def _relay(self) -> None:
+        """Show the app that it is logged in, and begin to relay."""
+        lease, upstream = self.lease, self.lease.upstream if self.lease else None
+        assert lease is not None
+        assert upstream is not None
+        self._front.opened(self)
+        conversation = self.conversation
+        assert conversation is not None
+        conversation.last_reply = self._clock()
+        welcome = [self._greeting]
+        welcome += [pgwire.parameter_status(*item) for item in upstream.parameters.items()]
+        if upstream.pid is not None:
+            welcome.append(pgwire.backend_key_data(upstream.pid, self.cancel_key))
+        welcome.append(pgwire.ready_for_query())
+        self._greeting = b""
+        self._stream_write(b"".join(welcome), sensitive=True)
+        self._write_up = upstream.transport.write
+        upstream.lease(self)
+        if not self.stream.writable:
+            upstream.transport.pause_reading()
+        early, self._early = self._early, []
+        for data in early:
+            self.data_received(data, False)
+        if self._eof:
+            self._leave()
+
+    # --- the stream's side
+
+    def data_received(self, data: bytes, boundary: bool) -> None:
+        """From the app."""
+        conversation = self.conversation
+        if conversation is None or self._ended or self._ending is not None:
+            self._before_relay(data) if self.conversation is None else self._consumed(len(data))
+            return
+        try:
+            out = conversation.frontend(data, self._clock())
+        except PostgresError as error:
+            self.end(error, StreamCode.PROTOCOL)
+            return
+        assert self._write_up is not None
+        if out:
+            self._write_up(out)
+        if self._full:
+            self._owed += len(data)
+        else:
+            self._consumed(len(data))
+        if conversation.terminated:
+            self._leave()
+
+    def eof_received(self) -> None:
+        """The app will send nothing more. What it asked for is still answered."""
+        self._eof = True
+        if self.conversation is not None:
+            self._leave()
+        elif self._opening is None:
+            self._finish()
+
+    def stream_closed(self, error: StreamError | None) -> None:
+        """The stream is gone."""
+        del error
+        self._closed = True
+        if self._opening is not None:
+            self._opening.cancel()
+        self._finish()
+
+    def pause_writing(self) -> None:
+        """The app (or the tunnel) takes no more: stop reading the server."""
+        if self.lease is not None and not self.lease.over:
+            self.lease.upstream.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read the server again."""
+        if self.lease is not None and not self.lease.over:
+            self.lease.upstream.transport.resume_reading()
+
+    def link_lost(self) -> None:
+        """The tunnel is down: a session that holds locks may not hold them for the whole resume window."""
+        conversation = self.conversation
+        if conversation is not None and conversation.in_transaction and self._link_timer is None:
+            after = self._front.settings.resume_in_transaction_s
+            self._link_timer = asyncio.get_running_loop().call_later(after, self._link_expired)
+
+    def link_restored(self) -> None:
+        """The tunnel is back."""
+        if self._link_timer is not None:
+            self._link_timer.cancel()
+            self._link_timer = None
+
+    def _link_expired(self) -> None:
+        self._link_timer = None
+        conversation = self.conversation
+        if conversation is not None and conversation.in_transaction and not self._ended:
+            self._cut(
+                StreamCode.SESSION_LOST,
+                "the tunnel stayed down for too long while a transaction was open; it was rolled back",
+                "08006",
+            )
+
+    # --- the server's side
+
+    def upstream_data(self, data: bytes) -> None:
+        """From the server."""
+        conversation = self.conversation
+        assert conversation is not None
+        if self._ending is not None:
+            self._complete(data)
+            return
+        try:
+            out = conversation.backend(data, self._clock())
+        except PostgresError as error:
+            self.end(error, StreamCode.UPSTREAM_LOST)
+            return
+        if out:
+            self.stream.write(out, boundary=conversation.boundary)
+        if (self._eof or conversation.terminated) and conversation.idle:
+            self._leave()
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The server's connection is gone."""
+        del error
+        if self._ended:
+            return
+        conversation = self.conversation
+        if conversation is not None and conversation.fatal is not None and conversation.boundary:
+            self._front.ended(self, conversation.fatal)
+            self._half_close()
+            return
+        lost = PostgresError(
+            f'the server of database "{self.database}" closed the connection', sqlstate="08006"
+        )
+        self.end(lost, StreamCode.UPSTREAM_LOST)
+
+    def upstream_full(self) -> None:
+        """The server reads too slowly: withhold the app's credit."""
+        self._full = True
+
+    def upstream_drained(self) -> None:
+        """Give the withheld credit back."""
+        self._full = False
+        owed, self._owed = self._owed, 0
+        if owed and not self._closed:
+            self._consumed(owed)
+
+    # --- limits
+
+    def check(self, now: float, wall: float) -> None:
+        """Apply the time limits; ``now`` is the relay's clock, ``wall`` unix time."""
+        conversation, app, route = self.conversation, self.app, self.route
+        if conversation is None or app is None or route is None or self._ended or self._ending is not None:
+            return
+        if app.expires_at is not None and wall >= app.expires_at:
+            self.revoke(f'the credential of app "{app.name}" has expired')
+            return
+        if conversation.replication:
+            return
+        running = conversation.running_since
+        if running is not None:
+            limit = narrower(app.limits.statement_timeout_s, route.limits.statement_timeout_s)
+            if limit is not None and now - running >= limit and not conversation.waits_for_client:
+                self._statement_timed_out(now, running)
+            return
+        self._cancelled_at = None
+        if not conversation.idle:
+            return
+        quiet = now - conversation.last_reply
+        if conversation.status == 0x49:
+            limit = narrower(app.limits.idle_timeout_s, route.limits.idle_timeout_s)
+            if limit is not None and quiet >= limit:
+                self.end(
+                    PostgresError("terminating connection due to idle-session timeout", sqlstate="57P05"),
+                    StreamCode.REFUSED,
+                )
+        else:
+            limit = narrower(app.limits.idle_in_transaction_s, route.limits.idle_in_transaction_s)
+            if limit is not None and quiet >= limit:
+                self.end(
+                    PostgresError(
+                        "terminating connection due to idle-in-transaction timeout", sqlstate="25P03"
+                    ),
+                    StreamCode.REFUSED,
+                )
+
+    def _statement_timed_out(self, now: float, running: float) -> None:
+        assert self.conversation is not None
+        if self._cancelled_at is None or self._cancelled_at < running:
+            self._cancelled_at = now
+            self.conversation.timeout_cancel = True
+            self._front.cancel_upstream(self)
+        elif now - self._cancelled_at >= CANCEL_GRACE_S:
+            self.end(
+                PostgresError("terminating connection due to statement timeout", sqlstate="57014"),
+                StreamCode.REFUSED,
+            )
+
+    # --- the end
+
+    def revoke(self, message: str) -> None:
+        """The right to be here was withdrawn."""
+        self.end(
+            PostgresError(
+                "terminating connection due to administrator command", sqlstate="57P01", detail=message
+            ),
+            StreamCode.REVOKED,
+        )
+
+    def end(self, error: PostgresError, code: StreamCode) -> None:
+        """End the session with a FATAL error at the next message boundary; at worst reset with ``code``."""
+        if self._ended or self._ending is not None:
+            return
+        fatal = PostgresError(
+            error.message, sqlstate=error.sqlstate, severity="FATAL", detail=error.detail, hint=error.hint
+        )
+        conversation, lease = self.conversation, self.lease
+        if conversation is not None and conversation.down_remaining:
+            if lease is None or lease.upstream.lost:
+                self._cut(code, error.message, error.sqlstate)
+                return
+            self._ending = fatal
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LINGER_S, self._cut, code, error.message, error.sqlstate)
+            return
+        self._say(fatal)
+
+    def _complete(self, data: bytes) -> None:
+        """Deliver the rest of the message under way, then say why the session ends."""
+        conversation = self.conversation
+        assert conversation is not None
+        assert self._ending is not None
+        remaining = conversation.down_remaining
+        part = data[:remaining]
+        conversation.backend(part, self._clock())
+        self.stream.write(part, boundary=conversation.boundary)
+        if not conversation.down_remaining:
+            self._stop_timer()
+            self._say(self._ending)
+
+    def _say(self, fatal: PostgresError) -> None:
+        self._stream_write(fatal.response(), sensitive=self.conversation is None)
+        if self.conversation is not None:
+            self._front.ended(self, fatal.sqlstate)
+        self._half_close()
+
+    def _stream_write(self, data: bytes, *, sensitive: bool) -> None:
+        if data and not self._closed:
+            self.stream.write(data, boundary=True, sensitive=sensitive)
+
+    def _leave(self) -> None:
+        """The app is done (Terminate or end of stream): go once everything it asked for was answered."""
+        conversation = self.conversation
+        if conversation is None or self._ended:
+            return
+        if conversation.idle or conversation.waits_for_client:
+            self._front.ended(self, "ok")
+            self._half_close()
+
+    def _half_close(self) -> None:
+        """Nothing more will be written: let go of everything but the stream's own end."""
+        self._finish()
+        if not self._closed:
+            try:
+                self.stream.write_eof()
+            except MeshError:
+                return
+            self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._linger_over)
+
+    def _linger_over(self) -> None:
+        self._timer = None
+        if not self._closed:
+            self._closed = True
+            self.stream.reset(StreamCode.NO_ERROR)
+
+    def _cut(self, code: StreamCode, message: str, sqlstate: str) -> None:
+        """No message boundary in reach: end the stream at once."""
+        if self.conversation is not None:
+            self._front.ended(self, sqlstate)
+        self._finish()
+        if not self._closed:
+            self._closed = True
+            self.stream.reset(code, message, sqlstate=sqlstate)
+
+    def _finish(self) -> None:
+        """Give everything back, once."""
+        self._stop_timer()
+        self.link_restored()
+        if self._ended:
+            return
+        self._ended = True
+        self._early.clear()
+        lease, conversation = self.lease, self.conversation
+        if lease is not None and conversation is not None:
+            if self._closed or self._ending is not None:
+                self._front.ended(self, "08006")
+            self._front.pool.give_back(lease, reusable=conversation.reusable)
+        self._front.gone(self)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
