@@ -5,11 +5,18 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from tunnel_proto.certificate import NodeCertificate, verify_chain
 from tunnel_proto.errors import AuthenticationFailed
 from tunnel_proto.handshake import Hello
-from tunnel_proto.marks import ReplayMarks
+
+
+class Marks(Protocol):
+    """What remembers timestamps: :class:`tunnel_proto.marks.ReplayMarks`."""
+
+    def accept(self, key: bytes, timestamp: int) -> None:
+        """Record a newer timestamp of ``key``, or raise AuthenticationFailed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class Authorisation:
     pool_key: bytes
     roles: frozenset[str]
     standing: Callable[[NodeCertificate], str]
-    marks: ReplayMarks
+    marks: Marks
     clock: Callable[[], float]
 
     def __call__(self, hello: Hello, remote_static: bytes) -> NodeCertificate:
