@@ -14,6 +14,8 @@ from meshctl.errors import CommandError, ExitCode
 from meshctl.terminal import note
 from tunnel_proto.errors import ConfigError, MeshError
 
+app = build()
+
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -25,8 +27,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
-        command = get_command(build())
-        result = command.main(args=list(arguments), prog_name="meshctl", standalone_mode=False)
+        result = get_command(app).main(args=list(arguments), prog_name="meshctl", standalone_mode=False)
         sys.stdout.flush()
     except MeshError as error:
         note(f"Error: {error.message}")

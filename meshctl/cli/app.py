@@ -62,6 +62,7 @@ def create(
     ] = False,
     max_connections: options.MaxConnections = None,
     queue: options.Queue = None,
+    queue_timeout: options.QueueTimeout = None,
     idle_timeout: options.IdleTimeout = None,
     statement_timeout: options.StatementTimeout = None,
     idle_in_transaction: options.IdleInTransaction = None,
@@ -82,7 +83,7 @@ def create(
         "databases": databases,
         "expires_in_s": options.seconds(expires_in, "--expires-in"),
         "limits": options.limits(
-            max_connections, queue, idle_timeout, statement_timeout, idle_in_transaction
+            max_connections, queue, queue_timeout, idle_timeout, statement_timeout, idle_in_transaction
         ),
         "sidecars": sidecars or None,
         "read_only": read_only or None,
@@ -108,8 +109,14 @@ def list_apps(
 def rotate(
     name: options.AppName,
     overlap: Annotated[
-        str, typer.Option("--overlap", metavar="TIME", help="How long the old password works beside the new.")
-    ] = "1h",
+        str | None,
+        typer.Option(
+            "--overlap",
+            metavar="TIME",
+            help="How long the old password works beside the new.",
+            show_default="the setting app.rotate_overlap_s",
+        ),
+    ] = None,
     host: Host = "localhost",
     port: Port = None,
     gate_dir: options.GateDir = None,
@@ -118,9 +125,8 @@ def rotate(
 ) -> None:
     """Give an app a new password; the old one keeps working for the overlap."""
     gate = options.connect(gate_dir, socket)
-    reply = gate.post(
-        f"/apps/{quote(name, safe='')}/rotate", {"overlap_s": options.seconds(overlap, "--overlap")}
-    )
+    body = {} if overlap is None else {"overlap_s": options.seconds(overlap, "--overlap")}
+    reply = gate.post(f"/apps/{quote(name, safe='')}/rotate", body)
     if output is Output.TABLE and reply.get("old_valid_until"):
         note(f"The old password works until {view.moment(reply['old_valid_until'])}.")
     _show_credential(

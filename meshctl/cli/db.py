@@ -76,16 +76,20 @@ def add(
     ] = None,
     pool_size: Annotated[
         int | None,
-        typer.Option("--pool-size", min=0, help="Idle upstream connections kept.", show_default=False),
+        typer.Option("--pool-size", min=1, help="Upstream connections at one time.", show_default=False),
     ] = None,
     replication: Annotated[
         bool, typer.Option("--replication", help="Allow replication connections to it.")
     ] = False,
+    audit_detail: Annotated[
+        str | None, typer.Option("--audit-detail", help="interval (equal statements merged) or statement.")
+    ] = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Register it without logging in first.")
     ] = False,
     max_connections: options.MaxConnections = None,
     queue: options.Queue = None,
+    queue_timeout: options.QueueTimeout = None,
     idle_timeout: options.IdleTimeout = None,
     statement_timeout: options.StatementTimeout = None,
     idle_in_transaction: options.IdleInTransaction = None,
@@ -107,8 +111,9 @@ def add(
         "compression": compression,
         "pool_size": pool_size,
         "allow_replication": replication or None,
+        "audit_detail": audit_detail,
         "limits": options.limits(
-            max_connections, queue, idle_timeout, statement_timeout, idle_in_transaction
+            max_connections, queue, queue_timeout, idle_timeout, statement_timeout, idle_in_transaction
         ),
     }
     if dsn_file is not None and (host or user or dbname):

@@ -99,6 +99,7 @@ SettingName = Annotated[
 def limits(
     max_connections: int | None,
     queue: int | None,
+    queue_timeout: str | None,
     idle: str | None,
     statement: str | None,
     in_transaction: str | None,
@@ -107,6 +108,7 @@ def limits(
     given = {
         "max_connections": max_connections,
         "queue": queue,
+        "queue_timeout_s": seconds(queue_timeout, "--queue-timeout"),
         "idle_timeout_s": seconds(idle, "--idle-timeout"),
         "statement_timeout_s": seconds(statement, "--statement-timeout"),
         "idle_in_transaction_s": seconds(in_transaction, "--idle-in-transaction"),
@@ -121,6 +123,10 @@ MaxConnections = Annotated[
 Queue = Annotated[
     int | None,
     typer.Option("--queue", min=0, help="Connections that may wait for a free one.", show_default=False),
+]
+QueueTimeout = Annotated[
+    str | None,
+    typer.Option("--queue-timeout", metavar="TIME", help="How long they may wait.", show_default=False),
 ]
 IdleTimeout = Annotated[
     str | None,

@@ -47,9 +47,13 @@ def build() -> typer.Typer:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        write(f"meshctl {version('qgate-mesh')}")
+        try:
+            number = version("qgate-mesh")
+        except PackageNotFoundError:  # run from a source tree that was not installed
+            number = "from source"
+        write(f"meshctl {number}")
         raise typer.Exit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -52,7 +51,7 @@ def get(
 def set_value(
     name: options.SettingName,
     value: Annotated[
-        str, typer.Argument(metavar="VALUE", help="The new value; JSON where text would not do.")
+        str, typer.Argument(metavar="VALUE", help="The new value; the gate reads it as the setting's type.")
     ],
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
@@ -60,7 +59,7 @@ def set_value(
 ) -> None:
     """Change a setting for the whole pool; it takes effect within a second unless a restart is needed."""
     gate = options.connect(gate_dir, socket)
-    row = gate.put(_path(name), {"value": typed(value, str(gate.get(_path(name)).get("type")))})
+    row = gate.put(_path(name), {"value": value})
     _tell_restart(row)
     emit(row, view.card(row), output)
 
@@ -78,18 +77,6 @@ def reset(
     row = gate.delete(_path(name)) or {}
     note(f"{name} is at its default again.")
     _tell_restart(row)
-
-
-def typed(text: str, kind: str) -> Any:
-    """The value that ``text`` stands for under a setting's type; the gate judges what does not fit."""
-    if kind in {"str", "string", "text"}:
-        return text
-    if kind in {"bool", "boolean"} and text.lower() in {"on", "yes", "off", "no"}:
-        return text.lower() in {"on", "yes"}
-    try:
-        return json.loads(text.lower() if text.lower() in {"true", "false", "none"} else text)
-    except ValueError:
-        return text
 
 
 def _tell_restart(row: dict[str, Any]) -> None:
