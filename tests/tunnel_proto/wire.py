@@ -210,6 +210,8 @@ async def wire(
     gate, node = Identity.generate(), Identity.generate()
     known = {node.handshake_public: certificate(node)}
     built: list[Wire] = []
+    sessions: list[PeerSession] = []
+    closed: list[PeerSession] = []
 
     def authorise(_: Hello, remote_static: bytes) -> NodeCertificate:
         if remote_static not in known:
@@ -227,9 +229,9 @@ async def wire(
         chain=b"c",
         authorise=authorise,
         settings=gate_settings or settings,
-        on_session=lambda session: built[0].sessions.append(session),
+        on_session=sessions.append,
         on_stream=on_stream,
-        on_session_closed=lambda session: built[0].closed_sessions.append(session),
+        on_session_closed=closed.append,
         node="gate",
         addresses=[],
     )
@@ -246,7 +248,7 @@ async def wire(
         on_state=lambda client: built[0].states.append(client.state),
         instance=os.urandom(16),
     )
-    built.append(Wire(server, client, proxy))
+    built.append(Wire(server, client, proxy, sessions=sessions, closed_sessions=closed))
     try:
         if connect:
             client.start()
