@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 from dataclasses import dataclass
+from typing import cast
 
 import structlog
 
@@ -75,8 +76,7 @@ class StartingApp(asyncio.Protocol):
     # --- from the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one without saying so
         connections = self._door.connections
         connections.counts.accepted["unix" if _is_unix(transport) else "tcp"] += 1
         if connections.crowded:
