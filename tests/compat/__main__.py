@@ -16,8 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.compat.pipeline import UnobtainableError
 from tests.compat.results import PASSED, Comparison, Exceptions, Outcome, compare, read_exceptions
-from tests.compat.suites import SUITES, UnobtainableError, psql_version
+from tests.compat.suites import SUITES, psql_version
 from tests.kit.cluster import Cluster
 from tests.kit.login import Login
 from tests.kit.mesh import Mesh

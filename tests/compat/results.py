@@ -93,7 +93,7 @@ class Comparison:
 
         yield f"{self.suite}: direct    {counts(self.direct)}"
         yield f"{self.suite}: the wire  {counts(self.wire)}"
-        yield f"{self.suite}: {self.passed_both} of {self.passed_direct} that pass direct pass through the wire"
+        yield f"{self.suite}: {self.passed_both} of {self.passed_direct} that pass direct pass here too"
         for name, reason in sorted(self.explained.items()):
             yield f"  exception   {name}: {reason}"
         for name, outcome in sorted(self.unexplained.items()):
