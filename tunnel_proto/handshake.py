@@ -8,7 +8,7 @@
 The initiator proves who it is in its first packet, so the responder need not say a word to anyone it
 does not know: every failure on its side is AuthenticationFailed, on which the caller writes nothing,
 waits a random moment and closes. mac1 is keyed by the responder's public key and checked before any
-elliptic-curve work, so whoever does not hold that key costs half a microsecond. It hides nothing and
+elliptic-curve work, so whoever does not hold that key costs two microseconds. It hides nothing and
 proves nothing else.
 
 Message 1 can be replayed and its payload has no forward secrecy (Noise section 7.7: payload security 2).
@@ -259,17 +259,12 @@ class ResponderHandshake:
         welcome: Callable[[Hello, NodeCertificate], Welcome],
         admit: Callable[[], bool] | None = None,
     ) -> None:
+        self._identity = identity
+        self._ephemeral = ephemeral
         self._public = identity.handshake_public
         self._authorise = authorise
         self._welcome = welcome
         self._admit = admit
-        self._noise = HandshakeState(
-            PATTERNS["IK"],
-            initiator=False,
-            prologue=PROLOGUE,
-            s=KeyPair(identity.handshake_key),
-            e=KeyPair(ephemeral),
-        )
         self._inbox = _Inbox(self._public, MAC1_LABEL_1, MESSAGE_1_OVERHEAD, HELLO_MAX)
         self._message_2: bytes | None = None
         self._state = _State.WAITING
@@ -291,15 +286,23 @@ class ResponderHandshake:
             raise AuthenticationFailed("bytes behind message 1")
         if self._admit is not None and not self._admit():
             raise AuthenticationFailed("too many failed handshakes from this address")
-        hello, peer = self._read_hello(message)
+        # Not before now: deriving the ephemeral's public half is elliptic-curve work too.
+        noise = HandshakeState(
+            PATTERNS["IK"],
+            initiator=False,
+            prologue=PROLOGUE,
+            s=KeyPair(self._identity.handshake_key),
+            e=KeyPair(self._ephemeral),
+        )
+        hello, peer = self._read_hello(noise, message)
         welcome = self._answer(hello, peer)
-        self._message_2 = _packet(self._noise.write_message(welcome.pack()), self._public, MAC1_LABEL_2)
+        self._message_2 = _packet(noise.write_message(welcome.pack()), self._public, MAC1_LABEL_2)
         send_key, receive_key = b"", b""
         if not welcome.refusal:
-            send, receive = self._noise.split()
+            send, receive = noise.split()
             send_key, receive_key = send.key or b"", receive.key or b""
         self._state = _State.DONE
-        return Established(send_key, receive_key, self._noise.handshake_hash, hello, welcome, peer)
+        return Established(send_key, receive_key, noise.handshake_hash, hello, welcome, peer)
 
     def message_2(self) -> bytes:
         """The packet that answers a known node, a refusal included; once :meth:`receive` returned one."""
@@ -308,12 +311,12 @@ class ResponderHandshake:
         packet, self._message_2 = self._message_2, None
         return packet
 
-    def _read_hello(self, message: bytes) -> tuple[Hello, NodeCertificate]:
+    def _read_hello(self, noise: HandshakeState, message: bytes) -> tuple[Hello, NodeCertificate]:
         try:
-            hello = Hello.unpack(_read(self._noise, message))
+            hello = Hello.unpack(_read(noise, message))
         except RemoteProtocolError as error:
             raise AuthenticationFailed(error.message) from None
-        remote_static = self._noise.rs
+        remote_static = noise.rs
         if remote_static is None:
             raise LocalProtocolError("message 1 brings the initiator's key")
         peer = self._authorise(hello, remote_static)

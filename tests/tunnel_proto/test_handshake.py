@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from noise.connection import Keypair, NoiseConnection
 
 from tunnel_proto.authorisation import Authorisation
 from tunnel_proto.certificate import NodeCertificate, issue_node, issue_online
@@ -19,6 +20,7 @@ from tunnel_proto.constants import (
     MAC1_BYTES,
     MESSAGE_1_OVERHEAD,
     MESSAGE_2_OVERHEAD,
+    NOISE_PROTOCOL_NAME,
     PACKET_LENGTH_BYTES,
     WELCOME_MAX,
 )
@@ -33,7 +35,7 @@ from tunnel_proto.handshake import (
     choose_version,
 )
 from tunnel_proto.identity import Identity
-from tunnel_proto.noise import PATTERNS, HandshakeState, KeyPair
+from tunnel_proto.noise import PATTERNS, CipherState, HandshakeState, KeyPair
 from tunnel_proto.packing import pack
 
 POOL, ONLINE, NODE, GATE = (Identity(bytes((n,)) * 32, bytes((n + 1,)) * 32) for n in (1, 3, 5, 7))
@@ -258,6 +260,16 @@ def test_noise_gets_nothing_and_costs_nothing(noise: bytes) -> None:
     assert gate.asked == []
 
 
+def test_no_elliptic_curve_work_is_done_for_a_wrong_mac1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def worked(*_: object) -> bytes:
+        raise AssertionError("elliptic-curve work for a stranger")
+
+    monkeypatch.setattr("nacl.bindings.crypto_scalarmult", worked)
+    monkeypatch.setattr("nacl.bindings.crypto_scalarmult_base", worked)
+    refused(Gate().responder(), MESSAGE_1[:-1] + bytes((MESSAGE_1[-1] ^ 1,)), "mac1")
+    refused(Gate(admitted=False).responder(), MESSAGE_1, "too many")
+
+
 def test_impossible_lengths_are_refused_at_the_second_byte() -> None:
     for length in (
         0,
@@ -316,6 +328,39 @@ def test_a_gate_key_of_small_order_is_refused_before_anything_is_sent() -> None:
         calling.message_1()
     with pytest.raises(LocalProtocolError):
         calling.message_1()
+
+
+def test_another_noise_implementation_can_be_the_initiator() -> None:
+    """Packets built by hand around the PyPI package noiseprotocol are understood, and understand us."""
+    theirs = NoiseConnection.from_name(NOISE_PROTOCOL_NAME.encode("ascii"))
+    theirs.set_as_initiator()
+    theirs.set_prologue(b"qgate-mesh/tunnel")
+    theirs.set_keypair_from_private_bytes(Keypair.STATIC, NODE.handshake_key)
+    theirs.set_keypair_from_public_bytes(Keypair.REMOTE_STATIC, GATE.handshake_public)
+    theirs.start_handshake()
+    responder = Gate().responder()
+    established = responder.receive(with_mac1(bytes(theirs.write_message(HELLO.pack()))))
+    assert established is not None
+    message_2 = responder.message_2()
+    assert with_mac1(message_2[2:-16], b"qgate-mesh/mac1/2") == message_2
+    assert Welcome.unpack(bytes(theirs.read_message(message_2[2:-16]))) == WELCOME
+    assert theirs.get_handshake_hash() == established.handshake_hash
+    assert CipherState(established.receive_key).decrypt_with_ad(b"", bytes(theirs.encrypt(b"up"))) == b"up"
+    assert theirs.decrypt(CipherState(established.send_key).encrypt_with_ad(b"", b"down")) == b"down"
+
+
+def test_another_noise_implementation_can_be_the_responder() -> None:
+    theirs = NoiseConnection.from_name(NOISE_PROTOCOL_NAME.encode("ascii"))
+    theirs.set_as_responder()
+    theirs.set_prologue(b"qgate-mesh/tunnel")
+    theirs.set_keypair_from_private_bytes(Keypair.STATIC, GATE.handshake_key)
+    theirs.start_handshake()
+    calling = initiator()
+    assert Hello.unpack(bytes(theirs.read_message(calling.message_1()[2:-16]))) == HELLO
+    ours = calling.receive(with_mac1(bytes(theirs.write_message(WELCOME.pack())), b"qgate-mesh/mac1/2"))
+    assert ours is not None
+    assert ours.welcome == WELCOME
+    assert theirs.decrypt(CipherState(ours.send_key).encrypt_with_ad(b"", b"up")) == b"up"
 
 
 # --- Who may come in --------------------------------------------------------------------------------------
