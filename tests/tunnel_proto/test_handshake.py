@@ -5,16 +5,28 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from noise.connection import Keypair, NoiseConnection
 
-from tunnel_proto.authorisation import Authorisation
-from tunnel_proto.certificate import NodeCertificate, issue_node, issue_online
+from tests.tunnel_proto.knocking import (
+    CERTIFICATE,
+    CHAIN,
+    GATE,
+    HELLO,
+    LONGEST_MESSAGE_1,
+    MESSAGE_1,
+    NODE,
+    WELCOME,
+    Gate,
+    RecordedMarks,
+    call,
+    initiator,
+    refused,
+)
 from tunnel_proto.constants import (
     HELLO_MAX,
     MAC1_BYTES,
@@ -29,103 +41,11 @@ from tunnel_proto.handshake import (
     Established,
     Hello,
     InitiatorHandshake,
-    ReplayMarks,
-    ResponderHandshake,
     Welcome,
-    choose_version,
 )
 from tunnel_proto.identity import Identity
 from tunnel_proto.noise import PATTERNS, CipherState, HandshakeState, KeyPair
 from tunnel_proto.packing import pack
-
-POOL, ONLINE, NODE, GATE = (Identity(bytes((n,)) * 32, bytes((n + 1,)) * 32) for n in (1, 3, 5, 7))
-ONLINE_CERTIFICATE = issue_online(POOL, ONLINE.verify_key, not_before=0, not_after=100_000, serial=1)
-CERTIFICATE = NodeCertificate(
-    POOL.verify_key, "client", "laptop", NODE.verify_key, NODE.handshake_public, 7, 1_000, 50_000
-)
-CHAIN = issue_node(ONLINE, ONLINE_CERTIFICATE, CERTIFICATE)
-LONGEST_MESSAGE_1 = PACKET_LENGTH_BYTES + MESSAGE_1_OVERHEAD + HELLO_MAX + MAC1_BYTES
-HELLO = Hello("client", (1, 1), frozenset({"zstd", "long-context"}), CHAIN, 1_000_000)
-WELCOME = Welcome(1, frozenset({"zstd"}), "gate-a", ("gate-a.example:7000",))
-
-
-class RecordedMarks:
-    """Marks in memory that remember what they were asked."""
-
-    def __init__(self) -> None:
-        self.accepted: list[tuple[bytes, int]] = []
-
-    def accept(self, key: bytes, timestamp: int) -> None:
-        if any(mark >= timestamp for known, mark in self.accepted if known == key):
-            raise AuthenticationFailed("a replayed handshake")
-        self.accepted.append((key, timestamp))
-
-
-@dataclass
-class Gate:
-    """A responder's surroundings: who may come in, and what was asked meanwhile."""
-
-    marks: RecordedMarks | ReplayMarks = field(default_factory=RecordedMarks)
-    roles: frozenset[str] = frozenset({"client", "gate"})
-    now: float = 3_000.0
-    problem: str = ""
-    welcome: Welcome = WELCOME
-    admitted: bool = True
-    asked: list[str] = field(default_factory=list)
-
-    def responder(self, *, identity: Identity = GATE, ephemeral: bytes | None = None) -> ResponderHandshake:
-        def authorise(hello: Hello, remote_static: bytes) -> NodeCertificate:
-            self.asked.append("authorise")
-            judge = Authorisation(
-                POOL.verify_key,
-                self.roles,
-                lambda _node: self.problem,
-                self.marks,
-                lambda: self.now,
-            )
-            return judge(hello, remote_static)
-
-        def welcome(_hello: Hello, _peer: NodeCertificate) -> Welcome:
-            self.asked.append("welcome")
-            return self.welcome
-
-        def admit() -> bool:
-            self.asked.append("admit")
-            return self.admitted
-
-        return ResponderHandshake(
-            identity=identity,
-            ephemeral=ephemeral or os.urandom(32),
-            authorise=authorise,
-            welcome=welcome,
-            admit=admit,
-        )
-
-
-def initiator(
-    hello: Hello = HELLO, *, identity: Identity = NODE, gate: Identity = GATE
-) -> InitiatorHandshake:
-    return InitiatorHandshake(
-        identity=identity,
-        hello=hello,
-        responder_key=gate.handshake_public,
-        ephemeral=os.urandom(32),
-    )
-
-
-def refused(responder: ResponderHandshake, data: bytes, reason: str) -> None:
-    """The responder refuses ``data`` and has nothing to say."""
-    with pytest.raises(AuthenticationFailed, match=reason):
-        responder.receive(data)
-    with pytest.raises(LocalProtocolError):
-        responder.message_2()
-    with pytest.raises(LocalProtocolError):
-        responder.receive(b"")
-
-
-MESSAGE_1 = InitiatorHandshake(
-    identity=NODE, hello=HELLO, responder_key=GATE.handshake_public, ephemeral=b"\x11" * 32
-).message_1()
 
 
 def test_both_sides_agree() -> None:
@@ -363,109 +283,6 @@ def test_another_noise_implementation_can_be_the_responder() -> None:
     assert theirs.decrypt(CipherState(ours.send_key).encrypt_with_ad(b"", b"up")) == b"up"
 
 
-# --- Who may come in --------------------------------------------------------------------------------------
-
-
-def call(gate: Gate, hello: Hello = HELLO, identity: Identity = NODE) -> tuple[ResponderHandshake, bytes]:
-    return gate.responder(), initiator(hello, identity=identity).message_1()
-
-
-def certified(**changes: object) -> bytes:
-    return issue_node(ONLINE, ONLINE_CERTIFICATE, replace(CERTIFICATE, **changes))  # type: ignore[arg-type]
-
-
-def test_an_unknown_key_is_refused() -> None:
-    # It borrows the node's certificate, which anyone who saw the node's files may have.
-    refused(*call(Gate(), identity=Identity.generate()), "another handshake key")
-
-
-def test_a_node_the_gate_does_not_know_is_refused() -> None:
-    refused(*call(Gate(problem="this node is not enrolled")), "not enrolled")
-
-
-def test_a_revoked_serial_is_refused() -> None:
-    gate = Gate(problem="serial 7 is revoked")
-    refused(*call(gate), "serial 7 is revoked")
-    assert isinstance(gate.marks, RecordedMarks)
-    assert gate.marks.accepted == []
-
-
-def test_an_expired_certificate_is_refused() -> None:
-    refused(*call(Gate(now=50_001)), "node certificate has expired")
-
-
-def test_a_certificate_of_tomorrow_is_refused() -> None:
-    refused(*call(Gate(now=100)), "not valid yet")
-
-
-def test_another_role_than_the_certified_one_is_refused() -> None:
-    refused(*call(Gate(), replace(HELLO, role="gate")), "another role")
-
-
-def test_a_role_the_gate_does_not_serve_is_refused() -> None:
-    hello = replace(HELLO, role="daemon", chain=certified(role="daemon"))
-    refused(*call(Gate(), hello), "role daemon are not served")
-
-
-def test_another_pool_is_refused() -> None:
-    pool, online = Identity.generate(), Identity.generate()
-    online_certificate = issue_online(pool, online.verify_key, not_before=0, not_after=100_000, serial=1)
-    chain = issue_node(online, online_certificate, replace(CERTIFICATE, pool=pool.verify_key))
-    refused(*call(Gate(), replace(HELLO, chain=chain)), "another pool")
-
-
-def test_an_authorisation_that_mixes_keys_up_is_caught() -> None:
-    def responder(certificate: NodeCertificate) -> ResponderHandshake:
-        return ResponderHandshake(
-            identity=GATE,
-            ephemeral=os.urandom(32),
-            authorise=lambda _hello, _static: certificate,
-            welcome=lambda _hello, _peer: WELCOME,
-        )
-
-    refused(responder(replace(CERTIFICATE, handshake_public=bytes(32))), MESSAGE_1, "another handshake key")
-    refused(responder(replace(CERTIFICATE, role="admin")), MESSAGE_1, "another role")
-
-
-# --- Replay -----------------------------------------------------------------------------------------------
-
-
-def test_a_replay_is_refused() -> None:
-    gate = Gate()
-    assert gate.responder().receive(MESSAGE_1) is not None
-    refused(gate.responder(), MESSAGE_1, "replayed")
-
-
-def test_a_replay_is_refused_after_the_marks_are_opened_again(tmp_path: Path) -> None:
-    marks = ReplayMarks(tmp_path / "marks")
-    assert Gate(marks).responder().receive(MESSAGE_1) is not None
-    marks.close()
-    marks = ReplayMarks(tmp_path / "marks")
-    refused(Gate(marks).responder(), MESSAGE_1, "replayed")
-    assert (
-        Gate(marks).responder().receive(initiator(replace(HELLO, timestamp=1_000_001)).message_1())
-        is not None
-    )
-    marks.close()
-
-
-def test_an_older_timestamp_is_refused_and_a_newer_one_welcome() -> None:
-    gate = Gate()
-    for timestamp, welcome in ((5, True), (4, False), (5, False), (6, True)):
-        responder, message_1 = call(gate, replace(HELLO, timestamp=timestamp))
-        if welcome:
-            assert responder.receive(message_1) is not None
-        else:
-            refused(responder, message_1, "replayed")
-
-
-def test_a_refused_handshake_uses_no_timestamp_up() -> None:
-    gate = Gate(problem="not now")
-    refused(*call(gate), "not now")
-    gate.problem = ""
-    assert gate.responder().receive(MESSAGE_1) is not None
-
-
 # --- Versions and refusals --------------------------------------------------------------------------------
 
 
@@ -492,22 +309,6 @@ def test_the_gate_may_refuse_with_a_word_of_its_own() -> None:
     assert theirs.send_key == b""
     with pytest.raises(RemoteProtocolError, match="gate-a refuses this node for now: draining"):
         calling.receive(called.message_2())
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours", "chosen"),
-    [
-        ((1, 1), (1, 1), 1),
-        ((1, 5), (2, 3), 3),
-        ((2, 3), (1, 5), 3),
-        ((4, 5), (1, 3), None),
-        ((1, 1), (2, 3), None),
-    ],
-)
-def test_the_newest_version_in_both_ranges_is_chosen(
-    theirs: tuple[int, int], ours: tuple[int, int], chosen: int | None
-) -> None:
-    assert choose_version(theirs, ours) == chosen
 
 
 @pytest.mark.parametrize(
@@ -572,63 +373,8 @@ def test_an_impostor_cannot_answer() -> None:
     assert int.from_bytes(b"HT", "big") > MESSAGE_2_OVERHEAD + WELCOME_MAX + MAC1_BYTES
 
 
-# --- Payloads ---------------------------------------------------------------------------------------------
-
-
-def hello_fields() -> list[object]:
-    return ["client", 1, 1, ["zstd"], CHAIN, 5]
-
-
-def welcome_fields() -> list[object]:
-    return [1, ["zstd"], "gate-a", ["gate-a.example:7000"], ""]
-
-
-def test_fields_of_a_later_version_are_ignored() -> None:
-    assert Hello.unpack(pack([*hello_fields(), "more", {"and": 1}])) == Hello.unpack(pack(hello_fields()))
-    assert Welcome.unpack(pack([*welcome_fields(), None])) == Welcome.unpack(pack(welcome_fields()))
-
-
-@pytest.mark.parametrize(
-    ("position", "value"),
-    [
-        (0, "king"), (0, 1), (0, b"client"), (1, 0), (1, 2), (1, True), (1, 65536), (2, -1), (2, "1"),
-        (2, None), (3, "zstd"), (3, ["zstd", "zstd"]), (3, ["ZSTD"]), (3, [1]), (3, [""]), (3, ["x" * 33]),
-        (3, [str(n) for n in range(17)]), (3, {"zstd": 1}), (4, b""), (4, "text"), (4, bytes(1025)),
-        (4, None), (5, 0), (5, -1), (5, 2**63), (5, 1.5), (5, True),
-    ],
-)  # fmt: skip
-def test_a_hello_out_of_its_limits_is_refused(position: int, value: object) -> None:
-    fields = hello_fields()
-    fields[position] = value
-    with pytest.raises(RemoteProtocolError):
-        Hello.unpack(pack(fields))
-
-
-@pytest.mark.parametrize(
-    ("position", "value"),
-    [
-        (0, 0), (0, "1"), (0, 65536), (1, None), (1, ["zstd", "zstd"]), (2, ""), (2, "two words"),
-        (2, "x" * 64), (3, "host:1"), (3, ["a b"]), (3, ["x" * 262]), (3, [str(n) for n in range(17)]),
-        (3, [b"host:1"]), (4, "Version"), (4, "two words"), (4, "x" * 33), (4, 1), (4, None),
-    ],
-)  # fmt: skip
-def test_a_welcome_out_of_its_limits_is_refused(position: int, value: object) -> None:
-    fields = welcome_fields()
-    fields[position] = value
-    with pytest.raises(RemoteProtocolError):
-        Welcome.unpack(pack(fields))
-
-
-@given(payload=st.binary(max_size=600))
-def test_noise_is_no_payload(payload: bytes) -> None:
-    with pytest.raises(RemoteProtocolError):
-        Hello.unpack(payload)
-    with pytest.raises(RemoteProtocolError):
-        Welcome.unpack(payload)
-
-
 def test_a_malformed_hello_under_a_true_key_meets_silence() -> None:
-    for payload in (b"", b"\xc1", pack(["client"]), pack(hello_fields()) + b"\x00", bytes(HELLO_MAX)):
+    for payload in (b"", b"\xc1", pack(["client"]), HELLO.pack() + b"\x00", bytes(HELLO_MAX)):
         state = HandshakeState(
             PATTERNS["IK"],
             initiator=True,
@@ -654,14 +400,6 @@ def test_a_malformed_hello_under_a_true_key_meets_silence() -> None:
 def test_we_do_not_send_what_a_peer_would_refuse(make: Callable[[], object]) -> None:
     with pytest.raises(LocalProtocolError, match="cannot be sent"):
         make()
-
-
-def test_the_greatest_payloads_fit_their_bounds() -> None:
-    features = frozenset(f"{n:032d}" for n in range(16))
-    # No valid chain is longer than 450 bytes; test_certificate.py shows it.
-    assert len(replace(HELLO, features=features, chain=bytes(450), timestamp=2**63 - 1).pack()) <= HELLO_MAX
-    addresses = tuple(f"{n:0200d}" for n in range(16))
-    assert len(Welcome(65535, features, "n" * 63, addresses, "r" * 32).pack()) <= WELCOME_MAX
 
 
 # --- Misuse and secrecy -----------------------------------------------------------------------------------
