@@ -81,15 +81,15 @@ def stop(
     """Drain and stop the stack; fine when none runs."""
     state = _state(state_dir or context.obj)
     record = state.read()
-    if not state.running or record is None:
+    if not state.running() or record is None:
         note(f"No dev stack runs in {state.root}.")
         return
     os.kill(record.supervisor_pid, signal.SIGTERM)
     if force:
-        _wait(lambda: (now := state.read()) is None or now.phase == "stopping" or not state.running, 5.0)
+        _wait(lambda: (now := state.read()) is None or now.phase == "stopping" or not state.running(), 5.0)
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.supervisor_pid, signal.SIGTERM)
-    if not _wait(lambda: not state.running, STOP_TIMEOUT_S):
+    if not _wait(lambda: not state.running(), STOP_TIMEOUT_S):
         raise CommandError(
             f"The stack (pid {record.supervisor_pid}) has not stopped within {STOP_TIMEOUT_S:.0f} s.",
             hint=f"meshctl dev stop --force --state-dir {state.root}",
@@ -110,7 +110,7 @@ def status(
 
     state = _state(state_dir or context.obj)
     record = state.read()
-    if record is None or not state.running:
+    if record is None or not state.running():
         raise UnreachableError(f"No dev stack runs in {state.root}.", hint="meshctl dev")
     reply = record.public()
     shown = [view.card(_shown(record))]
@@ -185,7 +185,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _detach(state: DevState, port: int, output: Output) -> None:
     """Start a supervisor in a session of its own and wait until its stack is ready."""
-    if state.running:
+    if state.running():
         os.close(state.lock())  # raises with who runs it
     log = state.logs / "dev.log"
     log.unlink(missing_ok=True)

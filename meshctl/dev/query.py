@@ -11,6 +11,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from meshctl.drivers import Credential
 from meshctl.errors import CommandError
@@ -41,8 +42,11 @@ def run_query(credential: Credential, sql: str, *, timeout: float) -> Result:
     """Log in, run one statement, log out. ``timeout`` is seconds a network wait. Raises QueryFailed."""
     began = time.monotonic()
     try:
-        with socket.create_connection((credential.host, credential.port), timeout) as sock:
-            exchange = _Exchange(sock)
+        with (
+            socket.create_connection((credential.host, credential.port), timeout) as sock,
+            sock.makefile("rb") as file,
+        ):
+            exchange = _Exchange(sock, file)
             exchange.log_in(credential)
             sock.sendall(pgwire.query(sql))
             columns, rows = exchange.result()
@@ -56,9 +60,9 @@ def run_query(credential: Credential, sql: str, *, timeout: float) -> Result:
 
 
 class _Exchange:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, file: BinaryIO) -> None:
         self._sock = sock
-        self._file = sock.makefile("rb")
+        self._file = file
 
     def message(self) -> tuple[bytes, bytes]:
         """The next message but notices and parameters. Raises EOFError, QueryFailed for ErrorResponse."""

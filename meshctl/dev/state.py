@@ -127,7 +127,6 @@ class DevState:
             ) from None
         return descriptor
 
-    @property
     def running(self) -> bool:
         """Whether a supervisor holds the lock; a dev.json without one is left over from a kill."""
         try:

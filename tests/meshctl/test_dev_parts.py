@@ -56,14 +56,14 @@ def test_the_record_survives_a_round_trip_and_damage_reads_as_none(tmp_path: Pat
 def test_one_stack_a_directory_and_a_stale_record_is_not_a_running_one(tmp_path: Path) -> None:
     state = DevState(tmp_path)
     state.prepare()
-    assert not state.running
+    assert not state.running()
     held = state.lock()
     state.write(RECORD)
-    assert state.running
-    with pytest.raises(RefusedError, match="runs in .* already .pid 1, port 11438"):
+    assert state.running()
+    with pytest.raises(RefusedError, match=r"runs in .* already .pid 1, port 11438"):
         state.lock()
     os.close(held)
-    assert not state.running
+    assert not state.running()
 
 
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ def test_a_wrong_password_and_a_failed_statement_keep_their_sqlstate() -> None:
     with postgres("other", b"") as c, pytest.raises(QueryFailed) as caught:
         run_query(c, "select", timeout=10)
     assert caught.value.sqlstate == "28P01"
-    with postgres("pw", pgwire.error_response("ERROR", "42P01", "no table") + READY) as c:
-        with pytest.raises(QueryFailed, match="no table") as caught:
-            run_query(c, "select", timeout=10)
+    failing = pgwire.error_response("ERROR", "42P01", "no table") + READY
+    with postgres("pw", failing) as c, pytest.raises(QueryFailed, match="no table") as caught:
+        run_query(c, "select", timeout=10)
     assert caught.value.sqlstate == "42P01"
 
 
