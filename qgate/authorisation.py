@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from qgate.governance.directory import Directory
 from tunnel_proto.authorisation import Authorisation
@@ -31,7 +31,7 @@ _REASONS = {
 
 
 class GateAuthorisation:
-    """Answers a handshake: pool key, chain, expiry, role, enrolment, revocation and replay mark, in that order.
+    """Answers a handshake: pool key, chain, expiry, role, enrolment, revocation, replay mark, in that order.
 
     ``refused`` counts refusals by reason; the reason is never told to the other side.
     """
@@ -68,10 +68,14 @@ class GateAuthorisation:
             return SUPERSEDED
         return ""
 
-    def withdrawn(self, peers: Iterable[NodeCertificate]) -> list[tuple[NodeCertificate, str]]:
-        """Those of ``peers`` that hold a session and no longer may, with the reason."""
-        judged = [(peer, self.standing(peer)) for peer in peers]
-        return [(peer, reason) for peer, reason in judged if reason in {UNKNOWN, REVOKED, OTHER_KEY}]
+    def withdrawn(self, peer: NodeCertificate) -> str:
+        """Why the bearer of a live session must go, or the empty string.
+
+        An old certificate is no reason: who enrols again keeps the running session and shows the new one at
+        the next handshake.
+        """
+        reason = self.standing(peer)
+        return "" if reason == SUPERSEDED else reason
 
 
 def reason_of(error: AuthenticationFailed) -> str:

@@ -33,7 +33,6 @@ class ListenSettings:
         (),
         'What sidecars should dial, as "host:port", in order of preference; written into their bundles and '
         "told to them at each handshake. It must lead to this gate process: a session lives in one.",
-        reload=True,
     )
 
     def __post_init__(self) -> None:

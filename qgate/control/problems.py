@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from qgate.store import StoreUnavailableError
 from tunnel_proto.errors import ConfigError, MeshError
 from tunnel_proto.logs import redact_text
 
@@ -82,6 +83,8 @@ def classify(error: MeshError) -> tuple[int, str]:
     status, code = getattr(error, "status", None), getattr(error, "code", None)
     if isinstance(status, int) and isinstance(code, str):
         return status, code
+    if isinstance(error, StoreUnavailableError):
+        return HTTPStatus.SERVICE_UNAVAILABLE, "store-unavailable"
     if isinstance(error, ConfigError):
         return HTTPStatus.UNPROCESSABLE_ENTITY, "invalid"
     return HTTPStatus.INTERNAL_SERVER_ERROR, "failed"

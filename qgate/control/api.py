@@ -1,0 +1,130 @@
+"""The control surface: the HTTP face of a gate's administration, for meshctl and for whoever scripts it.
+
+Thin on purpose: a call is checked (`bodies`), handed to the administration, and its answer written as JSON.
+Errors are problem documents (`problems`). The description for tools is at /control/v1/openapi.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from qgate.control import problems, resources
+
+if TYPE_CHECKING:
+    from qgate.gate import Gate
+
+PREFIX = "/control/v1"
+NDJSON = "application/x-ndjson"
+
+AUDIT_PAGE_MAX = 10_000
+"""Audit entries in one answer; further ones are asked for with ``after``."""
+
+
+def control_api(gate: Gate) -> FastAPI:
+    """The ASGI application over a gate."""
+    application = FastAPI(
+        title="qgate control",
+        version=gate.version,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=f"{PREFIX}/openapi.json",
+    )
+    problems.install(application)
+    application.include_router(_health(gate))
+    for router in (_gate(gate), _audit(gate), *resources.routers(gate)):
+        application.include_router(router, prefix=PREFIX)
+    return application
+
+
+def _health(gate: Gate) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process lives and its event loop turns."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """It serves: listening, and the store answers; else 503 with what is missing."""
+        found = dict(gate.problems())
+        state = {"status": "not ready" if found else "ready", "problems": found}
+        return JSONResponse(state, 503 if found else 200)
+
+    return router
+
+
+def _gate(gate: Gate) -> APIRouter:
+    router = APIRouter(tags=["gate"])
+
+    @router.get("/status")
+    async def status() -> dict[str, Any]:
+        """The gate, its store, tunnel sessions, application connections and totals."""
+        return gate.status()
+
+    @router.get("/key")
+    async def key() -> dict[str, Any]:
+        """Fingerprints to compare by eye, and when the certificates end."""
+        return gate.key_document()
+
+    @router.post("/drain", status_code=202)
+    async def drain() -> dict[str, Any]:
+        """Begin what SIGTERM begins; the gate ends when it is drained."""
+        gate.ask_drain()
+        return {
+            "state": "draining",
+            "sessions": len(gate.tunnel.sessions),
+            "connections": len(gate.parts.front.live),
+            "timeout_s": gate.settings.drain_timeout_s,
+        }
+
+    return router
+
+
+def _audit(gate: Gate) -> APIRouter:
+    router = APIRouter(prefix="/audit", tags=["audit"])
+    trail = gate.parts.trail
+
+    @router.get("")
+    async def entries(
+        after: Annotated[int | None, Query(ge=0)] = None,
+        limit: Annotated[int, Query(ge=1, le=AUDIT_PAGE_MAX)] = 100,
+        app: str | None = None,
+        database: str | None = None,
+        kind: str | None = None,
+    ) -> dict[str, Any]:
+        """Entries after number ``after``, oldest first; without it the newest ones."""
+        found = await trail.entries(after=after, limit=limit, app=app, database=database, kind=kind)
+        return {"items": found}
+
+    @router.get("/stream")
+    async def stream(after: Annotated[int | None, Query(ge=0)] = None) -> StreamingResponse:
+        """Entries as they are written, one JSON object a line, until the caller hangs up."""
+
+        async def lines() -> AsyncIterator[str]:
+            async for entry in trail.follow(after=after):
+                yield json.dumps(entry) + "\n"
+
+        return StreamingResponse(lines(), media_type=NDJSON)
+
+    @router.get("/export")
+    async def export() -> StreamingResponse:
+        """The whole chain, one JSON object a line, the signed head last."""
+        return StreamingResponse(trail.export(), media_type=NDJSON)
+
+    @router.post("/verify")
+    async def verify() -> dict[str, Any]:
+        """Recompute the chain and check every signed head."""
+        return await trail.verify()
+
+    @router.get("/head")
+    async def head() -> dict[str, Any]:
+        """The newest signed head; keep it elsewhere."""
+        return await trail.head() or {"seq": 0, "hash": None, "signature": None, "signed_at": None}
+
+    return router

@@ -1,0 +1,382 @@
+"""One gate process: it puts the parts together, dispatches streams, and ends what is no longer welcome.
+
+    start    keys → store → directory → audit → PostgreSQL front → control socket → metrics → tunnel
+    drain    refuse new streams (GOAWAY), wait for those that run
+    close    the reverse of start, so that the last sessions are still audited
+
+Every part that needs ending is on one exit stack: a start that fails half way leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+
+from qgate.authorisation import GateAuthorisation
+from qgate.control.api import control_api
+from qgate.control.local import LocalServer
+from qgate.governance.audit import AuditEvent, AuditLog
+from qgate.governance.directory import Directory
+from qgate.governance.trail import AuditTrail
+from qgate.governance.watch import DirectoryWatch
+from qgate.keys import GateKeys
+from qgate.metrics import Figures, TunnelTotals, registry_of
+from qgate.postgres.front import PostgresFront
+from qgate.settings import GateFiles, GateSettings, split_address
+from qgate.state import OpenStore, open_store
+from qgate.status import status_of
+from qgate.store import StoreUnavailableError
+from qgate.store.marks import all_marks, raise_marks
+from qgate.vault import Vault
+from tunnel_proto.constants import StreamCode
+from tunnel_proto.enrolment import GateAddress
+from tunnel_proto.errors import ConfigError
+from tunnel_proto.identity import fingerprint
+from tunnel_proto.link import PeerSession, Stream, TunnelServer
+from tunnel_proto.marks import ReplayMarks
+from tunnel_proto.monitor import ListenError, Monitor
+from tunnel_proto.settings import options
+
+MARKS_INTERVAL_S = 5.0
+"""How often replay marks are copied to the store; the local file has each at once."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parts:
+    """What a gate is made of, in the order in which it is made."""
+
+    keys: GateKeys
+    vault: Vault
+    marks: ReplayMarks
+    store: OpenStore
+    watch: DirectoryWatch
+    audit: AuditLog
+    trail: AuditTrail
+    front: PostgresFront
+
+    @property
+    def directory(self) -> Directory:
+        return self.watch.directory
+
+
+class Gate:
+    """A running gate. Make one with `Gate.start`; `run` keeps it going, `drain` and `close` end it."""
+
+    def __init__(
+        self,
+        settings: GateSettings,
+        files: GateFiles,
+        parts: Parts,
+        stack: AsyncExitStack,
+        *,
+        version: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.files = files
+        self.parts = parts
+        self.version = version
+        self.state = "starting"
+        self.totals = TunnelTotals()
+        self.streams_refused: Counter[str] = Counter()
+        self.authorisation = GateAuthorisation(parts.keys.pool_key, parts.directory, parts.marks, clock=clock)
+        self.tunnel = TunnelServer(
+            identity=parts.keys.node,
+            chain=parts.keys.chain,
+            authorise=self.authorisation,
+            settings=settings.tunnel,
+            on_session=self._session_opened,
+            on_stream=self._stream_opened,
+            on_session_closed=self._session_closed,
+            node=settings.name,
+            addresses=settings.listen.advertise,
+            marks=parts.marks,
+        )
+        self.ask_drain: Callable[[], None] = _ignored
+        self._marks_told: dict[bytes, int] = {}
+        self._born = time.monotonic()
+        self._stack = stack
+        parts.directory.subscribe(self._directory_changed)
+
+    # --- life
+
+    @classmethod
+    async def start(
+        cls, settings: GateSettings, files: GateFiles, *, version: str, clock: Callable[[], float] = time.time
+    ) -> Gate:
+        """Start everything and listen.
+
+        Raises `ConfigError` for files, `UnavailableError` for the store or a port; then nothing is left
+        running.
+        """
+        async with AsyncExitStack() as stack:
+            parts = await compose(settings, files, stack, clock=clock)
+            gate = cls(settings, files, parts, stack, version=version, clock=clock)
+            await gate._listen(stack)
+            gate._stack = stack.pop_all()
+        gate.state = "ready"
+        return gate
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        control = LocalServer(control_api(self), self.files.control_socket)
+        await control.start()
+        stack.push_async_callback(control.close)
+        if self.settings.metrics.enabled:
+            monitor = Monitor(registry_of(self.figures), self.problems, self.status)
+            await monitor.start(self.settings.metrics.host, self.settings.metrics.port)
+            stack.push_async_callback(monitor.close)
+        listen = self.settings.listen
+        stack.push_async_callback(self.parts.front.close)
+        stack.push_async_callback(self.tunnel.close)
+        try:
+            await self.tunnel.start(listen.host, listen.port)
+        except OSError as error:
+            raise ListenError("the tunnel", listen.host or "*", listen.port, error) from None
+
+    @property
+    def port(self) -> int:
+        """The tunnel's TCP port."""
+        return self.tunnel.listening[0][1]
+
+    async def run(self) -> None:
+        """Keep the directory fresh, the audit written and the marks copied, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.parts.watch.run(), name="directory")
+            tasks.create_task(self.parts.audit.run(), name="audit")
+            tasks.create_task(self._copy_marks(), name="marks")
+
+    async def drain(self) -> None:
+        """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
+        self.state = "draining"
+        patience = self.settings.drain_timeout_s
+        log.info("draining", sessions=len(self.tunnel.sessions), connections=len(self.parts.front.live))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.tunnel.drain(patience))
+            tasks.create_task(self.parts.front.drain(patience))
+
+    async def close(self) -> None:
+        """End everything, the last sessions' audit entries included."""
+        self.state = "stopped"
+        await self._stack.aclose()
+
+    def reload(self, settings: GateSettings, files: GateFiles) -> list[str]:
+        """Apply what can be applied while running; returns the names of changed options that need a restart.
+
+        Raises `ConfigError`, with nothing changed, where the new keys or certificates are not usable.
+        """
+        keys = GateKeys.load(files, now=time.time())
+        if keys.node != self.parts.keys.node or keys.pool_key != self.parts.keys.pool_key:
+            raise ConfigError("the gate's identity cannot change while it runs", hint="restart the gate")
+        waiting = [
+            one.path
+            for one in options(GateSettings)
+            if not one.reload and _value_at(settings, one.path) != _value_at(self.settings, one.path)
+        ]
+        self.tunnel.chain = keys.chain
+        self.parts = dataclasses.replace(self.parts, keys=keys)
+        self.settings = dataclasses.replace(self.settings, drain_timeout_s=settings.drain_timeout_s)
+        return waiting
+
+    # --- sessions and streams
+
+    def _session_opened(self, session: PeerSession) -> None:
+        self.totals.sessions_opened += 1
+        # Revoked between the handshake and its first record.
+        if reason := self.authorisation.standing(session.peer):
+            session.close(StreamCode.REVOKED, reason)
+
+    def _session_closed(self, session: PeerSession) -> None:
+        self.totals.session_ended(session.stats)
+
+    def _stream_opened(self, session: PeerSession, stream: Stream) -> None:
+        if stream.kind == "pg":
+            self.parts.front.accept(session, stream)
+        elif stream.kind == "pg-cancel":
+            self.parts.front.cancel(session, stream)
+        else:
+            kind = stream.kind if stream.kind.isidentifier() and len(stream.kind) <= 16 else "other"
+            self.streams_refused[kind if len(self.streams_refused) < 32 else "other"] += 1
+            stream.reset(StreamCode.REFUSED, f'this gate serves no streams of the kind "{stream.kind[:32]}"')
+
+    def _directory_changed(self, names: frozenset[str]) -> None:
+        if not any(name.startswith("node:") for name in names):
+            return
+        for session in list(self.tunnel.sessions.values()):
+            if reason := self.authorisation.withdrawn(session.peer):
+                log.warning("session ended", node=session.peer.name, session=session.id, reason=reason)
+                session.close(StreamCode.REVOKED, reason)
+
+    # --- what others ask
+
+    def problems(self) -> Mapping[str, str]:
+        """What keeps the gate from serving, by part; empty when it is ready."""
+        found = {}
+        if self.state != "ready":
+            found["gate"] = self.state
+        if not self.parts.watch.fresh:
+            found["store"] = "unreachable"
+        if not self.parts.audit.accepting:
+            found["audit"] = "its queue is full, and new sessions are refused"
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """The status document of the control API."""
+        return status_of(self)
+
+    def key_document(self) -> dict[str, Any]:
+        """Fingerprints and expiry of the keys, for comparing by eye."""
+        keys = self.parts.keys
+        return {
+            "pool": {"fingerprint": fingerprint(keys.pool_key)},
+            "online": {"fingerprint": keys.online.fingerprint, "expires_at": keys.online_terms.not_after},
+            "node": {
+                "fingerprint": keys.node.fingerprint,
+                "handshake_public": keys.node.handshake_public.hex(),
+                "expires_at": keys.certificate.not_after,
+            },
+        }
+
+    def gate_addresses(self) -> tuple[GateAddress, ...]:
+        """What goes into a sidecar's bundle: where this gate is reached, and the key it must prove."""
+        public = self.parts.keys.node.handshake_public
+        return tuple(
+            GateAddress(self.settings.name, *split_address(address), public)
+            for address in self.settings.listen.advertise
+        )
+
+    def app_sessions(self, app: str) -> int:
+        """How many of an app's connections are open here."""
+        return sum(one.app_name == app for one in self.parts.front.live)
+
+    def route_sessions(self, route: str) -> int:
+        """How many connections to a database are open here."""
+        return sum(one.database == route for one in self.parts.front.live)
+
+    def node_address(self, name: str) -> str | None:
+        """Where a node is connected from, None where it is not connected here."""
+        sessions = self.tunnel.sessions.values()
+        return next((one.address for one in sessions if one.connected and one.peer.name == name), None)
+
+    def figures(self) -> Figures:
+        """What the gate counts, now."""
+        sessions = list(self.tunnel.sessions.values())
+        front, audit = self.parts.front, self.parts.audit
+        pools: dict[tuple[str, str], int] = {}
+        for name, counts in front.pool.counts().items():
+            pools.update(
+                {(name, state): n for state, n in zip(("active", "idle", "waiting"), counts, strict=True)}
+            )
+        return Figures(
+            version=self.version,
+            name=self.settings.name,
+            uptime_s=self.uptime_s,
+            sessions=len(sessions),
+            sessions_connected=sum(one.connected for one in sessions),
+            sessions_opened=self.totals.sessions_opened,
+            streams=sum(len(one.streams) for one in sessions),
+            tunnel=self.totals.with_live([one.stats for one in sessions]),
+            handshakes_refused=dict(self.authorisation.refused),
+            streams_refused=dict(self.streams_refused),
+            connections=len(front.live),
+            connections_opened=front.stats.connections,
+            queries=front.stats.queries_total,
+            rows=front.stats.rows_total,
+            pools=pools,
+            audit_queued=audit.queued,
+            audit_written=audit.written,
+            audit_dropped=audit.dropped,
+            store_up=self.parts.watch.fresh,
+            draining=self.state == "draining",
+            certificate_expires_at=self.parts.keys.certificate.not_after,
+        )
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._born
+
+    # --- housekeeping
+
+    async def _copy_marks(self) -> None:
+        while True:
+            await asyncio.sleep(MARKS_INTERVAL_S)
+            await self._copy_marks_once()
+
+    async def _copy_marks_once(self) -> None:
+        marks = self.parts.marks.snapshot()
+        newer = {key: mark for key, mark in marks.items() if self._marks_told.get(key) != mark}
+        if not newer:
+            return
+        try:
+            async with self.parts.store.store.connection() as connection:
+                await raise_marks(connection, newer)
+        except StoreUnavailableError:
+            return  # the file has them; the next round tries again
+        self._marks_told.update(newer)
+
+
+async def compose(
+    settings: GateSettings, files: GateFiles, stack: AsyncExitStack, *, clock: Callable[[], float]
+) -> Parts:
+    """Make every part that does not need the gate itself; ``stack`` ends them."""
+    keys = GateKeys.load(files, now=clock())
+    vault = Vault.load(files.vault_key)
+    marks = ReplayMarks(files.marks)
+    stack.callback(marks.close)
+    opened = await open_store(settings, files, stack)
+    async with opened.store.connection() as connection:
+        marks.load(await all_marks(connection))
+    directory = Directory(unseal=vault.unseal)
+    watch = DirectoryWatch(directory, opened.store, vault, clock=clock)
+    await watch.refresh()
+    head_file = files.state_dir / "audit.head"
+    audit = AuditLog(
+        opened.store,
+        gate=settings.name,
+        online=keys.online,
+        online_certificate=keys.online_certificate,
+        setting=directory.setting,
+        head_file=head_file,
+        clock=clock,
+    )
+    stack.push_async_callback(audit.close)
+    trail = AuditTrail(
+        opened.store,
+        audit,
+        pool_key=keys.pool_key,
+        online=keys.online,
+        online_certificate=keys.online_certificate,
+        head_file=head_file,
+        clock=clock,
+    )
+    front = PostgresFront(
+        directory=directory, audit=audit, settings=settings.postgres, secret=login_secret(keys)
+    )
+    audit.record(AuditEvent("gate.start", detail={"pid": os.getpid()}))
+    return Parts(keys, vault, marks, opened, watch, audit, trail, front)
+
+
+def login_secret(keys: GateKeys) -> bytes:
+    """32 bytes that all gates of a pool derive alike: salts shown to unknown users must not vary by gate."""
+    return hashlib.blake2b(keys.online.sign("app login salts", keys.pool_key), digest_size=32).digest()
+
+
+def _ignored() -> None:
+    """Until the composition root says what asking for a drain does."""
+
+
+def _value_at(settings: Any, path: str) -> Any:
+    for part in path.split("."):
+        settings = getattr(settings, part)
+    return settings

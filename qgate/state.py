@@ -1,0 +1,101 @@
+"""Opening the store that the settings name: the embedded server, or the PostgreSQL behind a DSN."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from qgate.settings import GateFiles, GateSettings
+from qgate.store import Store, StoreUnavailableError
+from qgate.store.embedded import EmbeddedPostgres
+from tunnel_proto.errors import ConfigError
+from tunnel_proto.process import UnavailableError
+
+EMBEDDED_DATABASE = "postgres"
+"""Database of the embedded server that holds our schema; sample data lives in databases beside it."""
+
+DSN_FILE_MAX = 8192
+"""Bytes read of a DSN file."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStore:
+    """The store, and the server under it where that is ours too."""
+
+    store: Store
+    embedded: EmbeddedPostgres | None
+    server_version: str
+
+    @property
+    def kind(self) -> str:
+        return "external" if self.embedded is None else "embedded"
+
+
+async def open_store(settings: GateSettings, files: GateFiles, stack: AsyncExitStack) -> OpenStore:
+    """Start the embedded server if it is meant, connect and migrate; ``stack`` undoes it.
+
+    Raises `ConfigError` for a DSN that cannot work, `UnavailableError` after ``store.patience_s`` without an
+    answer.
+    """
+    embedded: EmbeddedPostgres | None = None
+    if settings.store.kind == "embedded":
+        embedded = EmbeddedPostgres(files.embedded_store)
+        # It must be running before anything can connect, so a signal meanwhile has to leave no orphan.
+        stack.push_async_callback(embedded.stop)
+        await asyncio.shield(asyncio.ensure_future(embedded.start()))
+        dsn = embedded.dsn(EMBEDDED_DATABASE)
+    else:
+        dsn = external_dsn(settings, files)
+    try:
+        store = await Store.open(
+            dsn, connections=settings.store.connections, patience_s=settings.store.patience_s
+        )
+    except StoreUnavailableError as error:
+        raise UnavailableError(
+            f"{error.message} (tried for {settings.store.patience_s:.0f} s at {place_of(dsn)})",
+            hint=f"try it from this machine: psql -l '{place_of(dsn)}'",
+        ) from None
+    stack.push_async_callback(store.close)
+    return OpenStore(store, embedded, await store.server_version())
+
+
+def external_dsn(settings: GateSettings, files: GateFiles) -> str:
+    """The DSN of an external store, from the settings or from its file."""
+    dsn = settings.store.dsn if files.dsn is None else read_dsn(files.dsn)
+    if not dsn.startswith(("postgresql://", "postgres://")):
+        where = files.dsn or "store.dsn"
+        raise ConfigError(
+            f"{where} is not a postgresql:// URL", hint="postgresql://user:password@host:5432/qgate"
+        )
+    return dsn
+
+
+def read_dsn(path: Path) -> str:
+    """The one line of a DSN file, which nobody but its owner (and systemd's mount) may read."""
+    try:
+        with path.open("rb") as file:
+            mode = path.stat().st_mode & 0o777
+            content = file.read(DSN_FILE_MAX)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist", hint="write the store's DSN into it") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=f"ls -l {path}") from None
+    # Credentials of a unit with a user of its own carry mode 0440; their folder keeps everybody else out.
+    allowed = 0o440 if path.is_relative_to("/run/credentials") else 0o600
+    if mode & ~allowed & 0o077:
+        raise ConfigError(f"{path} has mode {mode:04o}: others can read it", hint=f"chmod 600 {path}")
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text", hint="write the store's DSN into it") from None
+
+
+def place_of(dsn: str) -> str:
+    """``dsn`` without its password and parameters, fit to be shown."""
+    parts = urlsplit(dsn)
+    host = parts.netloc.rpartition("@")[2]
+    user = parts.username
+    return f"{parts.scheme}://{f'{user}@' if user else ''}{host}{parts.path}"

@@ -1,0 +1,89 @@
+"""The status document: one look at a gate, as `meshctl status` and the dev stack show it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from tunnel_proto.identity import fingerprint
+
+if TYPE_CHECKING:
+    from qgate.gate import Gate
+    from qgate.postgres.session import FrontSession
+    from tunnel_proto.link import PeerSession
+
+STREAMS_SHOWN = 1000
+"""Connections listed at most; the totals count all of them."""
+
+
+def status_of(gate: Gate) -> dict[str, Any]:
+    """The document; bytes, seconds and unix times as plain numbers."""
+    figures = gate.figures()
+    parts = gate.parts
+    store_problem = gate.problems().get("store", "")
+    return {
+        "gate": {
+            "name": gate.settings.name,
+            "version": gate.version,
+            "pid": os.getpid(),
+            "uptime_s": round(gate.uptime_s, 3),
+            "fingerprint": parts.keys.node.fingerprint,
+            "pool_fingerprint": fingerprint(parts.keys.pool_key),
+            "addresses": list(gate.settings.listen.advertise),
+            "state": gate.state,
+        },
+        "store": {
+            "ok": not store_problem,
+            "kind": parts.store.kind,
+            "server_version": parts.store.server_version,
+            "detail": store_problem,
+        },
+        "sessions": [_session(one) for one in gate.tunnel.sessions.values()],
+        "streams": [_connection(one) for one in parts.front.live[:STREAMS_SHOWN]],
+        "totals": {
+            "sessions": figures.sessions,
+            "streams": figures.streams,
+            "queries": figures.queries,
+            "rows": figures.rows,
+            "bytes_app": figures.tunnel.bytes_app_in + figures.tunnel.bytes_app_out,
+            "bytes_wire": figures.tunnel.bytes_wire_in + figures.tunnel.bytes_wire_out,
+            "resumes": figures.tunnel.resumes,
+        },
+        "audit": {
+            "queued": figures.audit_queued,
+            "written": figures.audit_written,
+            "dropped": figures.audit_dropped,
+            "head_seq": parts.audit.head_seq,
+        },
+    }
+
+
+def _session(session: PeerSession) -> dict[str, Any]:
+    stats = session.stats
+    return {
+        "id": session.id,
+        "node": session.peer.name,
+        "role": session.peer.role,
+        "address": session.address,
+        "connected": session.connected,
+        "streams": len(session.streams),
+        "rtt_s": stats.rtt_s,
+        "bytes_app_in": stats.bytes_app_in,
+        "bytes_app_out": stats.bytes_app_out,
+        "bytes_wire_in": stats.bytes_wire_in,
+        "bytes_wire_out": stats.bytes_wire_out,
+        "resumes": stats.resumes,
+        "since": session.since,
+    }
+
+
+def _connection(session: FrontSession) -> dict[str, Any]:
+    return {
+        "app": session.app_name,
+        "database": session.database,
+        "sidecar": session.sidecar,
+        "state": session.state,
+        "since": time.time() - (time.monotonic() - session.started),
+        "queries": session.queries,
+    }
