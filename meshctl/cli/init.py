@@ -87,7 +87,7 @@ def init(
     note("Next:")
     note(f"  move {made.directory.pool_key} to offline storage; it is needed again to renew the online key")
     note(f"  keep a copy of {made.directory.vault_key} apart from the backups: it opens them")
-    note(f"  chown -R {SYSTEM_USER}: {root}   and start the unit of conf.example/qgate.service")
+    note(f"  chown -R {SYSTEM_USER}: {root}   and start the unit of conf.example/systemd/qgate.service")
     note(f"  (or by hand: qgate --config {made.directory.settings})")
     note(f"  meshctl db add NAME --gate-dir {root}")
 
