@@ -184,12 +184,12 @@ class Mesh:
             self.settings = merged({"store": {"kind": "external", "dsn": store_dsn}}, self.settings)
         self.gates: list[GateProcess] = []
         self.sidecars: list[SidecarProcess] = []
-        self._first_advertise = advertise
+        self.first_advertise = advertise
         self._serial = 1000
 
     def __enter__(self) -> Self:
         try:
-            self.add_gate(advertise=self._first_advertise)
+            self.add_gate(advertise=self.first_advertise)
             self.gate.start()
             self.add_sidecar("app-host")
             self.sidecar.start()
