@@ -31,7 +31,7 @@ from tunnel_proto.events import (
 )
 from tunnel_proto.mux import Mux
 from tunnel_proto.session import Session
-from tunnel_proto.stream import OVER, MuxStream
+from tunnel_proto.stream import MuxStream
 
 _TCP_INFO_RTT = 68  # offset of tcpi_rtt in linux/tcp.h's struct tcp_info
 
@@ -87,6 +87,11 @@ class Stream(MuxStream):
     def __init__(self, mux: Mux, stream_id: int, kind: str, metadata: dict[str, Any], mode: int) -> None:
         super().__init__(mux, stream_id, kind, metadata, mode)
         self.receiver = _NOBODY
+
+    def reset(self, code: int, message: str = "", *, sqlstate: str = "") -> None:
+        """End both directions now; queued data is dropped. No callback follows, not even of data here."""
+        self.receiver = _NOBODY
+        super().reset(code, message, sqlstate=sqlstate)
 
 
 class _Nobody:
@@ -322,11 +327,10 @@ class Pump:
 
     def _deliver(self, event: DataReceived) -> None:
         for stream, data, boundary in event.chunks:
-            if stream.state != OVER:
-                try:
-                    cast("Stream", stream).receiver.data_received(data, boundary)
-                except Exception as error:
-                    self._failed(stream, error)
+            try:
+                stream.receiver.data_received(data, boundary)  # type: ignore[attr-defined]
+            except Exception as error:
+                self._failed(stream, error)
 
     def _dispatch_one(self, event: object) -> None:
         match event:
@@ -340,7 +344,10 @@ class Pump:
                 error = None if code is None else StreamError(code, message, sqlstate=sqlstate)
                 self._call(stream, "stream_closed", error)
             case StreamOpened(stream):
-                self._owner.stream_opened(cast("Stream", stream))
+                try:
+                    self._owner.stream_opened(cast("Stream", stream))
+                except Exception as error:
+                    self._failed(stream, error)
             case SessionStarted():
                 self._owner.session_started()
             case PeerDraining(_, message):

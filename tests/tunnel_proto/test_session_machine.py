@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, invariant, multiple, rule
 
 from tests.tunnel_proto.joined import Side, started
+from tunnel_proto.compression import LevelPolicy
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import STREAM_WINDOW, StreamCode
 from tunnel_proto.stream import LOCAL_CLOSED, OVER, MuxStream
@@ -34,6 +35,15 @@ def text(seed: int, size: int) -> bytes:
     return (line * (size // len(line) + 1))[:size]
 
 
+class FixedLevel(LevelPolicy):
+    """A policy that a test sets, whatever the link does."""
+
+    fixed = 1
+
+    def level(self, goodput: float) -> int:
+        return self.fixed
+
+
 class SessionMachine(RuleBasedStateMachine):
     """Random conversations over a link that dies again and again."""
 
@@ -42,11 +52,14 @@ class SessionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.joined = started(SETTINGS)
-        self.joined.client.eager = False
         self.up: dict[int, bytearray] = defaultdict(bytearray)  # what the client wrote, by stream
         self.down: dict[int, bytearray] = defaultdict(bytearray)
         self.reset: set[int] = set()
         self.connected = True
+        for side, _, _ in self.sides:
+            side.eager = False
+            side.session.mux.compression.policy = FixedLevel(9)
+            side.session.mux.compression.level = FixedLevel.fixed
 
     @property
     def sides(self) -> list[tuple[Side, dict[int, bytearray], dict[int, bytearray]]]:
@@ -129,9 +142,18 @@ class SessionMachine(RuleBasedStateMachine):
             for stream in list(side.session.mux.streams.values()):
                 side.read(stream, share)
 
+    @rule(level=st.sampled_from([0, 1, 1, 3]))
+    def relevel(self, level: int) -> None:
+        for side, _, _ in self.sides:
+            compression = side.session.mux.compression
+            assert isinstance(compression.policy, FixedLevel)
+            compression.policy.fixed = compression.level = level
+
     @rule(seconds=st.sampled_from([0.001, 0.03, 1.5]))
     def wait(self, seconds: float) -> None:
         self.joined.now += seconds
+        for side, _, _ in self.sides:
+            side.session.mux.end_idle_contexts(self.joined.now)
 
     @invariant()
     def bytes_in_are_a_prefix_of_bytes_out(self) -> None:
@@ -144,7 +166,7 @@ class SessionMachine(RuleBasedStateMachine):
         for side, _, _ in self.sides:
             mux = side.session.mux
             charged_out = charged_in = 0
-            contexts = 0
+            contexts = expanders = 0
             for stream in mux.streams.values():
                 assert stream.credit >= 0
                 assert stream.outstanding >= 0
@@ -153,8 +175,10 @@ class SessionMachine(RuleBasedStateMachine):
                 charged_out += max(0, stream.outstanding - STREAM_WINDOW)
                 charged_in += max(0, stream.unreturned - STREAM_WINDOW)
                 contexts += stream.compressor is not None
+                expanders += stream.expander is not None
             assert mux.charged_out == charged_out <= SETTINGS.session_window
             assert mux._charged_in == charged_in <= SETTINGS.session_window
+            assert mux._expanding == expanders <= SETTINGS.compression_contexts
             assert mux.compression.contexts == contexts <= SETTINGS.compression_contexts
             # One record may pass the bound: it is checked before a record is made.
             assert side.session.log.size <= SETTINGS.resend_buffer + 144 * 1024

@@ -162,15 +162,26 @@ class Wire:
     server: TunnelServer
     client: TunnelClient
     proxy: Proxy
+    make_client: Callable[[str | None], TunnelClient]
+    known: dict[bytes, NodeCertificate]
     accepted: list[Collector] = field(default_factory=list)
     sessions: list[PeerSession] = field(default_factory=list)
     closed_sessions: list[PeerSession] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)  # closed in the end
 
     def open(self, receiver: Collector, kind: str = "echo", compression: str = "auto") -> Stream:
         stream = self.client.open_stream(kind, {"n": 1}, receiver, compression=compression)
         receiver.stream = stream
         return stream
+
+    def admit(self, identity: Identity, name: str) -> None:
+        """Let another node in."""
+        self.known[identity.handshake_public] = certificate(identity, name)
+
+    def successor(self, proxy: str | None = None) -> TunnelClient:
+        """Another process of the same node."""
+        return self.make_client(proxy)
 
 
 def certificate(identity: Identity, name: str = "laptop") -> NodeCertificate:
@@ -212,6 +223,7 @@ async def wire(
     built: list[Wire] = []
     sessions: list[PeerSession] = []
     closed: list[PeerSession] = []
+    states: list[str] = []
 
     def authorise(_: Hello, remote_static: bytes) -> NodeCertificate:
         if remote_static not in known:
@@ -238,23 +250,41 @@ async def wire(
     await server.start("127.0.0.1", 0)
     proxy = Proxy(server.listening[0])
     await proxy.start()
-    client = TunnelClient(
-        identity=node,
-        chain=b"chain",
-        gate=GateAddress("gate", "127.0.0.1", proxy.port, gate.handshake_public),
-        settings=settings,
-        role="client",
-        next_timestamp=next_timestamp,
-        on_state=lambda client: built[0].states.append(client.state),
-        instance=os.urandom(16),
+
+    def make_client(connect_proxy: str | None) -> TunnelClient:
+        return TunnelClient(
+            identity=node,
+            chain=b"chain",
+            gate=GateAddress("gate", "127.0.0.1", proxy.port, gate.handshake_public),
+            settings=settings,
+            role="client",
+            next_timestamp=next_timestamp,
+            on_state=lambda client: states.append(client.state),
+            instance=os.urandom(16),
+            proxy=connect_proxy,
+        )
+
+    client = make_client(None)
+    built.append(
+        Wire(
+            server,
+            client,
+            proxy,
+            make_client,
+            known,
+            sessions=sessions,
+            closed_sessions=closed,
+            states=states,
+        )
     )
-    built.append(Wire(server, client, proxy, sessions=sessions, closed_sessions=closed))
     try:
         if connect:
             client.start()
             await client.wait_up(5)
         yield built[0]
     finally:
+        for writer in built[0].writers:
+            writer.transport.abort()
         await client.close()
         await server.close()
         await proxy.close()
