@@ -114,6 +114,8 @@ class StreamCode(IntEnum):
     INTERNAL = 10  # a fault of our own
 
 
+DRAIN_KINDS: Final = frozenset({"pg-cancel"})  # streams that end work, not begin it: taken during a drain
+
 # --- Sessions: numbers both ends rely on ------------------------------------------------------------------
 
 STREAM_WINDOW: Final = 64 * 1024  # a stream's first credit, decompressed bytes; never charged to the session
@@ -139,6 +141,7 @@ EXPANDED_CHUNK: Final = 60 * 1024  # bytes compressed into one frame: fits one e
 TURN_ONE_SHOT: Final = 32 * 1024  # a turn up to here that stops on a boundary gives its context back at once
 ACK_DELAY_S: Final = 0.025  # standalone acknowledgements wait so long for a record to ride on
 ACK_EVERY_BYTES: Final = 64 * 1024  # but at most so much stays unacknowledged meanwhile
+FRESH_MAX: Final = 8 * 1024  # a stream that begins with more than this to say is bulk
 WRITE_HIGH: Final = 64 * 1024  # a stream with more than this queued after a flush pauses its writer
 WRITE_LOW: Final = 16 * 1024  # and resumes it at this
 SLOW_RECORD: Final = 16 * 1024  # record size on slow links: 7 ms of a 20 Mbit/s link

@@ -6,9 +6,9 @@ has outstanding beyond STREAM_WINDOW is charged to the session, whose charge may
 So the first STREAM_WINDOW bytes of a stream are its own: however many readers stall with grown windows, no
 other stream stops. Both ends compute the charge from the same frames; the receiver's is never the larger.
 
-Fair order. Control frames go first. A stream that has just got something to say waits in `_fresh`, one that
-still had data after its share in `_steady`. Each record serves fresh streams up to half of its room, then at
-least one steady stream: an interactive stream waits for one record at most and bulk is never starved.
+Fair order. Control frames go first. A stream that has just got something small to say waits in `fresh`, one
+with more than its share in `steady`. Each record serves fresh streams up to half of its room, then at least
+one steady stream: an interactive stream waits for one record at most and bulk is never starved.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tunnel_proto.configuration import SessionStats
 from tunnel_proto.constants import (
     COMPRESS_TURN_MIN,
     CONTEXT_IDLE_S,
+    DRAIN_KINDS,
     EXPANDED_CHUNK,
     FRAME_HEADER_BYTES,
     LONG_CONTEXT_IDLE_S,
@@ -109,7 +110,7 @@ class Mux:
         self.refusing = False  # GOAWAY was sent: the peer's new streams are refused
         self.peer_refusing = False
         self._factory = factory
-        self._steady: deque[MuxStream] = deque()
+        self.steady: deque[MuxStream] = deque()
         self._starved: dict[int, MuxStream] = {}  # waiting for session credit
         self._charged_in = 0
         self._next_id = 1 if client else 2
@@ -124,7 +125,7 @@ class Mux:
 
     def open(self, kind: str, metadata: dict[str, Any], mode: str) -> MuxStream:
         """Open a stream; its OPEN leaves with the next record. LocalProtocolError at the peer's limits."""
-        if self.peer_refusing:
+        if self.peer_refusing and kind not in DRAIN_KINDS:
             raise LocalProtocolError("the peer is draining and takes no new streams")
         if len(self.streams) - self._peer_count >= self.peer_limits.max_streams:
             raise LocalProtocolError(f"the peer takes {self.peer_limits.max_streams} streams")
@@ -155,7 +156,7 @@ class Mux:
     @property
     def has_output(self) -> bool:
         """Is there anything to put into a numbered record?"""
-        return bool(self.control or self.credits or self.fresh or self._steady)
+        return bool(self.control or self.credits or self.fresh or self.steady)
 
     def backpressure(self) -> None:
         """At the end of a flush: pause the writers whose backlog stayed."""
@@ -183,11 +184,13 @@ class Mux:
             del control[:count]
         if self.credits:
             used += self._fill_credits(parts)
-        fresh, steady = self.fresh, self._steady
+        fresh, steady = self.fresh, self.steady
         half = room >> 1
         while used < room:
+            share = room - used
             if fresh and (used < half or not steady):
                 stream = fresh.popleft()
+                share = min(share, half)
             elif steady:
                 stream = steady.popleft()
             else:
@@ -195,7 +198,7 @@ class Mux:
             if stream.state & LOCAL_CLOSED:
                 stream.queued = False
                 continue
-            used += self._emit(stream, parts, room - used, now)
+            used += self._emit(stream, parts, share, now)
             if stream.pending:
                 if self._allowance(stream):
                     steady.append(stream)
@@ -349,7 +352,7 @@ class Mux:
     def _requeue(self, stream: MuxStream) -> None:
         if (stream.pending or stream.closing) and not stream.queued and not stream.state & LOCAL_CLOSED:
             stream.queued = True
-            self._steady.append(stream)
+            self.steady.append(stream)
             self.wake()
 
     def _charge_out(self, stream: MuxStream, size: int) -> None:
@@ -568,10 +571,11 @@ class Mux:
             raise RemoteProtocolError(f"OPEN with the stream number {stream_id}")
         self._peer_last = stream_id
         kind, metadata, mode = decode_open(payload)
-        if self.refusing or self._peer_count >= self.limits.max_streams:
+        refusing = self.refusing and kind not in DRAIN_KINDS
+        if refusing or self._peer_count >= self.limits.max_streams:
             code, why = (
                 (StreamCode.GATE_SHUTDOWN, "draining")
-                if self.refusing
+                if refusing
                 else (StreamCode.LIMIT, f"more than {self.limits.max_streams} streams")
             )
             self.control.append(encode_reason(FrameType.RESET, stream_id, code, why))

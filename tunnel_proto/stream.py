@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tunnel_proto.constants import STREAM_WINDOW, WRITE_HIGH, FrameType
+from tunnel_proto.constants import FRESH_MAX, STREAM_WINDOW, WRITE_HIGH, FrameType
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.frame import MODES, encode, encode_reason
 
@@ -111,7 +111,10 @@ class MuxStream:
         mux = self._mux
         if not self.queued:
             self.queued = True
-            mux.fresh.append(self)
+            if pending_bytes <= FRESH_MAX:
+                mux.fresh.append(self)
+            else:
+                mux.steady.append(self)
         if pending_bytes > WRITE_HIGH and not self.paused:
             mux.swollen.append(self)
         if not mux.awake:
