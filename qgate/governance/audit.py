@@ -81,7 +81,7 @@ def spell_time(at: float) -> str:
 
 def entry_of(event: AuditEvent, *, seq: int, gate: str) -> str:
     """The event as entry `seq` of the chain, in canonical JSON. Absent values are left out."""
-    entry: dict[str, Any] = {"v": 1, "seq": seq, "at": spell_time(event.started_at), "gate": gate}
+    entry: dict[str, Any] = {"v": 1, "seq": seq, "started_at": spell_time(event.started_at), "gate": gate}
     for name in _FIELDS:
         value = getattr(event, name)
         if isinstance(value, float):
@@ -144,9 +144,9 @@ class AuditLog:
     @property
     def accepting(self) -> bool:
         """Whether a new session may begin as far as the audit log is concerned."""
-        return (
-            len(self._queue) < self._setting("audit.queue_max") or self._setting("audit.when_full") == "drop"
-        )
+        limit: int = self._setting("audit.queue_max")
+        when_full: str = self._setting("audit.when_full")
+        return len(self._queue) < limit or when_full == "drop"
 
     def record(self, event: AuditEvent) -> None:
         """Take an event; never waits. One that finds the queue and its reserve full is counted instead."""

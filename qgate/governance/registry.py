@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from tunnel_proto.errors import MeshError
+from qgate.governance.problems import InvalidRequestError
 
 
-class SettingError(MeshError):
+class SettingError(InvalidRequestError):
     """A setting's name or value cannot be accepted; the message says what would be."""
 
 

@@ -137,7 +137,7 @@ async def last_before(connection: Connection, at: str) -> AuditRow | None:
         """
         SELECT seq, entry, hash FROM audit_entries
         WHERE seq < coalesce(
-            (SELECT min(seq) FROM audit_entries WHERE (entry::jsonb) ->> 'at' >= $1),
+            (SELECT min(seq) FROM audit_entries WHERE (entry::jsonb) ->> 'started_at' >= $1),
             (SELECT seq FROM audit_head))
         ORDER BY seq DESC LIMIT 1
         """,

@@ -105,6 +105,13 @@ async def move_route(connection: Connection, name: str, hosts: tuple[tuple[str, 
     await connection.execute("UPDATE routes SET hosts = $2 WHERE name = $1", name, [list(h) for h in hosts])
 
 
+async def embedded_routes(connection: Connection) -> list[str]:
+    """The names of routes that lead into the store's own server."""
+    return [
+        row["name"] for row in await connection.fetch("SELECT name FROM routes WHERE embedded ORDER BY name")
+    ]
+
+
 async def remove_route(connection: Connection, name: str) -> None:
     """Remove a route with its passwords and bindings."""
     await connection.execute("DELETE FROM routes WHERE name = $1", name)

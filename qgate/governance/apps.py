@@ -1,0 +1,176 @@
+"""Apps: pseudo-credentials for applications. A password is shown once; only its SCRAM verifier is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from qgate.governance.databases import unknown_database
+from qgate.governance.directory import App, Limits, with_limits
+from qgate.governance.office import Office, iso
+from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.postgres.statement import STATEMENT_CLASSES
+from qgate.store.apps import add_app, add_verifier, end_verifiers, find_app, list_apps, revoke_app
+from tunnel_proto.scram import make_verifier, parse_verifier
+
+PASSWORD_BYTES: Final = 24  # 192 bits, 32 characters that need no quoting in any URL
+SALT_BYTES: Final = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NewApp:
+    """What is asked when an app is created. None means any sidecar, any class, no expiry."""
+
+    name: str
+    databases: tuple[str, ...]
+    expires_in_s: float | None = None
+    limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sidecars: tuple[str, ...] | None = None
+    read_only: bool = False
+    statement_classes: tuple[str, ...] | None = None
+    replication: bool = False
+
+
+class Apps:
+    """The apps of the pool. `iterations` is the PBKDF2 count of new verifiers."""
+
+    def __init__(self, office: Office, *, iterations: int = 4096) -> None:
+        self._office = office
+        self._iterations = iterations
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Every app, revoked ones included."""
+        async with self._office.store.connection() as connection:
+            return [self._shown(row) for row in await list_apps(connection)]
+
+    async def create(self, new: NewApp, *, by: str) -> dict[str, Any]:
+        """Create an app: `{app, password}`. Nobody can show the password again.
+
+        ConflictError for a name in use, UnknownNameError for a database that is none.
+        """
+        self._check(new)
+        at = self._office.now()
+        password = secrets.token_urlsafe(PASSWORD_BYTES)
+        verifier = make_verifier(
+            password.encode(), salt=secrets.token_bytes(SALT_BYTES), iterations=self._iterations
+        )
+        expires = None if new.expires_in_s is None else at + timedelta(seconds=new.expires_in_s)
+        app = App(
+            name=new.name,
+            verifiers=((verifier, None),),
+            databases=frozenset(new.databases),
+            limits=with_limits(Limits(), new.limits),
+            sidecars=None if new.sidecars is None else frozenset(new.sidecars),
+            read_only=new.read_only,
+            statement_classes=None if new.statement_classes is None else frozenset(new.statement_classes),
+            replication=new.replication,
+        )
+        async with self._office.store.transaction() as connection:
+            existing = await find_app(connection, new.name)
+            if existing is not None and existing["revoked_at"] is None:
+                raise ConflictError(
+                    f"there is an app {new.name} already",
+                    hint=f"meshctl app rotate {new.name} gives it a new password",
+                )
+            await add_app(connection, app, limits=new.limits, created_at=at, expires_at=expires)
+        detail = {"databases": sorted(app.databases), "expires_at": iso(expires), "read_only": new.read_only}
+        await self._office.changed("app.create", new.name, by, detail)
+        return {"app": await self._show(new.name), "password": password}
+
+    async def rotate(self, name: str, *, overlap_s: float | None, by: str) -> dict[str, Any]:
+        """A new password; the old one stays valid for `overlap_s`: `{app, password, old_valid_until}`.
+
+        The new verifier has the old one's salt, because a SCRAM server names the salt before it can know
+        which of the two passwords the client holds.
+        """
+        if overlap_s is None:
+            overlap_s = self._office.directory.setting("app.rotate_overlap_s")
+        at = self._office.now()
+        until = at + timedelta(seconds=overlap_s)
+        password = secrets.token_urlsafe(PASSWORD_BYTES)
+        async with self._office.store.transaction() as connection:
+            row = await find_app(connection, name)
+            if row is None or row["revoked_at"] is not None:
+                raise _unknown_app(name)
+            if row["verifiers"] and overlap_s > 0:
+                kept = parse_verifier(row["verifiers"][0])
+                salt, iterations = kept.salt, kept.iterations
+            else:
+                salt, iterations = secrets.token_bytes(SALT_BYTES), self._iterations
+            await end_verifiers(connection, name, until, at)
+            await add_verifier(
+                connection, name, make_verifier(password.encode(), salt=salt, iterations=iterations), at
+            )
+        await self._office.changed("app.rotate", name, by, {"old_valid_until": iso(until)})
+        return {"app": await self._show(name), "password": password, "old_valid_until": iso(until)}
+
+    async def revoke(self, name: str, *, by: str) -> dict[str, Any]:
+        """End an app; its live sessions end with it: `{name, sessions_ended}`."""
+        sessions = self._office.live.app_sessions(name)
+        async with self._office.store.transaction() as connection:
+            if not await revoke_app(connection, name, self._office.now()):
+                raise _unknown_app(name)
+        await self._office.changed("app.revoke", name, by, {"sessions_ended": sessions})
+        return {"name": name, "sessions_ended": sessions}
+
+    def _check(self, new: NewApp) -> None:
+        directory = self._office.directory
+        if not new.databases:
+            raise InvalidRequestError("an app needs at least one database", hint="--db NAME")
+        for name in new.databases:
+            route = directory.route(name)
+            if route is None:
+                raise unknown_database(name)
+            if new.read_only and route.read_only_user is None:
+                raise ConflictError(
+                    f"{name} has no read-only role, and nothing else can keep an app from writing",
+                    hint=f"register {name} with --read-only-user",
+                )
+            if new.replication and not route.allow_replication:
+                raise ConflictError(
+                    f"{name} does not allow replication connections",
+                    hint=f"register {name} with --allow-replication",
+                )
+        if new.expires_in_s is not None and new.expires_in_s <= 0:
+            raise InvalidRequestError("an app cannot expire before it begins")
+        unknown = set(new.statement_classes or ()) - STATEMENT_CLASSES
+        if unknown:
+            raise InvalidRequestError(
+                f"there is no statement class {', '.join(sorted(unknown))}",
+                hint=f"choose from {', '.join(sorted(STATEMENT_CLASSES))}",
+            )
+
+    async def _show(self, name: str) -> dict[str, Any]:
+        return next(row for row in await self.list() if row["name"] == name)
+
+    def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        now = self._office.now()
+        return {
+            "name": row["name"],
+            "databases": list(row["databases"]),
+            "state": _state(row, now),
+            "expires_at": iso(row["expires_at"]),
+            "created_at": iso(row["created_at"]),
+            "read_only": row["read_only"],
+            "statement_classes": row["statement_classes"],
+            "sidecars": row["sidecars"],
+            "replication": row["replication"],
+            "limits": row["limits"],
+            "sessions": self._office.live.app_sessions(row["name"]),
+            "verifiers": sum(until is None or until > now for until in row["untils"]),
+        }
+
+
+def _state(row: Mapping[str, Any], now: datetime) -> str:
+    if row["revoked_at"] is not None:
+        return "revoked"
+    if row["expires_at"] is not None and row["expires_at"] <= now:
+        return "expired"
+    return "active"
+
+
+def _unknown_app(name: str) -> UnknownNameError:
+    return UnknownNameError(f"there is no app {name}, or it is revoked already", hint="meshctl app list")

@@ -1,0 +1,43 @@
+"""Changing the vault's master key while gates run.
+
+    stage   a new key file `vault.key.next` beside the current one; both open boxes, the current one seals
+    reseal  every box of the store, in one transaction
+    finish  the new file takes the current one's name
+
+A crash before the transaction leaves the old key in use, one after it the new: whichever the boxes name
+(`Vault.settle`, at every reading of the directory). A sibling gate needs the new file too; an operator with
+several gates copies `vault.key.next` to each *before* re-keying, as docs/security.md says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from qgate.governance.office import Office
+from qgate.store.sealed import reseal_all
+
+
+class Rekeying:
+    """Re-keys the vault."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    async def run(self, *, by: str) -> dict[str, Any]:
+        """Reseal everything under a new key: `{old_key, new_key, secrets}`.
+
+        ConfigError where the key file cannot be replaced from here, VaultError where a box does not open;
+        then nothing has changed.
+        """
+        vault = self._office.vault
+        old = vault.current_key_id
+        await asyncio.to_thread(vault.stage)
+        async with self._office.store.transaction() as connection:
+            count = await reseal_all(connection, vault.reseal)
+        await asyncio.to_thread(vault.finish)
+        result = {"old_key": old, "new_key": vault.current_key_id, "secrets": count}
+        await self._office.changed(
+            "vault.rekey", vault.current_key_id, by, {"old_key": old, "secrets": count}
+        )
+        return result

@@ -1,0 +1,116 @@
+"""Sidecars: an offer comes in, a signed bundle goes out, and a revoked key is known for good."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from qgate.governance.directory import Node
+from qgate.governance.office import Office, iso
+from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.store.nodes import list_nodes, live_node, next_serial, put_node, revoke_node
+from tunnel_proto.certificate import read_online
+from tunnel_proto.enrolment import make_bundle, read_offer
+
+# Between clocks: a certificate made now must be good on a machine whose clock is a little behind.
+BACKDATE_S: Final = 300
+_DAY_S: Final = 86_400
+
+
+class Sidecars:
+    """The nodes of the pool, sidecars above all."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Every node that was enrolled, revoked ones included."""
+        async with self._office.store.connection() as connection:
+            return [self._shown(row) for row in await list_nodes(connection)]
+
+    async def enrol(self, offer: str, *, valid_days: int | None, by: str) -> dict[str, Any]:
+        """Certify the keys of an offer: `{name, fingerprint, bundle}`. The same keys again renew their
+        certificate.
+
+        ConfigError for a damaged offer, ConflictError where the name is held by other keys.
+        """
+        office = self._office
+        asked = read_offer(offer)
+        gates = office.gates()
+        if not gates:
+            raise ConflictError(
+                "this gate does not know under which address sidecars reach it",
+                hint='set listen.advertise = ["HOST:PORT"] in qgate.toml and reload the gate',
+            )
+        now = int(office.clock())
+        online_ends = read_online(office.online_certificate).not_after
+        days = valid_days if valid_days is not None else office.directory.setting("sidecar.certificate_days")
+        ends = now + days * _DAY_S
+        if valid_days is None:
+            ends = min(ends, online_ends)
+        elif ends > online_ends:
+            raise InvalidRequestError(
+                f"the online key's certificate ends first, {iso(datetime.fromtimestamp(online_ends, UTC))}",
+                hint="choose fewer days, or renew the online key's certificate first",
+            )
+        async with office.store.transaction() as connection:
+            holder = await live_node(connection, asked.name)
+            if holder is not None and (holder["handshake_public"], holder["verify_key"]) != (
+                asked.handshake_public,
+                asked.verify_key,
+            ):
+                raise ConflictError(
+                    f"the name {asked.name} belongs to another key ({holder['fingerprint']})",
+                    hint=f"if that one is gone: meshctl sidecar revoke {asked.name}",
+                )
+            serial = await next_serial(connection)
+            bundle = make_bundle(
+                office.online,
+                office.online_certificate,
+                asked,
+                gates=gates,
+                serial=serial,
+                not_before=now - BACKDATE_S,
+                not_after=ends,
+            )
+            node = Node(
+                name=asked.name,
+                role=asked.role,
+                serial=serial,
+                revoked=False,
+                enrolled_at=now,
+                verify_key=asked.verify_key,
+                handshake_public=asked.handshake_public,
+            )
+            await put_node(
+                connection, node, fingerprint=asked.fingerprint, expires_at=datetime.fromtimestamp(ends, UTC)
+            )
+        detail = {"fingerprint": asked.fingerprint, "serial": serial, "role": asked.role}
+        await office.changed("sidecar.enrol", asked.name, by, detail)
+        return {"name": asked.name, "fingerprint": asked.fingerprint, "bundle": bundle}
+
+    async def revoke(self, name: str, *, by: str) -> None:
+        """Refuse a node from now on; its sessions are cut."""
+        async with self._office.store.transaction() as connection:
+            if not await revoke_node(connection, name, self._office.now()):
+                raise UnknownNameError(
+                    f"there is no sidecar {name}, or it is revoked already", hint="meshctl sidecar list"
+                )
+        await self._office.changed("sidecar.revoke", name, by)
+
+    def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        revoked = row["revoked_at"] is not None
+        address = None if revoked else self._office.live.node_address(row["name"])
+        state = "revoked" if revoked else "expired" if row["expires_at"] <= self._office.now() else "active"
+        return {
+            "name": row["name"],
+            "role": row["role"],
+            "fingerprint": row["fingerprint"],
+            "serial": row["serial"],
+            "state": state,
+            "enrolled_at": iso(row["enrolled_at"]),
+            "expires_at": iso(row["expires_at"]),
+            "connected": address is not None,
+            "address": address,
+        }

@@ -1,0 +1,34 @@
+"""Every sealed box of the store at once, for a change of the vault's key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qgate.governance.directory import password_purpose, secret_purpose
+from qgate.store.database import Connection
+from qgate.store.routes import all_routes
+
+
+async def reseal_all(connection: Connection, reseal: Callable[[bytes, str], bytes]) -> int:
+    """Replace each box by `reseal(box, purpose)`; returns how many. No gate can add one meanwhile."""
+    await connection.execute("LOCK TABLE routes, passwords, secrets IN EXCLUSIVE MODE")
+    routes = {route.name: route for route in await all_routes(connection)}
+    count = 0
+    for row in await connection.fetch("SELECT route, read_only, state, sealed FROM passwords"):
+        purpose = password_purpose(routes[row["route"]], read_only=row["read_only"])
+        await connection.execute(
+            "UPDATE passwords SET sealed = $4 WHERE route = $1 AND read_only = $2 AND state = $3",
+            row["route"],
+            row["read_only"],
+            row["state"],
+            reseal(row["sealed"], purpose),
+        )
+        count += 1
+    for row in await connection.fetch("SELECT name, sealed FROM secrets"):
+        await connection.execute(
+            "UPDATE secrets SET sealed = $2 WHERE name = $1",
+            row["name"],
+            reseal(row["sealed"], secret_purpose(row["name"])),
+        )
+        count += 1
+    return count
