@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from tunnel_proto import pgwire
 
@@ -84,8 +84,7 @@ class Upstream(asyncio.Protocol):
     # --- asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.attach(transport)
+        self.attach(cast(asyncio.Transport, transport))  # uvloop's is one without saying so
 
     def attach(self, transport: asyncio.Transport) -> None:
         """Use ``transport`` from now on (the bare one, then the one inside TLS)."""
