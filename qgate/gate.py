@@ -21,16 +21,19 @@ from typing import Any
 
 import structlog
 
+from qgate.administration import Administration
 from qgate.authorisation import GateAuthorisation
 from qgate.control.api import control_api
 from qgate.control.local import LocalServer
 from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.directory import Directory
+from qgate.governance.office import Office
 from qgate.governance.trail import AuditTrail
 from qgate.governance.watch import DirectoryWatch
 from qgate.keys import GateKeys
 from qgate.metrics import Figures, TunnelTotals, registry_of
 from qgate.postgres.front import PostgresFront
+from qgate.postgres.rotation import Rotation
 from qgate.settings import GateFiles, GateSettings, split_address
 from qgate.state import OpenStore, open_store
 from qgate.status import status_of
@@ -48,6 +51,9 @@ from tunnel_proto.settings import options
 
 MARKS_INTERVAL_S = 5.0
 """How often replay marks are copied to the store; the local file has each at once."""
+
+HEAL_INTERVAL_S = 60.0
+"""How often unfinished password rotations are looked for; one query where there is none."""
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +97,27 @@ class Gate:
         self.totals = TunnelTotals()
         self.streams_refused: Counter[str] = Counter()
         self.authorisation = GateAuthorisation(parts.keys.pool_key, parts.directory, parts.marks, clock=clock)
+        self.rotation = Rotation(
+            store=parts.store.store,
+            vault=parts.vault,
+            routes=parts.directory,
+            client_key=lambda route: (
+                parts.directory.secret(route.sslkey_secret) if route.sslkey_secret is not None else None
+            ),
+        )
+        office = Office(
+            store=parts.store.store,
+            vault=parts.vault,
+            watch=parts.watch,
+            audit=parts.audit,
+            online=parts.keys.online,
+            online_certificate=parts.keys.online_certificate,
+            gates=self.gate_addresses,
+            embedded=parts.store.embedded,
+            live=self,
+            clock=clock,
+        )
+        self.administration = Administration(office, parts.store, self.rotation, settings, gate=settings.name)
         self.tunnel = TunnelServer(
             identity=parts.keys.node,
             chain=parts.keys.chain,
@@ -123,6 +150,7 @@ class Gate:
         async with AsyncExitStack() as stack:
             parts = await compose(settings, files, stack, clock=clock)
             gate = cls(settings, files, parts, stack, version=version, clock=clock)
+            await gate.administration.samples.follow_server()
             await gate._listen(stack)
             gate._stack = stack.pop_all()
         gate.state = "ready"
@@ -155,6 +183,7 @@ class Gate:
             tasks.create_task(self.parts.watch.run(), name="directory")
             tasks.create_task(self.parts.audit.run(), name="audit")
             tasks.create_task(self._copy_marks(), name="marks")
+            tasks.create_task(self._heal_rotations(), name="rotations")
 
     async def drain(self) -> None:
         """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
@@ -307,6 +336,16 @@ class Gate:
         return time.monotonic() - self._born
 
     # --- housekeeping
+
+    async def _heal_rotations(self) -> None:
+        """Finish password rotations that a gate left half way: at the start, and every now and then."""
+        while True:
+            try:
+                for problem in await self.rotation.heal():
+                    log.warning("a password rotation stays unfinished", problem=problem)
+            except StoreUnavailableError:
+                pass
+            await asyncio.sleep(HEAL_INTERVAL_S)
 
     async def _copy_marks(self) -> None:
         while True:

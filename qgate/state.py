@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ class OpenStore:
     store: Store
     embedded: EmbeddedPostgres | None
     server_version: str
+    dsn: str = field(repr=False)
 
     @property
     def kind(self) -> str:
@@ -59,7 +60,7 @@ async def open_store(settings: GateSettings, files: GateFiles, stack: AsyncExitS
             hint=f"try it from this machine: psql -l '{place_of(dsn)}'",
         ) from None
     stack.push_async_callback(store.close)
-    return OpenStore(store, embedded, await store.server_version())
+    return OpenStore(store, embedded, await store.server_version(), dsn)
 
 
 def external_dsn(settings: GateSettings, files: GateFiles) -> str:

@@ -36,7 +36,7 @@ def control_api(gate: Gate) -> FastAPI:
     )
     problems.install(application)
     application.include_router(_health(gate))
-    for router in (_gate(gate), _audit(gate), *resources.routers(gate)):
+    for router in (_gate(gate), _audit(gate), *resources.routers(gate.administration)):
         application.include_router(router, prefix=PREFIX)
     return application
 

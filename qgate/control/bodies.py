@@ -13,8 +13,8 @@ PEM_MAX = 65_536
 """Characters of a certificate or key in PEM; a chain of ten 4096-bit RSA certificates has about 20,000."""
 
 Name = Annotated[str, Field(pattern=NAME)]
-Secret = Annotated[str, Field(max_length=1024, repr=False)]
-Pem = Annotated[str, Field(max_length=PEM_MAX, repr=False)]
+Secret = Annotated[str, Field(max_length=1024)]
+Pem = Annotated[str, Field(max_length=PEM_MAX)]
 Seconds = Annotated[float, Field(ge=0, le=3.2e9)]
 
 
@@ -44,17 +44,17 @@ class DatabaseBody(Body):
 
     name: Name
     dsn: Annotated[str, Field(min_length=1, max_length=4096, repr=False)]
-    password: Secret | None = None
+    password: Secret | None = Field(default=None, repr=False)
     read_only_user: Annotated[str, Field(max_length=63)] | None = None
-    read_only_password: Secret | None = None
+    read_only_password: Secret | None = Field(default=None, repr=False)
     compression: Literal["off", "auto", "long"] = "auto"
     pool_size: Annotated[int, Field(ge=1, le=10_000)] = 20
     limits: LimitsBody = LimitsBody()
     allow_replication: bool = False
     audit_detail: Literal["interval", "statement"] = "interval"
-    sslrootcert: Pem | None = None
-    sslcert: Pem | None = None
-    sslkey: Pem | None = None
+    sslrootcert: Pem | None = Field(default=None, repr=False)
+    sslcert: Pem | None = Field(default=None, repr=False)
+    sslkey: Pem | None = Field(default=None, repr=False)
     check: bool = True
 
 

@@ -1,16 +1,190 @@
-"""What an administrator makes and removes: databases, apps, sidecars, settings."""
+"""What an administrator makes and removes: databases, apps, sidecars, settings.
+
+Every change names who asked for it: the user id that the kernel gave for the other end of the socket.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
+
+from qgate.control.bodies import (
+    AppBody,
+    AppRotationBody,
+    BackupBody,
+    DatabaseBody,
+    SettingBody,
+    SidecarBody,
+)
+from qgate.governance.apps import NewApp
+from qgate.governance.databases import NewDatabase
 
 if TYPE_CHECKING:
-    from qgate.gate import Gate
+    from qgate.administration import Administration
 
 
-def routers(gate: Gate) -> tuple[APIRouter, ...]:
+def caller(request: Request) -> str:
+    """Who asks, for the audit: "uid=0" over the control socket."""
+    return request.client.host if request.client is not None else "unknown"
+
+
+By = Annotated[str, Depends(caller)]
+
+
+def routers(administration: Administration) -> tuple[APIRouter, ...]:
     """One router a noun."""
-    del gate
-    return ()
+    return (
+        _databases(administration),
+        _apps(administration),
+        _sidecars(administration),
+        _settings(administration),
+        _upkeep(administration),
+    )
+
+
+def _databases(administration: Administration) -> APIRouter:
+    router = APIRouter(prefix="/databases", tags=["databases"])
+    databases = administration.databases
+
+    @router.get("")
+    async def list_databases() -> dict[str, Any]:
+        """Every database; passwords are never shown."""
+        return {"items": await databases.list()}
+
+    @router.post("", status_code=201)
+    async def add_database(body: DatabaseBody, by: By) -> dict[str, Any]:
+        """Register a database, after logging in to it unless ``check`` is false."""
+        given = body.model_dump(exclude={"limits"})
+        return await databases.add(NewDatabase(**given, limits=body.limits.given()), by=by)
+
+    @router.get("/{name}")
+    async def show_database(name: str) -> dict[str, Any]:
+        """One database."""
+        return await databases.show(name)
+
+    @router.post("/{name}/check")
+    async def check_database(name: str) -> dict[str, Any]:
+        """Log in to it now and say what was found, step by step."""
+        return await databases.check(name)
+
+    @router.delete("/{name}", status_code=204)
+    async def remove_database(name: str, by: By, *, force: bool = False) -> None:
+        """Forget a database and its passwords; ``force`` also where apps are bound to it."""
+        await databases.remove(name, force=force, by=by)
+
+    @router.post("/{name}/rotate")
+    async def rotate_password(name: str, by: By) -> dict[str, Any]:
+        """Give its roles passwords that only the vault knows; nobody is disconnected."""
+        return await databases.rotate(name, by=by)
+
+    return router
+
+
+def _apps(administration: Administration) -> APIRouter:
+    router = APIRouter(prefix="/apps", tags=["apps"])
+    apps = administration.apps
+
+    @router.get("")
+    async def list_apps() -> dict[str, Any]:
+        """Every app, revoked ones included."""
+        return {"items": await apps.list()}
+
+    @router.post("", status_code=201)
+    async def create_app(body: AppBody, by: By) -> dict[str, Any]:
+        """Create an app; its password is in this answer and nowhere else."""
+        new = NewApp(
+            name=body.name,
+            databases=tuple(body.databases),
+            expires_in_s=body.expires_in_s,
+            limits=body.limits.given(),
+            sidecars=None if body.sidecars is None else tuple(body.sidecars),
+            read_only=body.read_only,
+            statement_classes=None if body.statement_classes is None else tuple(body.statement_classes),
+            replication=body.replication,
+        )
+        return await apps.create(new, by=by)
+
+    @router.post("/{name}/rotate")
+    async def rotate_app(name: str, by: By, body: AppRotationBody | None = None) -> dict[str, Any]:
+        """A new password; the old one stays valid for a while."""
+        return await apps.rotate(name, overlap_s=body.overlap_s if body else None, by=by)
+
+    @router.delete("/{name}")
+    async def revoke_app(name: str, by: By) -> dict[str, Any]:
+        """End an app and its live sessions."""
+        return await apps.revoke(name, by=by)
+
+    return router
+
+
+def _sidecars(administration: Administration) -> APIRouter:
+    router = APIRouter(prefix="/sidecars", tags=["sidecars"])
+    sidecars = administration.sidecars
+
+    @router.get("")
+    async def list_sidecars() -> dict[str, Any]:
+        """Every node that was enrolled, revoked ones included."""
+        return {"items": await sidecars.list()}
+
+    @router.post("", status_code=201)
+    async def enrol_sidecar(body: SidecarBody, by: By) -> dict[str, Any]:
+        """Certify the keys of an offer; the bundle goes back to the sidecar."""
+        return await sidecars.enrol(body.offer, valid_days=body.valid_days, by=by)
+
+    @router.delete("/{name}", status_code=204)
+    async def revoke_sidecar(name: str, by: By) -> None:
+        """Refuse a sidecar from now on; its sessions are cut."""
+        await sidecars.revoke(name, by=by)
+
+    return router
+
+
+def _settings(administration: Administration) -> APIRouter:
+    router = APIRouter(prefix="/settings", tags=["settings"])
+    preferences = administration.preferences
+
+    @router.get("")
+    async def list_settings() -> dict[str, Any]:
+        """Every setting of the registry, then every option of qgate.toml, each with its source."""
+        return {"items": [*await preferences.list(), *administration.file_settings()]}
+
+    @router.get("/{name}")
+    async def show_setting(name: str) -> dict[str, Any]:
+        """One setting."""
+        return administration.file_setting(name) or await preferences.get(name)
+
+    @router.put("/{name}")
+    async def set_setting(name: str, body: SettingBody, by: By) -> dict[str, Any]:
+        """Change a setting for every gate of the pool."""
+        administration.refuse_file_setting(name)
+        return await preferences.set(name, body.value, by=by)
+
+    @router.delete("/{name}")
+    async def reset_setting(name: str, by: By) -> dict[str, Any]:
+        """Return a setting to its default."""
+        administration.refuse_file_setting(name)
+        return await preferences.reset(name, by=by)
+
+    return router
+
+
+def _upkeep(administration: Administration) -> APIRouter:
+    router = APIRouter(tags=["upkeep"])
+
+    @router.post("/vault/rekey")
+    async def rekey(by: By) -> dict[str, Any]:
+        """Seal every secret under a new master key."""
+        return await administration.rekey(by=by)
+
+    @router.post("/backup", status_code=201)
+    async def backup(body: BackupBody, by: By) -> dict[str, Any]:
+        """Write the store's content to a new file on the gate's machine; keys are not in it."""
+        return await administration.backup(body.path, by=by)
+
+    @router.post("/sample")
+    async def sample(by: By) -> dict[str, Any]:
+        """Make the sample database ``shop`` in the embedded server, if it is not there."""
+        return await administration.sample(by=by)
+
+    return router

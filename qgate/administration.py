@@ -1,0 +1,116 @@
+"""Everything an administrator may ask of a gate, in one place: what the control API is a face of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from qgate.backup import back_up
+from qgate.governance.apps import Apps
+from qgate.governance.audit import AuditEvent
+from qgate.governance.databases import Databases
+from qgate.governance.office import Office
+from qgate.governance.preferences import Preferences
+from qgate.governance.problems import ConflictError, InvalidRequestError
+from qgate.governance.rekeying import Rekeying
+from qgate.governance.sample import Sample
+from qgate.governance.sidecars import Sidecars
+from qgate.postgres.rotation import Rotation
+from qgate.settings import GateSettings
+from qgate.state import OpenStore
+from tunnel_proto.settings import Option, options
+
+
+class Administration:
+    """The operations behind the control API, over one gate's parts."""
+
+    def __init__(
+        self, office: Office, store: OpenStore, rotation: Rotation, settings: GateSettings, *, gate: str
+    ) -> None:
+        self.databases = Databases(office, rotation)
+        self.apps = Apps(office, iterations=settings.postgres.scram_iterations)
+        self.sidecars = Sidecars(office)
+        self.preferences = Preferences(office)
+        self.samples = Sample(office, self.databases)
+        self._office = office
+        self._store = store
+        self._settings = settings
+        self._gate = gate
+        self._file_options = {one.path: one for one in options(GateSettings)}
+
+    # --- qgate.toml, shown beside the registry so that every value tells where it comes from
+
+    def file_settings(self) -> list[dict[str, Any]]:
+        """A row for every option of qgate.toml; secrets are not shown."""
+        return [self._row(one) for one in self._file_options.values()]
+
+    def file_setting(self, name: str) -> dict[str, Any] | None:
+        """The row of one option, or None for a name that is not in qgate.toml."""
+        found = self._file_options.get(name)
+        return None if found is None else self._row(found)
+
+    def refuse_file_setting(self, name: str) -> None:
+        """ConflictError for a name that only the file can change."""
+        if found := self._file_options.get(name):
+            applied = "systemctl reload qgate" if found.reload else "systemctl restart qgate"
+            raise ConflictError(
+                f"{name} belongs to the qgate.toml of each gate and is not in the database",
+                hint=f"change it in qgate.toml of {self._gate}, then: {applied}",
+            )
+
+    def _row(self, one: Option) -> dict[str, Any]:
+        value = self._settings
+        for part in one.path.split("."):
+            value = getattr(value, part)
+        default = None if one.default is MISSING else _json(one.default)
+        shown = "********" if one.secret and value else _json(value)
+        return {
+            "name": one.path,
+            "type": one.type,
+            "default": default,
+            "value": shown,
+            "source": "default" if _json(value) == default else "file",
+            "description": one.description,
+            "restart_needed": not one.reload,
+            "changed_by": None,
+            "changed_at": None,
+        }
+
+    # --- upkeep
+
+    async def rekey(self, *, by: str) -> dict[str, Any]:
+        """Reseal every secret under a new master key."""
+        return await Rekeying(self._office).run(by=by)
+
+    async def backup(self, path: str, *, by: str) -> dict[str, Any]:
+        """Dump the store into a new file of mode 0600."""
+        target = Path(path)
+        await self._office.audit.flush()
+        try:
+            size = await back_up(self._store, target)
+        except FileExistsError:
+            raise ConflictError(
+                f"{target} exists, and a backup never overwrites", hint="choose another name"
+            ) from None
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{target} cannot be written: {error.strerror}", hint=f"ls -ld {target.parent}"
+            ) from None
+        self._office.audit.record(
+            AuditEvent("admin", detail={"what": "backup", "name": str(target), "by": by, "bytes": size})
+        )
+        return {"path": str(target), "bytes": size}
+
+    async def sample(self, *, by: str) -> dict[str, Any]:
+        """Make the sample database, or what is missing of it."""
+        return await self.samples.make(by=by)
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_json(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
