@@ -79,7 +79,7 @@ def add(
         typer.Option("--pool-size", min=1, help="Upstream connections at one time.", show_default=False),
     ] = None,
     replication: Annotated[
-        bool, typer.Option("--replication", help="Allow replication connections to it.")
+        bool, typer.Option("--allow-replication", help="Allow replication connections to it.")
     ] = False,
     audit_detail: Annotated[
         str | None, typer.Option("--audit-detail", help="interval (equal statements merged) or statement.")
