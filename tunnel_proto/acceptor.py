@@ -84,7 +84,7 @@ class PeerSession:
 
     def resume(self, transport: asyncio.Transport, link: RecordLayer, resume: Resume, address: str) -> None:
         """Go on over a new link, fencing the old one."""
-        self.session.accept_resume(link, self._loop.time(), kernel_rtt(transport), resume)
+        self.session.accept_resume(link, time.monotonic(), kernel_rtt(transport), resume)
         self.address = address
         restored = self._expiry is not None
         if self._expiry is not None:
@@ -248,7 +248,7 @@ class Arrival(asyncio.Protocol):
             if kind == FrameType.START:
                 session = self._server.begin(peer, Start.decode(payload), self._address)
                 session.session.accept(
-                    link, self._loop.time(), kernel_rtt(self._transport), Start.decode(payload), session.id
+                    link, time.monotonic(), kernel_rtt(self._transport), Start.decode(payload), session.id
                 )
                 self._pump = session.pump
                 session.pump.attach(self._transport, link)

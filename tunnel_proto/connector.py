@@ -15,6 +15,7 @@ from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.compression import ContextPool
 from tunnel_proto.configuration import SessionStats, TunnelSettings
 from tunnel_proto.constants import (
+    DRAIN_KINDS,
     INSTANCE_BYTES,
     PROTOCOL_VERSIONS,
     TICKET_BYTES,
@@ -267,7 +268,8 @@ class TunnelClient:
         self, kind: str, metadata: dict[str, Any], receiver: StreamReceiver, *, compression: str = "auto"
     ) -> Stream:
         """Open a stream; its OPEN and first data leave together. LocalProtocolError unless up or lost."""
-        if self._session is None or self.state not in {"up", "lost"}:
+        ending = self.state == "draining" and kind in DRAIN_KINDS
+        if self._session is None or not (ending or self.state in {"up", "lost"}):
             raise LocalProtocolError(f"the link to gate {self.gate.name} is {self.state}")
         stream = cast("Stream", self._session.mux.open(kind, metadata, compression))
         stream.receiver = receiver
@@ -368,9 +370,9 @@ class TunnelClient:
         rtt = kernel_rtt(transport) if self._proxy is None else 0.0
         dial.pump = pump  # the transport may pause writing from inside attach
         if offer is None:
-            session.start(link, loop.time(), rtt)
+            session.start(link, time.monotonic(), rtt)
         else:
-            session.resume(link, loop.time(), rtt, told=offer.received, peer_received=peer_received or 0)
+            session.resume(link, time.monotonic(), rtt, told=offer.received, peer_received=peer_received or 0)
         self._linked_at = loop.time()
         self._renew_at = loop.time() + self._settings.renew_s * random.uniform(0.9, 1.0)
         self._down.clear()
@@ -478,4 +480,6 @@ def _cause(error: Exception) -> str:
         return f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__

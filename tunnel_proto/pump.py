@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 from tunnel_proto.cipher import RecordLayer
-from tunnel_proto.constants import FAST_NOTSENT, FLUSH_MAX, StreamCode
+from tunnel_proto.constants import ACK_DELAY_S, FAST_NOTSENT, FLUSH_MAX, StreamCode
 from tunnel_proto.errors import RemoteProtocolError, TunnelError
 from tunnel_proto.events import (
     DataReceived,
@@ -154,12 +155,13 @@ class Pump:
         self.session = session
         self._owner = owner
         self._loop = loop
+        self._clock = time.monotonic  # uvloop's own is cached and counts whole milliseconds
         self._fault = fault  # a callback of a stream raised: for the log
         self._transport: asyncio.Transport | None = None
         self._writable = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._lowat = 0
+        self._fast: bool | None = None  # which kernel backlog is set
         self._dispatching = False
         self._watchers: set[asyncio.Future[None]] = set()
         session.mux.on_wake = self._wake
@@ -180,7 +182,7 @@ class Pump:
         if old is not None and old is not transport:
             old.abort()
         self._writable = True
-        self._lowat = 0
+        self._fast = None
         tune(transport)
         self.session.mux.awake = True
         self.flush()
@@ -192,15 +194,16 @@ class Pump:
         if transport is not self._transport:
             return
         session = self.session
+        now = self._clock()
         try:
-            session.receive_data(data, self._loop.time())
+            session.receive_data(data, now)
         except RemoteProtocolError as error:
             session.end(error.code, error.message)
         except TunnelError as error:
             self.drop(error.message)
             return
         self._dispatch()
-        self._arm()
+        self._arm(now)
 
     def pause_writing(self, transport: asyncio.Transport) -> None:
         """The transport holds unsent bytes."""
@@ -240,7 +243,7 @@ class Pump:
         session.mux.awake = False
         transport = self._transport
         if transport is not None:
-            now = self._loop.time()
+            now = self._clock()
             room = FLUSH_MAX
             while self._writable and room > 0:
                 record = session.data_to_send(now)
@@ -248,6 +251,8 @@ class Pump:
                     break
                 transport.write(record)
                 room -= len(record)
+                if not session.wants_to_send:
+                    break
             if self._writable:
                 if room <= 0:
                     session.mux.wake()
@@ -255,10 +260,13 @@ class Pump:
                     transport.close()
             elif session.wants_to_send:
                 session.rate.link_limited()
-            self._tune_backlog(transport)
-            self._arm()
-        session.end_flush()
-        self._dispatch()
+            if session.rate.fast is not self._fast:
+                self._tune_backlog(transport)
+            self._arm(now)
+        if session.mux.swollen:
+            session.end_flush()
+        if session.mux.events or self._watchers:
+            self._dispatch()
 
     def _wake(self) -> None:
         self._loop.call_soon(self._flush_soon)
@@ -268,31 +276,34 @@ class Pump:
             self.flush()
 
     def _tune_backlog(self, transport: asyncio.Transport) -> None:
-        wanted = FAST_NOTSENT if self.session.rate.fast else self.session.settings.notsent_lowat
-        if wanted != self._lowat:
-            self._lowat = wanted
-            raw = transport.get_extra_info("socket")
-            if raw is not None:
-                with contextlib.suppress(OSError, AttributeError):
-                    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, wanted)
+        self._fast = self.session.rate.fast
+        wanted = FAST_NOTSENT if self._fast else self.session.settings.notsent_lowat
+        raw = transport.get_extra_info("socket")
+        if raw is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, wanted)
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
+        """Have a timer that is not later than what is due. One that fires early is cheaper than moving it."""
+        if self._timer is not None and self._timer_at <= now + ACK_DELAY_S:
+            return  # nothing is ever due sooner than an acknowledgement
         due = self.session.next_timeout()
         if due is None or self._transport is None:
             return
         if self._timer is not None:
             if self._timer_at <= due:
-                return  # it fires early, finds nothing due and is set again: cheaper than moving it
+                return
             self._timer.cancel()
         self._timer_at = due
-        self._timer = self._loop.call_at(due, self._timeout)
+        self._timer = self._loop.call_later(max(0.0, due - now), self._timeout)
 
     def _timeout(self) -> None:
         self._timer = None
         if self._transport is not None:
-            self.session.handle_timeout(self._loop.time())
+            now = self._clock()
+            self.session.handle_timeout(now)
             self._dispatch()
-            self._arm()
+            self._arm(now)
 
     def _dispatch(self) -> None:
         """Hand all events to whom they concern. Events that callbacks cause join the end of the queue."""
@@ -308,7 +319,8 @@ class Pump:
                         self._dispatch_one(event)
         finally:
             self._dispatching = False
-        self._notify()
+        if self._watchers:
+            self._notify()
 
     async def wait_until(self, condition: Callable[[Pump], bool]) -> None:
         """Return once ``condition(self)`` holds; it is looked at whenever something has happened."""
