@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check-config", action="store_true", help="check the file and the keys, start nothing"
     )
+    parser.add_argument(
+        "--restore", type=Path, metavar="BACKUP", help="put a backup into the empty store, then end"
+    )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {version()}")
     options = parser.parse_args(arguments)
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -53,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MeshError as error:
         print_error(PROGRAM, error)
         return ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
+    if options.restore is not None:
+        return run(PROGRAM, lambda: restore(settings, files, options.restore))
     notifier = Notifier.from_environment(os.environ, os.getpid())
     return run(PROGRAM, lambda: serve(options.config, place, settings, files, notifier))
 
@@ -90,6 +95,22 @@ def check(settings: GateSettings, files: GateFiles) -> list[str]:
         f"gate {keys.node.fingerprint}, certificate good for {days:.0f} days",
         f"vault key {vault.current_key_id}",
     ]
+
+
+async def restore(settings: GateSettings, files: GateFiles, backup: Path) -> int:
+    """Fill an empty store from a backup; a gate that runs on it would be in the way and is refused."""
+    from contextlib import AsyncExitStack
+
+    from qgate.backup import restore as restore_into
+    from qgate.state import start_server
+    from tunnel_proto.marks import ReplayMarks
+
+    async with AsyncExitStack() as stack:
+        stack.callback(ReplayMarks(files.marks).close)  # held by a running gate
+        dsn, _ = await start_server(settings, files, stack)
+        await restore_into(dsn, backup)
+    sys.stdout.write(f"{backup}: restored\n")
+    return ExitCode.OK
 
 
 async def serve(

@@ -131,6 +131,7 @@ class Gate:
             marks=parts.marks,
         )
         self.ask_drain: Callable[[], None] = _ignored
+        self.metrics_port = 0
         self._marks_told: dict[bytes, int] = {}
         self._born = time.monotonic()
         self._stack = stack
@@ -163,6 +164,7 @@ class Gate:
         if self.settings.metrics.enabled:
             monitor = Monitor(registry_of(self.figures), self.problems, self.status)
             await monitor.start(self.settings.metrics.host, self.settings.metrics.port)
+            self.metrics_port = monitor.port
             stack.push_async_callback(monitor.close)
         listen = self.settings.listen
         stack.push_async_callback(self.parts.front.close)

@@ -35,21 +35,26 @@ class OpenStore:
         return "external" if self.embedded is None else "embedded"
 
 
+async def start_server(
+    settings: GateSettings, files: GateFiles, stack: AsyncExitStack
+) -> tuple[str, EmbeddedPostgres | None]:
+    """The DSN of the store, its own server started first where there is one; ``stack`` stops that again."""
+    if settings.store.kind == "external":
+        return external_dsn(settings, files), None
+    embedded = EmbeddedPostgres(files.embedded_store)
+    stack.push_async_callback(embedded.stop)
+    # A start that is cut in the middle would leave an orphan: let it finish, then stop it.
+    await asyncio.shield(asyncio.ensure_future(embedded.start()))
+    return embedded.dsn(EMBEDDED_DATABASE), embedded
+
+
 async def open_store(settings: GateSettings, files: GateFiles, stack: AsyncExitStack) -> OpenStore:
     """Start the embedded server if it is meant, connect and migrate; ``stack`` undoes it.
 
     Raises `ConfigError` for a DSN that cannot work, `UnavailableError` after ``store.patience_s`` without an
     answer.
     """
-    embedded: EmbeddedPostgres | None = None
-    if settings.store.kind == "embedded":
-        embedded = EmbeddedPostgres(files.embedded_store)
-        # It must be running before anything can connect, so a signal meanwhile has to leave no orphan.
-        stack.push_async_callback(embedded.stop)
-        await asyncio.shield(asyncio.ensure_future(embedded.start()))
-        dsn = embedded.dsn(EMBEDDED_DATABASE)
-    else:
-        dsn = external_dsn(settings, files)
+    dsn, embedded = await start_server(settings, files, stack)
     try:
         store = await Store.open(
             dsn, connections=settings.store.connections, patience_s=settings.store.patience_s

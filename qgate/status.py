@@ -32,6 +32,7 @@ def status_of(gate: Gate) -> dict[str, Any]:
             "pool_fingerprint": fingerprint(parts.keys.pool_key),
             "addresses": list(gate.settings.listen.advertise),
             "state": gate.state,
+            "metrics_port": gate.metrics_port,
         },
         "store": {
             "ok": not store_problem,
