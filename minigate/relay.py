@@ -49,6 +49,7 @@ _MESSAGES: dict[int, str] = {
     StreamCode.UPSTREAM_LOST: "the gate lost its connection to the database",
     StreamCode.BOMB: "the tunnel to the gate failed: compressed data expands too far",
 }
+_OF_THE_TUNNEL = frozenset({StreamCode.PROTOCOL, StreamCode.SESSION_LOST, StreamCode.BOMB})
 _HINTS: dict[int, str] = {
     StreamCode.GATE_SHUTDOWN: "Connect again.",
     StreamCode.SESSION_LOST: "Connect again; whether the last transaction was committed is not known.",
@@ -61,6 +62,8 @@ def stream_error_response(error: StreamError) -> bytes:
     """The FATAL ErrorResponse that tells an app why its stream ended."""
     sqlstate = error.sqlstate or SQLSTATES.get(error.code, _CONNECTION_FAILURE)
     message = error.message or _MESSAGES.get(error.code, "terminating connection")
+    if error.message and error.code in _OF_THE_TUNNEL:  # such a cause alone means nothing to an app's user
+        message = f"{_MESSAGES[error.code]}: {error.message}"
     return error_response("FATAL", sqlstate, message, hint=_HINTS.get(error.code, ""))
 
 
