@@ -98,18 +98,27 @@ def check(settings: GateSettings, files: GateFiles) -> list[str]:
 
 
 async def restore(settings: GateSettings, files: GateFiles, backup: Path) -> int:
-    """Fill an empty store from a backup; a gate that runs on it would be in the way and is refused."""
+    """Fill an empty store, and the keys folder where files are missing, from a backup.
+
+    A gate that runs on that store would be in the way and is refused.
+    """
     from contextlib import AsyncExitStack
 
-    from qgate.backup import restore as restore_into
-    from qgate.state import start_server
+    from qgate.governance.backup import Backup
+    from qgate.state import open_store
+    from qgate.vault import Vault
     from tunnel_proto.marks import ReplayMarks
 
+    opened = Backup(backup, Vault.load(files.vault_key))
     async with AsyncExitStack() as stack:
+        stack.callback(opened.close)
         stack.callback(ReplayMarks(files.marks).close)  # held by a running gate
-        dsn, _ = await start_server(settings, files, stack)
-        await restore_into(dsn, backup)
-    sys.stdout.write(f"{backup}: restored\n")
+        store = await open_store(settings, files, stack)
+        done = await opened.restore(store.store, files.state_dir)
+    for name in done["files"]:
+        sys.stdout.write(f"wrote {files.state_dir / name}\n")
+    made = f"made at {opened.header['made_at']} by gate {opened.header['gate']}"
+    sys.stdout.write(f"{backup}: restored {sum(done['tables'].values())} rows, {made}\n")
     return ExitCode.OK
 
 

@@ -7,19 +7,17 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from qgate.backup import back_up
 from qgate.governance.apps import Apps
-from qgate.governance.audit import AuditEvent
+from qgate.governance.backup import Backups
 from qgate.governance.databases import Databases
 from qgate.governance.office import Office
 from qgate.governance.preferences import Preferences
-from qgate.governance.problems import ConflictError, InvalidRequestError
+from qgate.governance.problems import ConflictError
 from qgate.governance.rekeying import Rekeying
 from qgate.governance.sample import Sample
 from qgate.governance.sidecars import Sidecars
 from qgate.postgres.rotation import Rotation
-from qgate.settings import GateSettings
-from qgate.state import OpenStore
+from qgate.settings import GateFiles, GateSettings
 from tunnel_proto.settings import Option, options
 
 
@@ -27,7 +25,7 @@ class Administration:
     """The operations behind the control API, over one gate's parts."""
 
     def __init__(
-        self, office: Office, store: OpenStore, rotation: Rotation, settings: GateSettings, *, gate: str
+        self, office: Office, rotation: Rotation, settings: GateSettings, files: GateFiles, *, gate: str
     ) -> None:
         self.databases = Databases(office, rotation)
         self.apps = Apps(office, iterations=settings.postgres.scram_iterations)
@@ -35,7 +33,7 @@ class Administration:
         self.preferences = Preferences(office)
         self.samples = Sample(office, self.databases)
         self._office = office
-        self._store = store
+        self._backups = Backups(office, gate=gate, files=kept_files(files))
         self._settings = settings
         self._gate = gate
         self._file_options = {one.path: one for one in options(GateSettings)}
@@ -85,27 +83,27 @@ class Administration:
         return await Rekeying(self._office).run(by=by)
 
     async def backup(self, path: str, *, by: str) -> dict[str, Any]:
-        """Dump the store into a new file of mode 0600."""
-        target = Path(path)
-        await self._office.audit.flush()
-        try:
-            size = await back_up(self._store, target)
-        except FileExistsError:
-            raise ConflictError(
-                f"{target} exists, and a backup never overwrites", hint="choose another name"
-            ) from None
-        except OSError as error:
-            raise InvalidRequestError(
-                f"{target} cannot be written: {error.strerror}", hint=f"ls -ld {target.parent}"
-            ) from None
-        self._office.audit.record(
-            AuditEvent("admin", detail={"what": "backup", "name": str(target), "by": by, "bytes": size})
-        )
-        return {"path": str(target), "bytes": size}
+        """Write the store and this gate's keys, sealed under the vault key, into a new file of mode 0600."""
+        return await self._backups.write(Path(path), by=by)
 
     async def sample(self, *, by: str) -> dict[str, Any]:
         """Make the sample database, or what is missing of it."""
         return await self.samples.make(by=by)
+
+
+def kept_files(files: GateFiles) -> dict[str, Path]:
+    """What a backup takes along beside the store, by where it is restored to under the state directory.
+
+    The vault key is not among them: the backup is sealed with it. Nor is the pool's offline key.
+    """
+    kept = {
+        "keys/online.key": files.online_key,
+        "keys/online.cert": files.online_cert,
+        "keys/node.key": files.node_key,
+        "keys/node.cert": files.node_cert,
+        "qgate.toml": files.state_dir / "qgate.toml",
+    }
+    return {name: path for name, path in kept.items() if path.exists()}
 
 
 def _json(value: Any) -> Any:

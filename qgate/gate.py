@@ -29,6 +29,7 @@ from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.directory import Directory
 from qgate.governance.office import Office
 from qgate.governance.trail import AuditTrail
+from qgate.governance.upkeep import Upkeep
 from qgate.governance.watch import DirectoryWatch
 from qgate.keys import GateKeys
 from qgate.metrics import Figures, TunnelTotals, registry_of
@@ -51,9 +52,6 @@ from tunnel_proto.settings import options
 
 MARKS_INTERVAL_S = 5.0
 """How often replay marks are copied to the store; the local file has each at once."""
-
-HEAL_INTERVAL_S = 60.0
-"""How often unfinished password rotations are looked for; one query where there is none."""
 
 log = structlog.get_logger(__name__)
 
@@ -117,7 +115,10 @@ class Gate:
             live=self,
             clock=clock,
         )
-        self.administration = Administration(office, parts.store, self.rotation, settings, gate=settings.name)
+        self.administration = Administration(office, self.rotation, settings, files, gate=settings.name)
+        self.upkeep = Upkeep(
+            office, rotation=self.rotation, trail=parts.trail, sample=self.administration.samples
+        )
         self.tunnel = TunnelServer(
             identity=parts.keys.node,
             chain=parts.keys.chain,
@@ -151,7 +152,7 @@ class Gate:
         async with AsyncExitStack() as stack:
             parts = await compose(settings, files, stack, clock=clock)
             gate = cls(settings, files, parts, stack, version=version, clock=clock)
-            await gate.administration.samples.follow_server()
+            await gate.upkeep.prepare()
             await gate._listen(stack)
             gate._stack = stack.pop_all()
         gate.state = "ready"
@@ -185,7 +186,7 @@ class Gate:
             tasks.create_task(self.parts.watch.run(), name="directory")
             tasks.create_task(self.parts.audit.run(), name="audit")
             tasks.create_task(self._copy_marks(), name="marks")
-            tasks.create_task(self._heal_rotations(), name="rotations")
+            tasks.create_task(self.upkeep.run(), name="upkeep")
 
     async def drain(self) -> None:
         """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
@@ -338,16 +339,6 @@ class Gate:
         return time.monotonic() - self._born
 
     # --- housekeeping
-
-    async def _heal_rotations(self) -> None:
-        """Finish password rotations that a gate left half way: at the start, and every now and then."""
-        while True:
-            try:
-                for problem in await self.rotation.heal():
-                    log.warning("a password rotation stays unfinished", problem=problem)
-            except StoreUnavailableError:
-                pass
-            await asyncio.sleep(HEAL_INTERVAL_S)
 
     async def _copy_marks(self) -> None:
         while True:

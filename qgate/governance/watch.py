@@ -54,6 +54,10 @@ class DirectoryWatch:
             self._vault.settle(frozenset(self._vault.key_of(box) for box in boxes))
             self.directory.replace(snapshot)
 
+    def look(self) -> None:
+        """Look at the clock and the store now rather than at the next turn."""
+        self._stir.set()
+
     async def run(self) -> None:
         """Watch until cancelled."""
         wait = _RETRY_FIRST_S
@@ -92,7 +96,7 @@ class DirectoryWatch:
             self._tell_expired()
 
     def _heard(self, _table: str) -> None:
-        self._stir.set()
+        self.look()
 
     def _next_wake(self) -> float:
         now = self._clock()

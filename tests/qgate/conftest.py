@@ -12,6 +12,7 @@ import pytest
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import KEY_BYTES, Vault
+from tests.qgate.pool import Pool
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +47,11 @@ async def store(store_dsn: str) -> AsyncIterator[Store]:
 def vault() -> Vault:
     """A vault with a key of its own."""
     return Vault((secrets.token_bytes(KEY_BYTES),))
+
+
+@pytest.fixture
+async def pool(store: Store, vault: Vault, store_server: EmbeddedPostgres) -> Pool:
+    """Administration over the fresh store."""
+    made = Pool(store, vault, store_server)
+    await made.watch.refresh()
+    return made
