@@ -200,6 +200,7 @@ def gate_settings_text(
     dsn: str | None = None,
     metrics_port: int | None = None,
     log_format: str = "json",
+    drain_s: float = 30.0,
 ) -> str:
     """A commented qgate.toml. ``metrics_port`` None leaves metrics at its default. Raises UsageError."""
     from qgate.settings import GateSettings, ListenSettings, LogSettings, MetricsSettings, StoreSettings
@@ -209,6 +210,7 @@ def gate_settings_text(
         settings = GateSettings(
             name=name,
             state_dir=state_dir,
+            drain_timeout_s=drain_s,
             listen=ListenSettings(host=host, port=port, advertise=advertise),
             store=StoreSettings() if dsn is None else StoreSettings(kind="external", dsn=dsn),
             metrics=MetricsSettings() if metrics_port is None else MetricsSettings(port=metrics_port),

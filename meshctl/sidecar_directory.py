@@ -70,10 +70,13 @@ def install_bundle(root: Path, text: str, *, now: float, other_pool: bool = Fals
     return bundle
 
 
-def sidecar_settings_text(*, state_dir: Path, port: int, metrics_port: int | None = None) -> str:
+def sidecar_settings_text(
+    *, state_dir: Path, port: int, metrics_port: int | None = None, drain_s: float = 30.0
+) -> str:
     """A commented minigate.toml for these values. ``metrics_port`` None leaves metrics at its default."""
     from minigate.settings import ListenSettings, MetricsSettings, MinigateSettings
     from tunnel_proto.settings import dump
 
     metrics = MetricsSettings() if metrics_port is None else MetricsSettings(port=metrics_port)
-    return dump(MinigateSettings(state_dir=state_dir, listen=ListenSettings(port=port), metrics=metrics))
+    listen = ListenSettings(port=port)
+    return dump(MinigateSettings(state_dir=state_dir, drain_s=drain_s, listen=listen, metrics=metrics))

@@ -77,8 +77,8 @@ def size(value: Any) -> str:
 
 
 def milliseconds(value: Any) -> str:
-    """Seconds as milliseconds."""
-    return "-" if value is None else f"{float(value) * 1000:.1f} ms"
+    """Seconds as milliseconds; nothing where none was measured yet."""
+    return f"{float(value) * 1000:.1f} ms" if value else "-"
 
 
 def span(value: Any) -> str:
@@ -204,14 +204,13 @@ AUDIT_COLUMNS = (
     Column("OUTCOME", "outcome"),
     Column("N", "count", right=True),
     Column("ROWS", "rows", right=True),
-    Column("STATEMENT", "fingerprint"),
+    Column("WHAT", "what"),
 )
 
 SETTING_COLUMNS = (
     Column("NAME", "name"),
     Column("VALUE", "value"),
     Column("DEFAULT", "default"),
-    Column("TYPE", "type"),
     Column("SOURCE", "source"),
     Column("RESTART", "restart_needed"),
     Column("DESCRIPTION", "description"),
@@ -237,6 +236,16 @@ STREAM_COLUMNS = (
     Column("SINCE", "since", moment),
     Column("QUERIES", "queries", right=True),
 )
+
+
+def audit(records: Iterable[Record]) -> Table:
+    """Audit entries; WHAT is the statement's fingerprint, or what an administrator did to what."""
+    rows = []
+    for record in records:
+        detail = record.get("detail") or {}
+        done = " ".join(str(detail[key]) for key in ("what", "name", "by") if detail.get(key))
+        rows.append({**record, "what": record.get("fingerprint") or done or detail.get("reason")})
+    return table(rows, AUDIT_COLUMNS)
 
 
 def sessions(records: Iterable[Record]) -> Table:

@@ -48,7 +48,7 @@ def tail(
     rows = gate.items("/audit", {**chosen, "limit": limit}) if limit else []
     rows.sort(key=lambda row: row.get("seq") or 0)
     if not follow:
-        emit(rows, view.table(rows, view.AUDIT_COLUMNS), output)
+        emit(rows, view.audit(rows), output)
         return
     for row in rows:
         _line(row, output)
@@ -111,7 +111,7 @@ def verify(
 
 def _line(row: dict[str, Any], output: Output) -> None:
     if output is Output.TABLE:
-        shown = view.table([row], view.AUDIT_COLUMNS)
+        shown = view.audit([row])
         write("  ".join(shown.rows[0]).rstrip())
     elif output is Output.JSON:
         write(json.dumps(row, ensure_ascii=False))

@@ -178,7 +178,7 @@ def check(
     if not reply.get("ok"):
         raise CheckError(f"Database {name} did not pass.")
     latency = reply.get("latency_ms")
-    facts = [f"PostgreSQL {reply.get('server_version')}", f"TLS {view.text(reply.get('tls'))}"]
+    facts = [f"PostgreSQL {reply.get('server_version')}", str(reply.get("tls") or "no TLS")]
     facts += [f"login by {view.text(reply.get('auth'))}", f"{view.text(latency)} ms"]
     note(", ".join(facts))
 

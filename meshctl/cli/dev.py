@@ -34,6 +34,7 @@ commands = typer.Typer(
 
 DETACH_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
+QUERY_TIMEOUT_S = 20.0
 POLL_S = 0.05
 
 StateDir = Annotated[
@@ -163,8 +164,10 @@ def _stop(stack: DevStack) -> None:
     pressed: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, _frame: pressed.append(number))
+    begun = stack.begun
     gentle = stack.stop(hurry=lambda: bool(pressed))
-    note("stopped" if gentle else "stopped by force")
+    if begun:
+        note("stopped" if gentle else "stopped by force")
 
 
 @contextlib.contextmanager
@@ -185,6 +188,9 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _detach(state: DevState, port: int, output: Output) -> None:
     """Start a supervisor in a session of its own and wait until its stack is ready."""
+    from meshctl.dev.query import run_query
+    from meshctl.dev.stack import QUERY
+
     if state.running():
         os.close(state.lock())  # raises with who runs it
     log = state.logs / "dev.log"
@@ -214,18 +220,25 @@ def _detach(state: DevState, port: int, output: Output) -> None:
         raise
     record = state.read()
     if supervisor.poll() is not None or record is None or not done:
-        said = log.read_text(errors="replace").strip()
-        error = CommandError(f"The stack did not start.\n{said}")
         if supervisor.poll() is None:
             supervisor.send_signal(signal.SIGTERM)
-        elif supervisor.returncode in set(map(int, ExitCode)):
-            error.code = ExitCode(supervisor.returncode)
-        raise error
+        raise _failure(log.read_text(errors="replace"), supervisor.wait())
     if output is Output.TABLE:
-        _tell(record, None, time.monotonic() - began)
+        took = time.monotonic() - began
+        _tell(record, run_query(record.credential, QUERY, timeout=QUERY_TIMEOUT_S), took)
         note(f"It runs in the background. End it with: meshctl dev stop --state-dir {state.root}")
     else:
         emit(record.public(), [], output)
+
+
+def _failure(said: str, code: int) -> CommandError:
+    """The error that a supervisor wrote before it ended, as our own."""
+    _, _, message = said.rpartition("Error: ")
+    message, _, hint = message.partition("\nNext: ")
+    error = CommandError(message.strip() or "The supervisor ended without a word.", hint=hint.strip())
+    if code in set(map(int, ExitCode)) - {int(ExitCode.OK)}:
+        error.code = ExitCode(code)
+    return error
 
 
 def _wait(condition: Callable[[], bool], timeout: float) -> bool:
@@ -237,18 +250,14 @@ def _wait(condition: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
-def _tell(record: DevRecord, result: Result | None, took: float) -> None:
+def _tell(record: DevRecord, result: Result, took: float) -> None:
     note(f"ready in {took:.1f} s\n")
     emit(None, view.card(_shown(record)), Output.TABLE)
-    if result is not None:
-        write("")
-        title = f"one query through the wire, {result.seconds * 1000:.0f} ms with connect and login"
-        rows = tuple(tuple(view.text(cell) for cell in row) for row in result.rows)
-        emit(
-            None,
-            view.Table(result.columns, rows, frozenset(range(1, len(result.columns))), title),
-            Output.TABLE,
-        )
+    write("")
+    title = f"one query through the wire, {result.seconds * 1000:.0f} ms with connect and login"
+    rows = tuple(tuple(view.text(cell) for cell in row) for row in result.rows)
+    right = frozenset(range(1, len(result.columns)))
+    emit(None, view.Table(result.columns, rows, right, title), Output.TABLE)
     write("")
 
 

@@ -24,14 +24,25 @@ def list_settings(
     changed: Annotated[
         bool, typer.Option("--changed", help="Only those that are not at their default.")
     ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also the options of qgate.toml, read at start-up.")
+    ] = False,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
-    """List every setting with its value, default, type, source and description."""
+    """List the settings: value, default, source, description. -o json has qgate.toml's options as well."""
     rows = options.connect(gate_dir, socket).items("/settings")
     if changed:
         rows = [row for row in rows if row.get("source") != "default"]
+    live = [
+        row for row in rows if "choices" in row
+    ]  # what the registry declares; the file's options have none
+    if output is Output.TABLE and not every and not changed:
+        emit(live, view.table(live, view.SETTING_COLUMNS), output)
+        if len(rows) > len(live):
+            note(f"{len(rows) - len(live)} options of qgate.toml are not shown: --all")
+        return
     emit(rows, view.table(rows, view.SETTING_COLUMNS), output)
 
 

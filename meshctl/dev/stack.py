@@ -30,7 +30,8 @@ from tunnel_proto.errors import MeshError
 
 START_TIMEOUT_S = 60.0  # a loaded machine runs initdb slowly
 LINK_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 45.0
+DRAIN_S = 10.0  # a developer waits for a stop; in production it is 30 s
+STOP_TIMEOUT_S = 20.0
 RENEW_BEFORE_S = 7 * 86_400
 SIDECAR = "dev"
 QUERY = """SELECT p.category, count(DISTINCT o.id) AS orders, round(sum(i.quantity * i.unit_price)) AS revenue
@@ -78,6 +79,11 @@ class DevStack:
         self._note(tunnel_port, "ready", password)
         return result
 
+    @property
+    def begun(self) -> bool:
+        """Whether a daemon was started that must be stopped."""
+        return bool(self._children)
+
     def watch(self) -> None:
         """Raise CommandError when a daemon has ended by itself."""
         for child in self._children:
@@ -101,8 +107,7 @@ class DevStack:
             if child.alive:
                 child.end(signal.SIGKILL)
                 child.process.wait()
-        if not gentle:
-            end_postmaster(self.state.gate / "pg")
+        end_postmaster(self.state.gate / "pg" / "data")  # a gate that was killed could not stop it
         self._children.clear()
         self.state.clear()
         return gentle
@@ -134,6 +139,7 @@ class DevStack:
             advertise=(f"127.0.0.1:{tunnel_port}",),
             metrics_port=0,
             log_format="console",
+            drain_s=DRAIN_S,
         )
         if gate.complete and gate.node_cert.exists():
             # Ports are chosen afresh at each start: another program may have the old one by now.
@@ -150,7 +156,9 @@ class DevStack:
             make_gate(self.state.gate, name="dev", settings_text=text, now=time.time())
         sidecar = SidecarDirectory(self.state.sidecar)
         self.state.sidecar.mkdir(mode=0o700, exist_ok=True)
-        settings = sidecar_settings_text(state_dir=self.state.sidecar, port=self.port, metrics_port=0)
+        settings = sidecar_settings_text(
+            state_dir=self.state.sidecar, port=self.port, metrics_port=0, drain_s=DRAIN_S
+        )
         write_file(sidecar.settings, settings.encode(), mode=0o600)
         return tunnel_port
 
