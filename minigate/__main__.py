@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 
+from minigate.connections import LINGER_S
 from minigate.enrolment import install, load_enrolment, write_offer
 from minigate.listener import UnixListenError
 from minigate.settings import SETTINGS_FILE, MinigateSettings
@@ -86,7 +87,7 @@ async def _serve(config: Path, settings: MinigateSettings, notifier: Notifier) -
     try:
         await signals.drain.wait()
         notifier.stopping("draining")
-        notifier.extend(settings.drain_s + 5)
+        notifier.extend(settings.drain_s + 2 * LINGER_S)
         log.info("draining", connections=len(sidecar.connections.live))
         await signals.wait_or_stop_now(sidecar.drain())
     finally:

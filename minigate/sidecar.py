@@ -11,7 +11,7 @@ from secrets import token_bytes
 import structlog
 from prometheus_client import CollectorRegistry
 
-from minigate.connections import Connections
+from minigate.connections import LINGER_S, Connections
 from minigate.enrolment import Enrolment, load_enrolment
 from minigate.listener import Listener
 from minigate.mark import Mark
@@ -113,7 +113,10 @@ class Sidecar:
         log.info("reloaded", gates=[gate.name for gate in self._bundle.gates])
 
     async def drain(self) -> None:
-        """Accept no more, end idle apps with 57P01, and wait up to ``drain_s`` for the others."""
+        """Accept no more, end idle apps with 57P01, and those still busy after ``drain_s`` too.
+
+        Returns once all have closed, or have had `LINGER_S` to read why they are to go.
+        """
         self.listener.close()
         self._door.draining = True
         for app in self.connections.waiting:
@@ -121,11 +124,12 @@ class Sidecar:
                 app.refuse_draining()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.drain_s
-        while self.connections.live and loop.time() < deadline:
+        while self.connections.live and loop.time() < deadline + LINGER_S:
             for app in list(self.connections.live):
-                app.end_idle(_DRAINING)
-            if all(app.stream is None for app in self.connections.live):
-                break  # the rest have been told, and only have to close
+                if loop.time() < deadline:
+                    app.end_idle(_DRAINING)
+                else:
+                    app.end_now(_DRAINING)
             await asyncio.sleep(DRAIN_LOOK_S)
 
     async def close(self) -> None:
