@@ -132,8 +132,9 @@ class _Direction:
                 break
             self._queue.popleft()
             if not data:
-                if transport.can_write_eof() and not transport.is_closing():
-                    transport.write_eof()
+                if not transport.is_closing():
+                    with contextlib.suppress(OSError):  # the other side may have gone meanwhile
+                        transport.write_eof()
                 continue
             rate = self.shape.bytes_per_s
             if rate is not None:
