@@ -185,7 +185,7 @@ class Gate:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.parts.watch.run(), name="directory")
             tasks.create_task(self.parts.audit.run(), name="audit")
-            tasks.create_task(self._copy_marks(), name="marks")
+            tasks.create_task(self._keep_marks_copied(), name="marks")
             tasks.create_task(self.upkeep.run(), name="upkeep")
 
     async def drain(self) -> None:
@@ -340,12 +340,13 @@ class Gate:
 
     # --- housekeeping
 
-    async def _copy_marks(self) -> None:
+    async def _keep_marks_copied(self) -> None:
         while True:
             await asyncio.sleep(MARKS_INTERVAL_S)
-            await self._copy_marks_once()
+            await self.copy_marks()
 
-    async def _copy_marks_once(self) -> None:
+    async def copy_marks(self) -> None:
+        """Write replay marks that are new to the store; a store that is away is tried again later."""
         marks = self.parts.marks.snapshot()
         newer = {key: mark for key, mark in marks.items() if self._marks_told.get(key) != mark}
         if not newer:
