@@ -158,7 +158,11 @@ class Backup:
             self._file = path.open("rb")
         except OSError as error:
             raise ConfigError(f"cannot read the backup {path}: {error.strerror}") from None
-        self.header = self._read_header(path)
+        try:
+            self.header = self._read_header(path)
+        except ConfigError:
+            self._file.close()
+            raise
 
     def close(self) -> None:
         """Close the file."""
