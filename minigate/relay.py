@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from typing import Protocol
 
 from minigate.connections import Connections
 from tunnel_proto.constants import StreamCode
@@ -76,6 +77,19 @@ def reset_connection(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
+EARLY_DATA_MAX = 64 * 1024
+"""Bytes that an app may send before a gate has answered; a SASL message has below 1 KiB."""
+
+_TRANSFERABLE = frozenset({StreamCode.GATE_SHUTDOWN, StreamCode.SESSION_LOST})
+
+
+class Origin(Protocol):
+    """Where an app came from: it can be given another gate while the first has not said a word to it."""
+
+    def start_again(self, sent: bytes) -> bool:
+        """Take the transport back; ``sent`` is what the app sent since. False: it has been tried enough."""
+
+
 class AuthenticationWatch:
     """Finds AuthenticationOk in what the gate sends, by walking message headers over any chunking.
 
@@ -120,6 +134,7 @@ class AppSide(asyncio.Protocol):
     __slots__ = (
         "_authenticating",
         "_backlog",
+        "_early",
         "_ended",
         "_eof",
         "connections",
@@ -133,6 +148,7 @@ class AppSide(asyncio.Protocol):
         self.stream: Stream | None = None
         self.idle = False
         self._authenticating = True
+        self._early: bytes | None = b""  # what was sent while no gate had answered, to say it to another
         self.connections = connections
         self._eof = False
         self._ended = False  # the gate's side is over, or the app has been told so: nothing more goes to it
@@ -151,6 +167,8 @@ class AppSide(asyncio.Protocol):
         if stream is None:
             return
         if self._authenticating:  # a password or a SASL message: never compressed
+            if self._early is not None:
+                self._early = self._early + data if len(self._early) + len(data) <= EARLY_DATA_MAX else None
             stream.write(data, sensitive=True)
         else:
             stream.write(data)
@@ -158,6 +176,20 @@ class AppSide(asyncio.Protocol):
     def authenticated(self) -> None:
         """The gate let the app in; from now on nothing it sends is a password."""
         self._authenticating = False
+
+    def answered(self) -> None:
+        """The gate said something: from now on the session is its own."""
+        self._early = None
+
+    def move_to(self, origin: Origin) -> bool:
+        """The gate went away before its first word: have the stream opened again, at whatever gate is up."""
+        if self._early is None or self._eof or self.transport.is_closing():
+            return False
+        self.transport.resume_reading()
+        if not origin.start_again(self._early):
+            return False
+        self.connections.live.discard(self)
+        return True
 
     def eof_received(self) -> bool:
         if not self._eof:
@@ -245,13 +277,14 @@ class GateSide:
     ``boundary``: the gate's last data ended on a message boundary; only the gate's own flag decides this.
     """
 
-    __slots__ = ("_app", "_held", "_holding", "_watch", "boundary")
+    __slots__ = ("_app", "_held", "_holding", "_origin", "_watch", "boundary")
 
-    def __init__(self, app: AppSide) -> None:
+    def __init__(self, app: AppSide, origin: Origin | None = None) -> None:
         self._app = app
         self._held = 0
         self._holding = False
         self._watch: AuthenticationWatch | None = AuthenticationWatch()
+        self._origin = origin  # until the gate's first word
         self.boundary = True
 
     def data_received(self, data: bytes, boundary: bool) -> None:
@@ -263,9 +296,12 @@ class GateSide:
             self._held += len(data)
         elif app.stream is not None:
             app.stream.consumed(len(data))
-        if self._watch is not None and self._watch.feed(data):
-            self._watch = None
-            app.authenticated()
+        if self._watch is not None:
+            self._origin = None
+            app.answered()
+            if self._watch.feed(data):
+                self._watch = None
+                app.authenticated()
 
     def hold(self) -> None:
         """The app's transport is full: keep the credit of what arrives, so that the gate stops sending."""
@@ -284,9 +320,10 @@ class GateSide:
     def stream_closed(self, error: StreamError | None) -> None:
         app = self._app
         app.stream = None
+        origin, self._origin = self._origin, None
         if error is None:
             app.transport.close()
-        else:
+        elif origin is None or error.code not in _TRANSFERABLE or not app.move_to(origin):
             app.fail(error, at_boundary=self.boundary)
 
     def pause_writing(self) -> None:

@@ -107,7 +107,6 @@ class Sidecar:
         self._bundle = enrolment.bundle
         self._door.certificate = certificate
         self.connections.waiting.period_s = settings.gate.patience_s
-        self.connections.max_connections = settings.listen.max_connections
         self.uplink.failover_s = settings.gate.failover_s
         self.uplink.configure(self._bundle.gates, self._bundle.chain)
         log.info("reloaded", gates=[gate.name for gate in self._bundle.gates])

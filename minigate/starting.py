@@ -12,7 +12,7 @@ from typing import cast
 import structlog
 
 from minigate.connections import Connections
-from minigate.relay import AppSide, GateSide
+from minigate.relay import EARLY_DATA_MAX, AppSide, GateSide
 from minigate.startup import (
     BeginTls,
     Command,
@@ -37,8 +37,8 @@ from tunnel_proto.pgwire import (
 
 log = structlog.get_logger()
 
-EARLY_DATA_MAX = 64 * 1024
-"""Bytes that an app may send after its StartupMessage before a gate has been found; none has a reason to."""
+ATTEMPTS = 3
+"""Gates that one app is handed to, one after the other, before it is told that they all go away."""
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
@@ -62,7 +62,7 @@ class Door:
 class StartingApp(asyncio.Protocol):
     """One app that has connected and has no stream yet."""
 
-    __slots__ = ("_certificate", "_conversation", "_door", "_rest", "_startup", "_transport")
+    __slots__ = ("_attempts", "_certificate", "_conversation", "_door", "_rest", "_startup", "_transport")
 
     _transport: asyncio.Transport
 
@@ -72,6 +72,7 @@ class StartingApp(asyncio.Protocol):
         self._conversation = StartupConversation(tls_available=door.certificate is not None)
         self._startup: Startup | None = None
         self._rest = b""
+        self._attempts = 0
 
     # --- from the transport
 
@@ -156,11 +157,8 @@ class StartingApp(asyncio.Protocol):
                 f"sorry, the sidecar has {door.connections.max_connections} connections already",
                 hint="Raise listen.max_connections in minigate.toml, or use a pool with fewer connections.",
             )
-        elif not self.try_gates():
-            if door.connections.waiting.period_s > 0:
-                door.connections.waiting.add(self)
-            else:
-                self._no_gate()
+        else:
+            self._find_gate()
 
     def _forward_cancel(self, pid: int, key: bytes) -> None:
         connections = self._door.connections
@@ -192,7 +190,7 @@ class StartingApp(asyncio.Protocol):
                     "sasl_sent": True,
                     "source": source(self._transport),
                 },
-                GateSide(app),
+                GateSide(app, self),
             )
         except LocalProtocolError as error:
             if client.state != "up":
@@ -202,10 +200,30 @@ class StartingApp(asyncio.Protocol):
         self._door.connections.waiting.remove(self)
         self._door.connections.counts.recognised["postgresql"] += 1
         app.attach(stream)
-        self._transport.write(_greeting(startup, plus=binding is not None))
-        if self._rest:
-            app.data_received(self._rest)
+        if not self._attempts:
+            self._transport.write(_greeting(startup, plus=binding is not None))
+        self._attempts += 1
+        rest, self._rest = self._rest, b""
+        if rest:
+            app.data_received(rest)
         return True
+
+    def start_again(self, sent: bytes) -> bool:
+        """The gate drained or lost the session before its first word: the app need not know."""
+        if self._attempts >= ATTEMPTS or self._door.draining:
+            return False
+        self._transport.set_protocol(self)
+        self._rest = sent
+        self._find_gate()
+        return True
+
+    def _find_gate(self) -> None:
+        if self.try_gates():
+            return
+        if self._door.connections.waiting.period_s > 0:
+            self._door.connections.waiting.add(self)
+        else:
+            self._no_gate()
 
     def _no_gate(self) -> None:
         outage = self._door.uplink.outage()

@@ -242,6 +242,53 @@ def test_every_code_has_an_error_that_drivers_can_read(code: StreamCode, text: s
     assert fields["C"] == SQLSTATES[code]
 
 
+# --- a gate that goes away before its first word
+
+
+async def test_an_app_that_logs_in_while_its_gate_drains_is_moved_and_does_not_notice() -> None:
+    async with open_wire(patience_s=30) as wire, connect(wire) as app:
+        app.send(STARTUP)
+        assert await app.read(len(SASL)) == SASL
+        old = await wire.stream()
+        app.send(sasl_response(b"client-first"))
+        await until(lambda: bool(old.written))
+        wire.gate.become("draining", "going down")  # a new client is made for the same gate
+        old.receiver.stream_closed(StreamError(StreamCode.GATE_SHUTDOWN, "draining"))
+        await until(lambda: len(wire.connections.waiting) == 1)
+        wire.gate.become("up")
+        new = await wire.stream()
+        assert new is not old
+        assert new.metadata == old.metadata
+        assert new.written == [(sasl_response(b"client-first"), True)]
+        new.receiver.data_received(AUTHENTICATION_OK + READY, True)
+        assert await app.read(9 + len(READY)) == AUTHENTICATION_OK + READY
+        assert len(wire.connections.live) == 1
+
+
+async def test_an_app_is_not_handed_round_for_ever() -> None:
+    async with open_wire() as wire, connect(wire) as app:
+        app.send(STARTUP)
+        assert await app.read(len(SASL)) == SASL
+        for number in range(3):
+            stream = await wire.stream(number)
+            stream.receiver.stream_closed(StreamError(StreamCode.GATE_SHUTDOWN))
+        assert (await app.error())["C"] == "57P01"
+        assert len(wire.gate.opened) == 3
+
+
+async def test_once_the_gate_has_spoken_its_end_is_told() -> None:
+    async with open_wire() as wire, connect(wire) as app:
+        app.send(STARTUP)
+        await app.read(len(SASL))
+        stream = await wire.stream()
+        challenge = authentication_sasl_continue(b"r=nonce")
+        stream.receiver.data_received(challenge, True)
+        assert await app.read(len(challenge)) == challenge
+        stream.receiver.stream_closed(StreamError(StreamCode.GATE_SHUTDOWN))
+        assert (await app.error())["C"] == "57P01"
+        assert len(wire.gate.opened) == 1
+
+
 # --- drain
 
 

@@ -180,6 +180,28 @@ async def test_a_rolling_upgrade_breaks_nothing(tmp_path: Path, postgres: Cluste
         await asyncio.wait_for(draining, 10)
 
 
+async def test_apps_that_log_in_while_a_gate_drains_see_no_error(
+    tmp_path: Path, postgres: Cluster, upstream: Server
+) -> None:
+    async with mesh(tmp_path, names=("hq", "spare"), upstream=upstream) as one:
+        hq, spare = one.gates
+        assert hq.server is not None
+        server = hq.server
+
+        async def come_and_go(rounds: int) -> None:
+            for _ in range(rounds):
+                async with await psycopg.AsyncConnection.connect(_dsn(one, postgres)) as connection:
+                    await connection.execute("SELECT 1")
+
+        async def drain_meanwhile() -> None:
+            await until(lambda: len(hq.streams) >= 20)
+            await server.drain(20)
+
+        await asyncio.gather(drain_meanwhile(), *(come_and_go(10) for _ in range(8)))
+        assert len(spare.streams) > 0
+        assert one.sidecar.connections.counts.errors == {}
+
+
 # --- drain, reload, monitor
 
 
