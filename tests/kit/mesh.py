@@ -19,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.request import urlopen
 
 import tomli_w
+from prometheus_client.parser import text_string_to_metric_families
 
 from meshctl.client import Gate as Control
 from meshctl.errors import GateError, UnreachableError
@@ -60,6 +62,7 @@ class Daemon:
         self.argv = [*command, *argv]
         self.directory = directory
         self.log = directory.parent / f"{directory.name}.log"
+        self.metrics_port = free_port()
         self._program: Program | None = None
 
     @property
@@ -85,6 +88,16 @@ class Daemon:
         if self._program is None:
             return 0
         return self._program.stop(timeout_s=40)
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric's samples over all labels; 0 while the program cannot be asked."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=2) as reply:
+                text = reply.read().decode()
+        except OSError:
+            return 0.0
+        families = text_string_to_metric_families(text)
+        return sum(s.value for family in families for s in family.samples if s.name == name)
 
     def reload(self) -> None:
         """SIGHUP."""
@@ -252,7 +265,7 @@ class Mesh:
             "name": name,
             "state_dir": str(directory),
             "listen": {"host": self.listen_host, "port": port, "advertise": [gate.advertise]},
-            "metrics": {"port": 0},
+            "metrics": {"port": gate.metrics_port},
             "drain_timeout_s": 2.0,
         }
         gate.configure(merged(own, self.settings))
@@ -308,16 +321,14 @@ class Mesh:
                 not_after=now + _VALID_S,
             )
         (directory / "bundle.json").write_text(bundle)
-        port = free_port()
+        sidecar = SidecarProcess(directory, name=name, port=free_port(), command=self.sidecar_command)
         own = {
             "state_dir": str(directory),
-            "listen": {"hosts": ["127.0.0.1"], "port": port},
-            "metrics": {"port": 0},
+            "listen": {"hosts": ["127.0.0.1"], "port": sidecar.port},
+            "metrics": {"port": sidecar.metrics_port},
         }
-        config = directory / "minigate.toml"
-        config.write_text(tomli_w.dumps(merged(own, self.sidecar_settings)))
-        config.chmod(0o600)
-        sidecar = SidecarProcess(directory, name=name, port=port, command=self.sidecar_command)
+        sidecar.config.write_text(tomli_w.dumps(merged(own, self.sidecar_settings)))
+        sidecar.config.chmod(0o600)
         self.sidecars.append(sidecar)
         return sidecar
 

@@ -356,7 +356,7 @@ class Proxy:
         """
         dice = random.Random(seed)
         end = self.loop.time() + duration_s
-        faults = ("cut", "cut", "cut", "stall", "half_open", "half_open", "hold_old", "hold_connects")
+        faults = ("cut",) * 4 + ("half_open",) * 2 + ("stall", "hold_old", "hold_connects")
         while (left := end - self.loop.time()) > 0:
             await asyncio.sleep(min(left, dice.uniform(*every_s)))
             fault = dice.choice(faults)
