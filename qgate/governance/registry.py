@@ -146,15 +146,6 @@ _DECLARED = (
         minimum=1,
         maximum=3650,
     ),
-    Setting(
-        "rotation.keep_old_s",
-        float,
-        600.0,
-        "How long the previous upstream password stays a login candidate after a rotation, in seconds: "
-        "standbys that lag behind still know only that one.",
-        minimum=0.0,
-        maximum=86_400.0,
-    ),
 )
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in _DECLARED})

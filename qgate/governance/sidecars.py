@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from qgate.governance.directory import Node
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.store.gates import gates_since
 from qgate.store.nodes import list_nodes, live_node, next_serial, put_node, revoke_node
 from tunnel_proto.certificate import read_online
-from tunnel_proto.enrolment import make_bundle, read_offer
+from tunnel_proto.constants import BUNDLE_GATES_MAX
+from tunnel_proto.enrolment import GateAddress, make_bundle, read_offer
 
 # Between clocks: a certificate made now must be good on a machine whose clock is a little behind.
 BACKDATE_S: Final = 300
 _DAY_S: Final = 86_400
+# A gate that has been away for longer is not worth dialling.
+SIBLING_DAYS: Final = 7
 
 
 class Sidecars:
@@ -37,14 +41,15 @@ class Sidecars:
         """
         office = self._office
         asked = read_offer(offer)
-        gates = office.gates()
+        gates = await self._gates()
         if not gates:
             raise ConflictError(
                 "this gate does not know under which address sidecars reach it",
                 hint='set listen.advertise = ["HOST:PORT"] in qgate.toml and reload the gate',
             )
         now = int(office.clock())
-        online_ends = read_online(office.online_certificate).not_after
+        terms = read_online(office.online_certificate)
+        online_ends = terms.not_after
         days = valid_days if valid_days is not None else office.directory.setting("sidecar.certificate_days")
         ends = now + days * _DAY_S
         if valid_days is None:
@@ -71,7 +76,7 @@ class Sidecars:
                 asked,
                 gates=gates,
                 serial=serial,
-                not_before=now - BACKDATE_S,
+                not_before=max(now - BACKDATE_S, terms.not_before),
                 not_after=ends,
             )
             node = Node(
@@ -98,6 +103,15 @@ class Sidecars:
                     f"there is no sidecar {name}, or it is revoked already", hint="meshctl sidecar list"
                 )
         await self._office.changed("sidecar.revoke", name, by)
+
+    async def _gates(self) -> tuple[GateAddress, ...]:
+        """This gate first, then its siblings that were alive of late."""
+        own = self._office.gates()
+        since = self._office.now() - timedelta(days=SIBLING_DAYS)
+        async with self._office.store.connection() as connection:
+            known = await gates_since(connection, since)
+        names = {gate.name for gate in own}
+        return (*own, *(gate for gate in known if gate.name not in names))[:BUNDLE_GATES_MAX]
 
     def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
         revoked = row["revoked_at"] is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 import structlog
@@ -12,6 +13,7 @@ from qgate.governance.sample import Sample
 from qgate.governance.trail import AuditTrail
 from qgate.postgres.rotation import Rotation
 from qgate.store import StoreUnavailableError
+from qgate.store.gates import announce_gate
 from tunnel_proto.errors import MeshError
 
 EVERY_S: Final = 60.0
@@ -30,17 +32,23 @@ class Upkeep:
         self._rotation = rotation
         self._trail = trail
         self._sample = sample
+        # A log-in that took a pending password tells of a rotation that somebody left unfinished.
+        self._stir = asyncio.Event()
 
     async def prepare(self) -> None:
-        """Once, before the gate listens: the embedded server may have another port than yesterday."""
+        """Once, before the gate listens: say where it is reached, and find where its own store is."""
+        await self._announce()
         await self._sample.follow_server()
 
     async def run(self) -> None:
         """Until cancelled: finish what crashed gates left of rotations, and apply the audit's retention."""
         loop = asyncio.get_running_loop()
         retire_at = loop.time()
+        self._office.directory.on_promotion(lambda _route, _read_only: self._stir.set())
         while True:
+            self._stir.clear()
             try:
+                await self._announce()
                 for problem in await self._rotation.heal():
                     log.warning("a password rotation is unfinished", problem=problem)
                 days: int = self._office.directory.setting("audit.retention_days")
@@ -51,4 +59,10 @@ class Upkeep:
                 pass  # the directory's watch has said so already
             except MeshError as error:
                 log.warning("upkeep failed", reason=error.message)
-            await asyncio.sleep(EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stir.wait(), EVERY_S)
+
+    async def _announce(self) -> None:
+        if addresses := self._office.gates():
+            async with self._office.store.connection() as connection:
+                await announce_gate(connection, addresses, self._office.now())

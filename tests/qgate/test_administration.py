@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,19 +18,23 @@ import pytest
 from qgate.governance.apps import NewApp
 from qgate.governance.backup import Backup
 from qgate.governance.databases import NewDatabase
+from qgate.governance.directory import password_purpose
 from qgate.governance.problems import (
     ConflictError,
     InvalidRequestError,
     UnknownNameError,
     UpstreamRefusedError,
 )
+from qgate.governance.upkeep import Upkeep
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
+from qgate.store.gates import announce_gate, gates_since
+from qgate.store.routes import put_password
 from qgate.store.sample import DATABASE, OWNER, READER
 from qgate.vault import KEY_BYTES, Vault, VaultError
 from tests.qgate.pool import BY, DAY, GATE, Pool
 from tunnel_proto.certificate import verify_chain
-from tunnel_proto.enrolment import make_offer, read_bundle
+from tunnel_proto.enrolment import GateAddress, make_offer, read_bundle
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.identity import Identity
 from tunnel_proto.scram import derive_keys, parse_verifier
@@ -315,6 +321,54 @@ async def test_the_same_keys_renew_and_other_keys_need_a_revocation_first(pool: 
     assert [row["state"] for row in await pool.sidecars.list()] == ["active", "revoked"]
     with pytest.raises(UnknownNameError):
         await pool.sidecars.revoke("desktop", by=BY)
+
+
+async def test_a_bundle_names_the_sibling_gates_that_live(pool: Pool) -> None:
+    now = pool.office.now()
+    sibling = GateAddress("gate-2", "two.example", 11437, bytes(32))
+    async with pool.store.connection() as connection:
+        await announce_gate(connection, (GATE,), now)
+        await announce_gate(connection, (sibling,), now)
+        await announce_gate(
+            connection, (GateAddress("gate-0", "gone.example", 1, bytes(32)),), now - timedelta(days=9)
+        )
+    laptop = Identity.generate()
+    offer = make_offer(laptop, role="client", name="laptop", now=pool.clock())
+    made = await pool.sidecars.enrol(offer, valid_days=None, by=BY)
+    assert read_bundle(made["bundle"], laptop).gates == (GATE, sibling)
+
+
+async def test_upkeep_announces_the_gate_and_heals_when_a_login_took_the_pending_password(
+    pool: Pool, upstream: str
+) -> None:
+    upkeep = Upkeep(pool.office, rotation=pool.rotation, trail=pool.trail, sample=pool.sample)
+    await upkeep.prepare()
+    async with pool.store.connection() as connection:
+        assert await gates_since(connection, pool.office.now() - timedelta(days=1)) == [GATE]
+
+    await pool.databases.add(NewDatabase("orders", upstream), by=BY)
+    orders = pool.directory.route("orders")
+    assert orders is not None
+    running = asyncio.ensure_future(upkeep.run())
+    pool.directory.on_promotion(lambda *_: promoted.set())
+    promoted = asyncio.Event()
+    await asyncio.sleep(0)
+    # Another gate sealed a password, told the server, and died.
+    box = pool.vault.seal(b"pending-secret", password_purpose(orders, read_only=False))
+    async with pool.store.transaction() as connection:
+        at = pool.office.now()
+        await put_password(connection, "orders", read_only=False, state="pending", sealed=box, at=at)
+    await pool.watch.refresh()
+    pool.directory.promote(orders, b"pending-secret", read_only=False)
+    assert promoted.is_set()
+    async with asyncio.timeout(20):
+        while (await pool.databases.show("orders"))["pending_rotation"]:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await pool.watch.refresh()
+    assert pool.directory.passwords(orders, read_only=False) == (b"pending-secret", b"owner-secret")
+    assert (await pool.databases.check("orders"))["ok"]
 
 
 async def test_damaged_offers_and_impossible_spans_are_refused(pool: Pool) -> None:
