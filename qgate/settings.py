@@ -116,13 +116,6 @@ class PostgresSettings:
     login_timeout_s: float = option(
         30.0, "How long an app may take to authenticate.", unit="s", minimum=1, maximum=600
     )
-    patience_s: float = option(
-        10.0,
-        "How long a session waits for an upstream that does not answer, before the app gets an error.",
-        unit="s",
-        minimum=0.1,
-        maximum=300,
-    )
     resume_in_transaction_s: float = option(
         15.0,
         "How long a session inside a transaction survives without its tunnel; it holds row locks meanwhile.",
