@@ -8,7 +8,7 @@ from typing import Any
 
 from qgate.governance.directory import Limits, Route, password_purpose, secret_purpose, with_limits
 from qgate.governance.dsn import parse
-from qgate.governance.inspection import Credentials, Inspection
+from qgate.governance.inspection import Credentials, Findings, Inspection, Step
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import (
     ConflictError,
@@ -28,6 +28,7 @@ from qgate.store.routes import (
     sslkey_name,
 )
 from qgate.store.secrets import drop_secret, put_secret
+from qgate.vault import VaultError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,8 +113,15 @@ class Databases:
         route = directory.route(name)
         if route is None:
             raise unknown_database(name)
-        inspection = Inspection(route, Credentials.of(directory, route))
-        return (await inspection.run()).as_json()
+        try:
+            credentials = Credentials.of(directory, route)
+        except VaultError as error:
+            found = Findings(
+                [Step("open the sealed password", ok=False, detail=error.message, next=error.hint)]
+            )
+        else:
+            found = await Inspection(route, credentials).run()
+        return found.as_json()
 
     async def remove(self, name: str, *, force: bool, by: str) -> None:
         """Forget a database and its passwords. ConflictError while apps are bound to it, unless `force`."""
@@ -150,6 +158,8 @@ class Databases:
         except RotationError as error:
             await self._office.changed("database.rotate.failed", name, by, {"problem": error.message})
             raise UpstreamRefusedError(error.message, hint=error.hint) from None
+        except VaultError as error:
+            raise ConflictError(error.message, hint=error.hint or f"meshctl db check {name}") from None
         except LookupError:
             raise unknown_database(name) from None
         await self._office.changed("database.rotate", name, by, {"role": role})

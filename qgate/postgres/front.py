@@ -29,6 +29,7 @@ from qgate.postgres.slots import Slots
 from qgate.postgres.statement import ALWAYS_ALLOWED
 from qgate.postgres.tally import Entry, Tally
 from qgate.postgres.upstream import Upstream
+from qgate.vault import VaultError
 from tunnel_proto import pgwire, scram
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.pgwire import PostgresError
@@ -228,8 +229,14 @@ class PostgresFront:
         key = LeaseKey(route.name, app.name, user, tuple(sorted(parameters.items())))
 
         async def dial() -> Upstream:
-            passwords = self.directory.passwords(route, read_only=app.read_only)
-            client_key = None if route.sslkey_secret is None else self.directory.secret(route.sslkey_secret)
+            try:
+                passwords = self.directory.passwords(route, read_only=app.read_only)
+                key_name = route.sslkey_secret
+                client_key = None if key_name is None else self.directory.secret(key_name)
+            except VaultError as error:
+                raise UpstreamError(
+                    "the gate cannot open its credentials", sqlstate="08001", cause=error.message
+                ) from None
             upstream = await connect(
                 route, user, passwords, parameters=parameters, cache=self._cache, client_key=client_key
             )

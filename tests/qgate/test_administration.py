@@ -27,6 +27,7 @@ from qgate.governance.problems import (
 )
 from qgate.governance.upkeep import Upkeep
 from qgate.store import Store
+from qgate.store.archive import TABLES
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.gates import announce_gate, gates_since
 from qgate.store.routes import put_password
@@ -175,6 +176,26 @@ async def test_a_clients_key_is_sealed(pool: Pool) -> None:
     assert shop.sslkey_secret is not None
     assert pool.directory.secret(shop.sslkey_secret) == b"-----BEGIN canary"
     assert "canary" not in await everything_stored(pool)
+
+
+async def test_a_route_that_was_pointed_elsewhere_is_found_and_its_password_stays_shut(
+    pool: Pool, upstream: str
+) -> None:
+    await pool.databases.add(NewDatabase("orders", upstream), by=BY)
+    async with pool.store.connection() as connection:
+        await connection.execute("UPDATE routes SET sslmode = 'disable'")
+    await pool.watch.refresh()
+    found = await pool.databases.check("orders")
+    assert not found["ok"]
+    assert "behind the gate's back" in found["steps"][0]["detail"]
+    with pytest.raises(ConflictError, match="behind the gate's back"):
+        await pool.databases.rotate("orders", by=BY)
+
+
+async def test_every_table_is_in_a_backup_or_made_again_at_a_start(store: Store) -> None:
+    async with store.connection() as connection:
+        rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'qgate'")
+    assert {row["tablename"] for row in rows} == {*TABLES, "migrations", "gates"}
 
 
 async def test_rotation_changes_both_roles_and_counts_who_stays_on_the_old(pool: Pool, upstream: str) -> None:
