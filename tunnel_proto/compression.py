@@ -29,7 +29,7 @@ from tunnel_proto.errors import TunnelError
 # Bytes of varied table rows per second and core; a machine's own speed scales them as it is measured.
 LEVEL_SPEEDS = ((1, 380e6), (3, 250e6), (6, 85e6), (9, 45e6), (12, 18e6), (15, 9e6), (19, 3e6))
 ASSUMED_RATIO = 3.0  # application bytes for one byte on the wire, before it is known
-CPU_HEADROOM = 2.0  # a compressor must be so much faster than the link drains it
+CPU_HEADROOM = 1.5  # a compressor must be so much faster than the link drains it
 
 _RLE_BLOCK = 1
 _RESERVED_BLOCK = 3
@@ -240,6 +240,7 @@ class Compression:
     policy: LevelPolicy
     pool: ContextPool
     cpu_clock: Callable[[], float]
+    goodput: float = 0.0  # of the link, bytes/s
     level: int = 0  # for new contexts; 0 while the link is fast
     contexts_max: int = 0
     memory_max: int = 0
@@ -276,4 +277,10 @@ class Compression:
         begun = self.cpu_clock()
         compressed = context.compress(data)
         self.policy.measured(context.level, len(data), self.cpu_clock() - begun)
+        self.level = self.policy.level(self.goodput)
         return compressed
+
+    def link_measured(self, goodput: float) -> None:
+        """The link's speed as it is known now, bytes/s."""
+        self.goodput = goodput
+        self.level = self.policy.level(goodput)

@@ -269,7 +269,11 @@ class Session:
             self.stats.resent_bytes += len(body)
             self.rate.sent(number, now)
             return self._seal(link, _NUMBERED, body)
-        if self.log.size < self.settings.resend_buffer:
+        rate = self.rate
+        room = self.settings.resend_buffer
+        if rate.measured and not rate.fast:
+            room = min(room, rate.flight)
+        if self.log.size < room:
             parts: list[bytes | memoryview] = []
             if self.mux.fill(parts, self.record_size, now):
                 body = b"".join(parts)
@@ -278,7 +282,9 @@ class Session:
                 if self._waiting_since is None:
                     self._waiting_since = now
                 return self._seal(link, _NUMBERED, body)
-        if self._ack_at is not None and (now >= self._ack_at or self._unacked_bytes >= ACK_EVERY_BYTES):
+        elif room < self.settings.resend_buffer and self.mux.has_output:
+            rate.flight_limited()
+        if self._ack_at is not None and (now >= self._ack_at or self._unacked_bytes >= self._ack_every):
             return self._seal(link, 0, b"")
         return None
 
@@ -290,6 +296,10 @@ class Session:
     def record_size(self) -> int:
         """Bytes to aim at for one record: what delays interactive data on a slow link, small."""
         return self.settings.record_size if self.rate.fast else min(SLOW_RECORD, self.settings.record_size)
+
+    @property
+    def _ack_every(self) -> int:
+        return ACK_EVERY_BYTES if self.rate.fast else SLOW_RECORD
 
     def _seal(self, link: RecordLayer, flags: int, body: bytes) -> bytes:
         if self.received != self._ack_sent:
@@ -348,7 +358,7 @@ class Session:
         self._unacked_bytes += len(record)
         if self._ack_at is None:
             self._ack_at = now + ACK_DELAY_S
-        if self._unacked_bytes >= ACK_EVERY_BYTES:
+        if self._unacked_bytes >= self._ack_every:
             self.mux.wake()
 
     def _acknowledged(self, count: int, now: float) -> None:
@@ -360,8 +370,7 @@ class Session:
                 self.mux.wake()
 
     def _relevel(self) -> None:
-        compression = self.mux.compression
-        compression.level = compression.policy.level(self.rate.goodput)
+        self.mux.compression.link_measured(self.rate.goodput)
 
     def _link_frame(self, link: RecordLayer, kind: int, flags: int, payload: bytes, now: float) -> None:
         if kind == FrameType.PING:

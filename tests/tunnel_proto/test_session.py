@@ -309,7 +309,7 @@ def test_data_that_does_not_shrink_is_left_alone() -> None:
 
 def test_the_level_follows_the_link() -> None:
     policy = LevelPolicy(9)
-    assert [policy.level(mbit * 125_000) for mbit in (1, 20, 100, 400, 1000, 10_000)] == [9, 9, 6, 1, 0, 0]
+    assert [policy.level(mbit * 125_000) for mbit in (1, 20, 100, 400, 1000, 10_000)] == [9, 9, 6, 3, 0, 0]
     assert LevelPolicy(9, enabled=False).level(1000) == 0
     assert LevelPolicy(3).level(1000) == 3
     slow_machine = LevelPolicy(9, machine=0.1)
