@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import shutil
@@ -94,8 +93,8 @@ class Cluster:
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
         # A zombie still answers kill(pid, 0), by which the next postmaster would take it for a living rival.
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+        if (child := self.server._child) is not None:
+            child.wait()
         wait_until(lambda: self.server.pid is None, timeout_s=10, what="the postmaster to be gone")
 
     def close(self) -> None:
