@@ -101,7 +101,7 @@ def _ask_to_rotate(gate: GateProcess) -> threading.Thread:
 def _store_writes_held(pool: Pool) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
     """Let no gate write to the passwords in the store: a rotation waits just before it switches."""
     with psycopg.connect(pool.cluster.dsn("pool")) as connection:
-        connection.execute("LOCK TABLE passwords IN EXCLUSIVE MODE")
+        connection.execute("LOCK TABLE passwords IN SHARE MODE")
         yield connection
         connection.rollback()
 
