@@ -5,8 +5,8 @@ header, so that nothing inside a message can be taken for one; rows are counted 
 decoded. Whole messages pass through untouched and without a copy. A message that straddles reads is handled
 by size:
 
-- rows and COPY data (``D``, ``d``) stream through as they come;
-- any other message waits for up to ``HOLD`` bytes of itself, because audit or policy look at its beginning;
+- rows, COPY data and whatever else nobody looks at stream through as they come;
+- a message that audit or policy look at waits for up to ``HOLD`` bytes of itself;
   the rest of a longer one streams through.
 
 What is remembered is bounded: ``HOLD`` bytes a direction (``MAX_EXAMINED`` for Query and Parse where policy
@@ -63,6 +63,8 @@ COPY_END: Final = 3
 
 _HEADER: Final = struct.Struct("!BI")
 _IDLE: Final = 0x49  # 'I'
+_REPLIES: Final = frozenset(b"CZEGIs")
+"""Server messages that say how an operation went; all others stream through unseen."""
 _Pending = tuple[int, Fingerprint | None, float, int]
 Finished = Callable[[Fingerprint | None, int, int, int, float, float, str], None]
 """Called per finished statement: fingerprint, rows, bytes up, bytes down, started, duration (s), outcome."""
@@ -116,7 +118,7 @@ class Conversation:
         self._parsed: Fingerprint | None = None
         self._denials: dict[bytes, str] = {}
         self._denied = 0
-        self._unsynced = 0
+        self._unsynced = False
         self._bound_bytes = 0
         self._ignoring = False
         self._copy_in = False
@@ -204,30 +206,35 @@ class Conversation:
         unpack = _HEADER.unpack_from
         while end - at >= 5:
             kind, length = unpack(data, at)
-            if length < 4 or length > MAX_MESSAGE:
+            stop = after = at + length + 1
+            if length < 4:
                 raise protocol_violation(f"invalid message length {length}")
-            after = at + length + 1
-            if after > end and kind != 0x64 and end - at < self._hold(kind):
-                break
-            if kind in {0x51, 0x50}:  # Query, Parse
-                swap = self._statement(kind, data, at, min(after, end), length, now)
-                if swap is not None:
-                    replaced = [] if replaced is None else replaced
-                    replaced += (data[kept:at], swap)
-                    kept = min(after, end)
-                    self._up_drop = after > end
+            if after > end:
+                if length > MAX_MESSAGE:
+                    raise protocol_violation(f"invalid message length {length}")
+                if kind != 0x64 and end - at < (self._examine if kind in {0x51, 0x50} else HOLD):
+                    break
+                stop = end
+            swap: bytes | None = None
+            if kind == 0x51:  # Query
+                swap = self._query(data[at + 5 : stop], now, length)
+            elif kind == 0x42:  # Bind
+                self._unsynced = True
+                self._bound_bytes += length + 1
+                self._bind(data, at + 5, stop)
+            elif kind == 0x45:  # Execute
+                self._unsynced = True
+                if not self._ignoring:
+                    unnamed = stop > at + 5 and not data[at + 5]
+                    self._execute(b"" if unnamed else data[at + 5 : stop], now, length)
             elif kind == 0x53:  # Sync
                 if not self._copy_in:
                     self._pending.append((SYNC, self._parsed, now, 0))
-                    self._unsynced = 0
-                    self._ignoring = False
-            elif kind == 0x42:  # Bind
-                self._bound_bytes += length + 1
-                self._bind(data, at + 5, min(after, end))
-            elif kind == 0x45:  # Execute
-                self._execute(data, at + 5, min(after, end), now, length)
+                    self._unsynced = self._ignoring = False
             elif kind == 0x44:  # Describe
-                self._unsynced += 1
+                self._unsynced = True
+            elif kind == 0x50:  # Parse
+                swap = self._parse(data[at + 5 : stop], length)
             elif kind in {0x64, 0x48}:  # CopyData, Flush
                 pass
             elif kind in {0x63, 0x66}:  # CopyDone, CopyFail
@@ -236,20 +243,20 @@ class Conversation:
                 elif self._pending:
                     self._pending.append((COPY_END, None, now, 0))
             elif kind == 0x43:  # Close
-                self._close(data, at + 5, min(after, end))
+                self._close(data[at + 5 : stop])
             elif kind == 0x58:  # Terminate
                 self.terminated = True
                 end = at
                 break
             elif kind == 0x46:  # FunctionCall
                 swap = self._function_call(now, length)
-                if swap is not None:
-                    replaced = [] if replaced is None else replaced
-                    replaced += (data[kept:at], swap)
-                    kept = min(after, end)
-                    self._up_drop = after > end
             else:
                 self.tainted = True
+            if swap is not None:
+                replaced = [] if replaced is None else replaced
+                replaced += (data[kept:at], swap)
+                kept = stop
+                self._up_drop = after > end
             at = after
         if at > end:
             self._up_skip = at - end
@@ -263,39 +270,30 @@ class Conversation:
             return b"".join(replaced)
         return data if at == len(data) else data[:at]
 
-    def _hold(self, kind: int) -> int:
-        return self._examine if kind in {0x51, 0x50} else HOLD
+    def _query(self, payload: bytes, now: float, length: int) -> bytes | None:
+        """A Query with (the beginning of) its payload; what replaces it when denied."""
+        found = self._fingerprints.of(payload[:-1] if payload.endswith(b"\0") else payload)
+        if self._unsynced or self._copy_in:
+            self.tainted = True
+        if not self._ignoring:
+            self._pending.append((QUERY, found, now, length + 1))
+        return None if self._verdict is None else self._judge(0x51, b"", found, length)
 
-    def _statement(self, kind: int, data: bytes, at: int, end: int, length: int, now: float) -> bytes | None:
-        """A Query or Parse whose (beginning of a) message is ``data[at:end]``; what replaces it when
-        denied.
-        """
-        if kind == 0x51:
-            name = b""
-            text = data[at + 5 : end]
-        else:
-            stop = data.find(b"\0", at + 5, end)
-            name = data[at + 5 : stop]
-            text = data[stop + 1 : end]
-        stop = text.find(b"\0")
-        found = self._fingerprints.of(text if stop < 0 else text[:stop])
-        swap: bytes | None = None
-        if self._verdict is not None:
-            why = _TOO_LONG if length >= self._examine else self._verdict(found)
-            if why:
-                swap = self._deny(kind, name, why)
-        if kind == 0x51:
-            if self._unsynced or self._copy_in:
-                self.tainted = True
-            if not self._ignoring:
-                self._pending.append((QUERY, found, now, length + 1))
-            return swap
-        self._unsynced += 1
+    def _parse(self, payload: bytes, length: int) -> bytes | None:
+        """A Parse with (the beginning of) its payload; what replaces it when denied."""
+        name, _, rest = payload.partition(b"\0")
+        found = self._fingerprints.of(rest.partition(b"\0")[0])
+        self._unsynced = True
         self._bound_bytes += length + 1
         self._parsed = found
         if name in self._prepared or len(self._prepared) < MAX_PREPARED:
             self._prepared[name] = found
-        return swap
+        return None if self._verdict is None else self._judge(0x50, name, found, length)
+
+    def _judge(self, kind: int, name: bytes, found: Fingerprint, length: int) -> bytes | None:
+        assert self._verdict is not None
+        why = _TOO_LONG if length >= self._examine else self._verdict(found)
+        return self._deny(kind, name, why) if why else None
 
     def _deny(self, kind: int, name: bytes, why: str) -> bytes:
         """A message that fails upstream in place of a denied one; its syntax error names our marker."""
@@ -314,41 +312,29 @@ class Conversation:
             self.tainted = True
         if not self._ignoring:
             self._pending.append((QUERY, found, now, length + 1))
-        if self._verdict is not None and (why := self._verdict(found)):
-            return self._deny(0x51, b"", why)
-        return None
+        return None if self._verdict is None else self._judge(0x51, b"", found, 0)
 
     def _bind(self, data: bytes, at: int, end: int) -> None:
-        self._unsynced += 1
         stop = data.find(b"\0", at, end)
         second = data.find(b"\0", stop + 1, end)
         if stop < 0 or second < 0:
             self._parsed = None
             return
-        found = self._prepared.get(data[stop + 1 : second])
-        if stop == at:
-            self._parsed = found
-            self._portals[b""] = found
-        elif len(self._portals) < MAX_PREPARED:
+        self._parsed = found = self._prepared.get(data[stop + 1 : second])
+        if stop == at or len(self._portals) < MAX_PREPARED:
             self._portals[data[at:stop]] = found
 
-    def _execute(self, data: bytes, at: int, end: int, now: float, length: int) -> None:
-        self._unsynced += 1
-        if self._ignoring:
-            return
+    def _execute(self, payload: bytes, now: float, length: int) -> None:
         if self._copy_in:
             self.tainted = True
-        portal = b"" if data[at] == 0 else data[at : data.find(b"\0", at, end)]
-        up = self._bound_bytes + length + 1
+        portal = payload and payload.partition(b"\0")[0]
+        self._pending.append((EXECUTE, self._portals.get(portal), now, self._bound_bytes + length + 1))
         self._bound_bytes = 0
-        self._pending.append((EXECUTE, self._portals.get(portal), now, up))
 
-    def _close(self, data: bytes, at: int, end: int) -> None:
-        self._unsynced += 1
-        stop = data.find(b"\0", at, end)
-        if stop > at:
-            names = self._prepared if data[at] == 0x53 else self._portals
-            names.pop(data[at + 1 : stop], None)
+    def _close(self, payload: bytes) -> None:
+        self._unsynced = True
+        names = self._prepared if payload[:1] == b"S" else self._portals
+        names.pop(payload[1:].partition(b"\0")[0], None)
 
     # --- server to client
 
@@ -370,23 +356,23 @@ class Conversation:
         replaced: list[bytes] | None = None
         kept = 0
         counted = 0  # data[:counted] is already attributed to a finished statement
+        length = 0
         unpack = _HEADER.unpack_from
         while end - at >= 5:
             kind, length = unpack(data, at)
             after = at + length + 1
-            if kind in {0x44, 0x64}:  # DataRow, CopyData
-                if length < 4 or length > MAX_MESSAGE:
-                    raise protocol_violation(f"invalid message length {length} from the database")
+            if length < 4:
+                raise protocol_violation(f"invalid message length {length} from the database")
+            if kind not in _REPLIES:
                 at = after
                 continue
-            if after > end and end - at < HOLD:
-                if length < 4 or length > MAX_MESSAGE:
-                    raise protocol_violation(f"invalid message length {length} from the database")
+            if after > end and end - at < HOLD and length <= MAX_MESSAGE:
                 break
-            if length < 4 or length > MAX_MESSAGE:
-                raise protocol_violation(f"invalid message length {length} from the database")
             if kind == 0x43:  # CommandComplete
-                self._reply_rows += _rows(data[at + 5 : min(after, end) - 1])
+                tag = data[at + 5 : after - 1]
+                word = tag[tag.rfind(b" ") + 1 :]
+                if word.isdigit():
+                    self._reply_rows += int(word)
                 if self._pending and self._pending[0][0] == EXECUTE:
                     self._finish(now, after - counted)
                     counted = after
@@ -400,14 +386,15 @@ class Conversation:
                     replaced = [] if replaced is None else replaced
                     replaced += (data[kept:at], swap)
                     kept = after
-            elif kind in {0x49, 0x73}:  # EmptyQueryResponse, PortalSuspended
-                if self._pending and self._pending[0][0] == EXECUTE:
-                    self._finish(now, after - counted)
-                    counted = after
             elif kind == 0x47:  # CopyInResponse
                 self._begin_copy_in()
+            elif self._pending and self._pending[0][0] == EXECUTE:  # EmptyQueryResponse, PortalSuspended
+                self._finish(now, after - counted)
+                counted = after
             at = after
         if at > end:
+            if length > MAX_MESSAGE:
+                raise protocol_violation(f"invalid message length {length} from the database")
             self._down_skip = at - end
             at = end
         elif at < end:
@@ -423,24 +410,26 @@ class Conversation:
 
     def _finish(self, now: float, down: int) -> None:
         """The operation at the head is answered."""
-        _, found, started, up = self._pending.popleft()
-        started = max(started, self.last_reply)
-        self.statements += 1
+        pending = self._pending
+        _, found, started, up = pending.popleft()
+        if started < self.last_reply:  # noqa: PLR1730 - max() costs more than all of this line
+            started = self.last_reply
         rows = self._reply_rows
+        self.statements += 1
         self.rows += rows
-        down += self._down_counted
-        self._finished(found, rows, up, down, started, now - started, self._reply_outcome)
+        self._finished(
+            found, rows, up, self._down_counted + down, started, now - started, self._reply_outcome
+        )
         self._reply_rows = 0
         self._reply_outcome = "ok"
         self._down_counted = 0
         self.last_reply = now
-        while self._pending and self._pending[0][0] == COPY_END:
-            self._pending.popleft()
+        while pending and pending[0][0] == COPY_END:
+            pending.popleft()
 
     def _ready(self, status: int, now: float, down: int) -> None:
         self.status = status
-        self._ignoring = False
-        self._copy_in = False
+        self._ignoring = self._copy_in = False
         pending = self._pending
         while pending:
             kind = pending[0][0]
@@ -517,13 +506,4 @@ class Conversation:
         self._pending = kept
         self._copy_in = True
         if kept[0][0] == EXECUTE:
-            self._unsynced = 1  # the Sync that counts is still to come
-
-
-def _rows(tag: bytes) -> int:
-    """Rows that a command tag speaks of: its last word where that is a number."""
-    space = tag.rfind(b" ")
-    if space < 0:
-        return 0
-    word = tag[space + 1 :]
-    return int(word) if word.isdigit() else 0
+            self._unsynced = True  # the Sync that counts is still to come

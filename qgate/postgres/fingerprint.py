@@ -29,6 +29,8 @@ _UNSAFE: Final = re.compile(rb"\\|--|/\*|\$(?![0-9])")
 _LITERALS: Final = re.compile(
     rb"['0-9](?:(?<=')[^']*'(?:'[^']*')*|(?<=[0-9])(?<![\w$\x80-\xff][0-9])(?:[eE][+-]?|[\w.])*)"
 )
+_collapse_plain: Final = _LITERALS.sub
+_HIDING: Final = re.compile(rb"['\"\\]|--|/\*|\$(?![0-9])")
 _OUTSIDE_QUOTES: Final = re.compile(rb"\"[^\"]*\"|" + _LITERALS.pattern)
 _PLACE: Final = b" $0 "
 _BEFORE_SIGN: Final = frozenset(
@@ -75,11 +77,15 @@ class Fingerprints:
     """Fingerprints of byte texts, with a cache of at most ``2 * capacity`` of them.
 
     The cache has two generations: a hit costs one dictionary look-up and nothing is moved; when the young
-    generation is full the old one is dropped.
+    generation is full the old one is dropped. ``_plain`` holds those of the young generation whose key has
+    nothing in it that could hide where a literal ends. A text without a backslash that collapses to such a
+    key was collapsed rightly: the first comment, quoted name or dollar quote of a text is always seen as
+    such, and would stand in the key.
     """
 
     def __init__(self, capacity: int = 2048) -> None:
         self._capacity = capacity
+        self._plain: dict[bytes, Fingerprint] = {}
         self._young: dict[bytes, Fingerprint] = {}
         self._old: dict[bytes, Fingerprint] = {}
 
@@ -91,21 +97,24 @@ class Fingerprints:
         found = self._young.get(text)
         if found is not None:
             return found
-        key = collapse(text)
-        found = self._young.get(key)
-        if found is not None:
-            return found
-        if len(key) > _LONG_KEY:
-            short = hashlib.blake2b(key, digest_size=32).digest()
-            found = self._young.get(short)
+        if b"\\" not in text:
+            found = self._plain.get(_collapse_plain(_PLACE, text))
             if found is not None:
                 return found
-        else:
-            short = key
+        return self._look_closer(text)
+
+    def _look_closer(self, text: bytes) -> Fingerprint:
+        key = collapse(text)
+        short = key if len(key) <= _LONG_KEY else hashlib.blake2b(key, digest_size=32).digest()
+        found = self._young.get(short)
+        if found is not None:
+            return found
         found = self._old.get(short) or normalise(key)
         if len(self._young) >= self._capacity:
-            self._old, self._young = self._young, {}
+            self._old, self._young, self._plain = self._young, {}, {}
         self._young[short] = found
+        if short is key and _HIDING.search(key) is None:
+            self._plain[key] = found
         return found
 
 

@@ -61,11 +61,14 @@ class FrontSession:
         self._greeting = b""
         self._early: list[bytes] = []
         self._opening: asyncio.Task[None] | None = None
-        self._write_up: Callable[[bytes], None] | None = None
+        self._relaying: Conversation | None = None
+        self._write_up: Callable[[bytes], None] = _nowhere
+        self._write_down = stream.write
         self._consumed = stream.consumed
         self._full = False
         self._owed = 0
         self._eof = False
+        self._leaving = False
         self._ending: PostgresError | None = None
         self._ended = False
         self._closed = False
@@ -129,7 +132,7 @@ class FrontSession:
         )
 
     def _before_relay(self, data: bytes) -> None:
-        if self._ended:
+        if self._ended or self.conversation is not None:
             self._consumed(len(data))
             return
         login = self._login
@@ -188,6 +191,7 @@ class FrontSession:
         self._greeting = b""
         self._stream_write(b"".join(welcome), sensitive=True)
         self._write_up = upstream.transport.write
+        self._relaying = conversation
         upstream.lease(self)
         if not self.stream.writable:
             upstream.transport.pause_reading()
@@ -201,16 +205,15 @@ class FrontSession:
 
     def data_received(self, data: bytes, boundary: bool) -> None:
         """From the app."""
-        conversation = self.conversation
-        if conversation is None or self._ended or self._ending is not None:
-            self._before_relay(data) if self.conversation is None else self._consumed(len(data))
+        conversation = self._relaying
+        if conversation is None:
+            self._before_relay(data)
             return
         try:
             out = conversation.frontend(data, self._clock())
         except PostgresError as error:
             self.end(error, StreamCode.PROTOCOL)
             return
-        assert self._write_up is not None
         if out:
             self._write_up(out)
         if self._full:
@@ -273,9 +276,8 @@ class FrontSession:
 
     def upstream_data(self, data: bytes) -> None:
         """From the server."""
-        conversation = self.conversation
-        assert conversation is not None
-        if self._ending is not None:
+        conversation = self._relaying
+        if conversation is None:
             self._complete(data)
             return
         try:
@@ -284,8 +286,8 @@ class FrontSession:
             self.end(error, StreamCode.UPSTREAM_LOST)
             return
         if out:
-            self.stream.write(out, boundary=conversation.boundary)
-        if (self._eof or conversation.terminated) and conversation.idle:
+            self._write_down(out, boundary=conversation.boundary)
+        if self._leaving and conversation.idle:
             self._leave()
 
     def upstream_lost(self, error: Exception | None) -> None:
@@ -389,6 +391,7 @@ class FrontSession:
                 self._cut(code, error.message, error.sqlstate)
                 return
             self._ending = fatal
+            self._relaying = None
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(LINGER_S, self._cut, code, error.message, error.sqlstate)
             return
@@ -397,8 +400,8 @@ class FrontSession:
     def _complete(self, data: bytes) -> None:
         """Deliver the rest of the message under way, then say why the session ends."""
         conversation = self.conversation
-        assert conversation is not None
-        assert self._ending is not None
+        if conversation is None or self._ending is None:
+            return
         remaining = conversation.down_remaining
         part = data[:remaining]
         conversation.backend(part, self._clock())
@@ -422,6 +425,7 @@ class FrontSession:
         conversation = self.conversation
         if conversation is None or self._ended:
             return
+        self._leaving = True
         if conversation.idle or conversation.waits_for_client:
             self._front.ended(self, "ok")
             self._half_close()
@@ -458,6 +462,7 @@ class FrontSession:
         if self._ended:
             return
         self._ended = True
+        self._relaying = None
         self._early.clear()
         lease, conversation = self.lease, self.conversation
         if lease is not None and conversation is not None:
@@ -470,3 +475,8 @@ class FrontSession:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _nowhere(data: bytes) -> None:
+    """Where bytes for the server go before there is one; they never get here."""
+    raise AssertionError(f"{len(data)} bytes for a server that is not there")
