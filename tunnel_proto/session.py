@@ -115,9 +115,9 @@ class Session:
             limits=limits_of(settings),
             compression=Compression(policy, pool, cpu_clock),
             stats=self.stats,
+            stream_window_max=settings.stream_window,
             factory=factory,
         )
-        self.mux.set_stream_window_max(settings.stream_window)
         self._opening: bytes | None = None  # START, STARTED or RESUMED: a record of its own, before all else
         self._urgent: list[bytes] = []  # link frames: not numbered, not resent
         self._resend: deque[bytes] = deque()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from dataclasses import replace
 
 import pytest
@@ -302,3 +303,42 @@ async def test_with_compression_off_no_byte_of_what_is_said_is_on_the_wire() -> 
         await here.until(lambda: bool(here.closed))
         assert b"canary" not in w.proxy.carried
         assert len(w.proxy.carried) > 2000
+
+
+async def test_many_streams_over_a_link_that_dies_all_the_time() -> None:
+    settings = replace(QUICK, resume_window_s=20, renew_s=0.5, rekey_bytes=1 << 18)
+    async with wire(settings) as w:
+        source = random.Random(7)
+
+        async def converse(seed: int) -> None:
+            mine = random.Random(seed)
+            here = Collector()
+            stream = w.open(here, compression=mine.choice(["auto", "off", "long"]))
+            sent = bytearray()
+            while w.client.stats.resumes < 12:
+                data = b"row %d\t" % mine.randrange(99) * mine.randrange(1, 2000)
+                stream.write(data + mine.randbytes(mine.randrange(3000)), boundary=True)
+                sent = sent + data
+                before = len(here.data)
+                await here.until(lambda before=before: len(here.data) > before or bool(here.closed))  # type: ignore[misc]
+                assert not here.closed
+            stream.write_eof()
+            await here.until(lambda: bool(here.closed))
+            assert here.closed == [None]
+            accepted = next(
+                one for one in w.accepted if one.stream is not None and one.stream.id == stream.id
+            )
+            assert here.data == accepted.data
+            assert len(here.data) > len(sent)
+
+        async def torment() -> None:
+            while w.client.stats.resumes < 12:
+                await asyncio.sleep(source.uniform(0.01, 0.15))
+                session = w.client._session
+                if session is not None:  # compress on a link that is faster than any compressor
+                    session.mux.compression.link_measured(source.choice([1e6, 1e9]))
+                w.proxy.cut()
+
+        await asyncio.gather(torment(), *(converse(seed) for seed in range(12)))
+        assert w.client.stats.resent_bytes + w.sessions[0].stats.resent_bytes > 0
+        assert len(w.sessions) == 1

@@ -177,7 +177,7 @@ class SessionMachine(RuleBasedStateMachine):
                 contexts += stream.compressor is not None
                 expanders += stream.expander is not None
             assert mux.charged_out == charged_out <= SETTINGS.session_window
-            assert mux._charged_in == charged_in <= SETTINGS.session_window
+            assert mux.charged_in == charged_in <= SETTINGS.session_window
             assert mux._expanding == expanders <= SETTINGS.compression_contexts
             assert mux.compression.contexts == contexts <= SETTINGS.compression_contexts
             # One record may pass the bound: it is checked before a record is made.
