@@ -11,6 +11,7 @@ than 1 %.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from tests.kit.mesh import Mesh
 
 _EXCEPTIONS_MAX = 0.01  # of the tests that pass direct
 _ROLE = "postgres"
+# Databases that tests create and then connect to: an app may reach only what it is bound to.
+_MADE_BY_TESTS = ("testdb", "asyncpg_intro_test")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -59,7 +62,9 @@ def _role(cluster: Cluster) -> Login:
 
 def _in_mesh(mesh: Mesh, direct: Login) -> Login:
     mesh.add_database("postgres", direct.url(), allow_replication=True, pool_size=50)
-    app = mesh.add_app(_ROLE, "postgres", replication=True)
+    for name in _MADE_BY_TESTS:
+        mesh.add_database(name, dataclasses.replace(direct, dbname=name).url(), check=False)
+    app = mesh.add_app(_ROLE, "postgres", *_MADE_BY_TESTS, replication=True)
     mesh.wait_linked()
     return app
 
