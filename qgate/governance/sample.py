@@ -35,14 +35,21 @@ class Sample:
                 "the sample database is made in the embedded store only, and this gate's store is external",
                 hint="meshctl db add NAME registers a database of yours",
             )
-        registered = self._office.directory.route(DATABASE) is not None
-        if not registered:
+        route = self._office.directory.route(DATABASE)
+        registered = route is not None
+        if route is None:
             passwords = {role: secrets.token_urlsafe(32) for role in (OWNER, READER)}
-            owner, reader = (
-                make_verifier(passwords[role].encode(), salt=secrets.token_bytes(16))
+        else:
+            # The roles may be missing all the same: a store restored from a backup, in a new server.
+            passwords = {
+                role: self._office.directory.passwords(route, read_only=role == READER)[0].decode()
                 for role in (OWNER, READER)
-            )
-            await set_roles(server, owner=owner, reader=reader)
+            }
+        verifiers = {
+            role: make_verifier(password.encode(), salt=secrets.token_bytes(16))
+            for role, password in passwords.items()
+        }
+        await set_roles(server, verifiers, replace=not registered)
         rows = await fill(server)
         if not registered:
             host, port = address_of(server)

@@ -41,7 +41,15 @@ class Upkeep:
         await self._sample.follow_server()
 
     async def run(self) -> None:
-        """Until cancelled: finish what crashed gates left of rotations, and apply the audit's retention."""
+        """Until cancelled: keep the embedded server alive, finish crashed rotations, apply the audit's
+        retention.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            if self._office.embedded is not None:
+                tasks.create_task(self._office.embedded.keep(), name="embedded store")
+            tasks.create_task(self._look_after_the_store(), name="store")
+
+    async def _look_after_the_store(self) -> None:
         loop = asyncio.get_running_loop()
         retire_at = loop.time()
         self._office.directory.on_promotion(lambda _route, _read_only: self._stir.set())

@@ -29,9 +29,11 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from qgate.store import unprivileged
 from tunnel_proto.errors import ConfigError, MeshError
@@ -48,6 +50,8 @@ _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.01
 _START_ATTEMPTS = 5
+_RESTART_FIRST_S = 0.5
+_RESTART_MOST_S = 30.0
 
 # Statements may name secrets (a SCRAM verifier in ALTER ROLE), so the server's log never quotes one.
 _SETTINGS: Mapping[str, str] = {
@@ -65,6 +69,9 @@ _SETTINGS: Mapping[str, str] = {
     "log_checkpoints": "off",
     "fsync": "on",
 }
+
+
+log = structlog.get_logger(__name__)
 
 
 class EmbeddedPostgresError(MeshError):
@@ -98,7 +105,7 @@ class EmbeddedPostgres:
     ) -> None:
         self.directory = directory.absolute()
         self.data = self.directory / "data"
-        self.log = self.directory / "postgres.log"
+        self.log_file = self.directory / "postgres.log"
         self.user = SUPERUSER
         self.host = LISTEN_HOST
         self.port = port or 0
@@ -107,6 +114,7 @@ class EmbeddedPostgres:
         self._settings = dict(settings or {})
         self._run_as = run_as
         self._password = ""
+        self._stopping = False
         self._child: subprocess.Popen[bytes] | None = None
         self.binaries = Path()
 
@@ -144,6 +152,7 @@ class EmbeddedPostgres:
         Raises EmbeddedPostgresError with the server's own words, ConfigError where the port or directory is
         at fault.
         """
+        self._stopping = False
         self.binaries = await asyncio.to_thread(_installation)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with self._locked():
@@ -159,6 +168,7 @@ class EmbeddedPostgres:
 
     async def stop(self) -> None:
         """Stop the server (open transactions are rolled back) and wait until its process is gone."""
+        self._stopping = True
         if not self.directory.exists():
             return
         async with self._locked():
@@ -169,10 +179,24 @@ class EmbeddedPostgres:
                 await asyncio.to_thread(self._child.wait)
                 self._child = None
 
-    async def restart(self) -> None:
-        """Stop and start again, on the same port."""
-        await self.stop()
-        await self.start()
+    async def keep(self) -> None:
+        """Start the server again whenever it has died (killed, or its disk was full), until cancelled or
+        stopped.
+        """
+        wait = _RESTART_FIRST_S
+        while not self._stopping:
+            running = self._running()
+            if running is not None:
+                await _gone(running.pid)
+                wait = _RESTART_FIRST_S
+                continue
+            log.warning("the embedded PostgreSQL is gone; starting it again", directory=str(self.directory))
+            try:
+                await self.start()
+            except (MeshError, OSError) as error:
+                log.error("the embedded PostgreSQL does not start", reason=str(error), again_in_s=wait)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _RESTART_MOST_S)
 
     # -- cluster -------------------------------------------------------------------------------------------
 
@@ -216,7 +240,7 @@ class EmbeddedPostgres:
             self.port = self._choose_port(avoid_kept=attempt > 0 and "could not bind" in problem)
             self._forget_stale_pid()
             self._trim_log()
-            start_of_log = self.log.stat().st_size if self.log.exists() else 0
+            start_of_log = self.log_file.stat().st_size if self.log_file.exists() else 0
             child = self._spawn()
             try:
                 await self._wait_ready(child.pid, child)
@@ -234,13 +258,15 @@ class EmbeddedPostgres:
                     await asyncio.sleep(0.2)
                     continue
                 break
+            if self._child is not None:
+                await asyncio.to_thread(self._child.wait)  # one that was killed, and has no other parent
             self._child = child
             self._write_owned(self.directory / "port", f"{self.port}\n")
             return
         raise EmbeddedPostgresError(
             f"the embedded PostgreSQL in {self.directory} did not start: "
             f"{problem[-800:].strip() or 'it said nothing'}",
-            hint=f"see {self.log}",
+            hint=f"see {self.log_file}",
         )
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -253,9 +279,9 @@ class EmbeddedPostgres:
         arguments = [str(self.binaries / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
-        descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            self._own(self.log)
+            self._own(self.log_file)
             # A session of its own: the terminal's Ctrl-C is for the gate, which stops the server when it is
             # done.
             return subprocess.Popen(
@@ -274,7 +300,7 @@ class EmbeddedPostgres:
         while time.monotonic() < deadline:
             if child.poll() is not None if child is not None else not _alive(pid):
                 raise EmbeddedPostgresError(
-                    f"the PostgreSQL server {pid} ended while starting", hint=f"see {self.log}"
+                    f"the PostgreSQL server {pid} ended while starting", hint=f"see {self.log_file}"
                 )
             running = self._running()
             if running is not None and running.ready:
@@ -283,7 +309,7 @@ class EmbeddedPostgres:
             await asyncio.sleep(_POLL_S)
         raise EmbeddedPostgresError(
             f"the PostgreSQL server {pid} was not ready within {_START_TIMEOUT_S:.0f} s",
-            hint=f"see {self.log}",
+            hint=f"see {self.log_file}",
         )
 
     def _running(self) -> _Postmaster | None:
@@ -344,12 +370,12 @@ class EmbeddedPostgres:
 
     def _trim_log(self) -> None:
         with contextlib.suppress(OSError):
-            if self.log.stat().st_size > _LOG_KEEP_BYTES:
-                self.log.replace(self.log.with_suffix(".log.1"))
+            if self.log_file.stat().st_size > _LOG_KEEP_BYTES:
+                self.log_file.replace(self.log_file.with_suffix(".log.1"))
 
     def _log_since(self, position: int) -> str:
         try:
-            with self.log.open("rb") as log:
+            with self.log_file.open("rb") as log:
                 log.seek(position)
                 return log.read(64 << 10).decode(errors="replace")
         except OSError:
@@ -461,24 +487,39 @@ def _alive(pid: int) -> bool:
     return state not in {"Z", "X"}
 
 
+async def _gone(pid: int) -> None:
+    """Return when the process has ended."""
+    with _followed(pid) as (_, gone):
+        await gone.wait()
+
+
 async def _end(pid: int, how: signal.Signals, timeout: float) -> None:
     """Send a signal and wait until that very process is gone; past `timeout` seconds, SIGQUIT."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    gone = asyncio.Event()
-    loop.add_reader(descriptor, gone.set)
-    try:
+    with contextlib.suppress(ProcessLookupError), _followed(pid) as (descriptor, gone):
+        if descriptor is None:
+            return
         signal.pidfd_send_signal(descriptor, how)
         try:
             await asyncio.wait_for(gone.wait(), timeout)
         except TimeoutError:
             signal.pidfd_send_signal(descriptor, signal.SIGQUIT)
             await gone.wait()
+
+
+@contextlib.contextmanager
+def _followed(pid: int) -> Iterator[tuple[int | None, asyncio.Event]]:
+    """A pidfd for the process (None where it has ended already) and an event that is set when it ends."""
+    gone = asyncio.Event()
+    try:
+        descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
+        gone.set()
+        yield None, gone
         return
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        yield descriptor, gone
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+from collections.abc import Mapping
 from typing import Final
 
 import asyncpg
@@ -18,16 +19,16 @@ _COUNT: Final = """
 """
 
 
-async def set_roles(server: EmbeddedPostgres, *, owner: str, reader: str) -> None:
-    """Make the two roles, or give them new passwords; `owner` and `reader` are SCRAM verifiers, not
-    passwords.
-    """
+async def set_roles(server: EmbeddedPostgres, verifiers: Mapping[str, str], *, replace: bool) -> None:
+    """Make the roles of `verifiers`, by name; those that exist get the new verifier only with `replace`."""
     connection = await asyncpg.connect(server.dsn())
     try:
-        for role, verifier in ((OWNER, owner), (READER, reader)):
+        for role, verifier in verifiers.items():
             known = await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", role)
-            verb = "ALTER" if known else "CREATE"
-            await connection.execute(f"{verb} ROLE {role} LOGIN PASSWORD '{verifier}'")
+            if not known:
+                await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{verifier}'")
+            elif replace:
+                await connection.execute(f"ALTER ROLE {role} LOGIN PASSWORD '{verifier}'")
     finally:
         await connection.close()
 

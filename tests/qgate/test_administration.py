@@ -608,6 +608,14 @@ async def test_the_sample_is_made_once_and_nobody_knows_its_password(vault: Vaul
             await shop.execute("DELETE FROM orders")
         await shop.close()
 
+        # A restored store in a new server: the route is there, the roles and rows are not.
+        superuser = await asyncpg.connect(server.dsn())
+        await superuser.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
+        await superuser.execute(f"DROP ROLE {OWNER}, {READER}")
+        await superuser.close()
+        assert await pool.sample.make(by=BY) == made
+        assert (await pool.databases.check(DATABASE))["ok"]
+
         # Tomorrow the server listens elsewhere, and the sealed passwords follow it.
         await pool.databases.rotate(DATABASE, by=BY)
         await server.stop()

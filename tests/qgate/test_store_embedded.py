@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -62,15 +63,35 @@ async def test_a_live_server_is_found_again(server: EmbeddedPostgres) -> None:
 async def test_committed_rows_survive_a_killed_postmaster(server: EmbeddedPostgres) -> None:
     connection = await asyncpg.connect(server.dsn())
     await connection.execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7); CHECKPOINT")
-    assert server.pid is not None
-    port = server.port
-    os.kill(server.pid, signal.SIGKILL)
+    pid, port = server.pid, server.port
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
     connection.terminate()
+    while server.pid is not None:
+        await asyncio.sleep(0.01)
     again = EmbeddedPostgres(server.directory, durable=False)
     await again.start()
     assert again.port == port
     assert await ask(again.dsn(), "SELECT n FROM kept") == 7
     await again.stop()
+
+
+async def test_a_server_that_is_kept_comes_back_when_killed(server: EmbeddedPostgres) -> None:
+    keeping = asyncio.ensure_future(server.keep())
+    first, dsn = server.pid, server.dsn()
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                assert await ask(dsn, "SELECT 1") == 1
+            except (OSError, asyncpg.PostgresError):
+                await asyncio.sleep(0.01)
+            else:
+                break
+    assert server.pid not in {None, first}
+    await server.stop()
+    await asyncio.wait_for(keeping, 10)
 
 
 async def test_a_pid_file_that_names_a_stranger_is_ignored(server: EmbeddedPostgres) -> None:
