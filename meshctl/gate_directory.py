@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshctl.errors import CommandError, NotFoundError, RefusedError, UsageError
 from tunnel_proto.certificate import NodeCertificate, issue_node, issue_online, read_chain, read_online
 from tunnel_proto.errors import MeshError
-from tunnel_proto.identity import Identity, load_identity, save_identity
+from tunnel_proto.identity import Identity, fingerprint, load_identity, save_identity
 
 DAY_S = 86_400
 ONLINE_DAYS = 730  # the pool key comes out of the safe every second year at most
 NODE_DAYS = 365
 BACKDATE_S = 300  # a sibling's clock may be a little behind
 VAULT_KEY_BYTES = 32
+DSN_FILE = "store.dsn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +60,32 @@ class GateDirectory:
         return self.keys / "vault.key"
 
     @property
+    def dsn(self) -> Path:
+        """The DSN of an external store, apart from the settings because it holds a password."""
+        return self.root / DSN_FILE
+
+    @property
     def store(self) -> Path:
         return self.root / "pg"
 
     @property
     def complete(self) -> bool:
-        """Whether `make_gate` ran to its end here: the settings file is what it writes last."""
+        """Whether a gate was made here to its end: the settings file is what is written last."""
         return self.settings.exists()
 
 
 @dataclass(frozen=True, slots=True)
+class PoolKeys:
+    """What all gates of a pool hold alike: the key that signs, its certificate, and the vault key's file."""
+
+    online: Identity
+    online_cert: bytes = field(repr=False)
+    vault_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class NewGate:
-    """What `make_gate` made; fingerprints are for a person to compare."""
+    """What was made; fingerprints are for a person to compare."""
 
     directory: GateDirectory
     name: str
@@ -80,12 +95,40 @@ class NewGate:
     node_expires: int
 
 
-def make_gate(root: Path, *, name: str, settings_text: str, now: float, mend: bool = False) -> NewGate:
+def make_gate(
+    root: Path, *, name: str, settings_text: str, now: float, dsn: str | None = None, mend: bool = False
+) -> NewGate:
     """Make the identity of a new pool and of its first gate, then write ``settings_text`` as qgate.toml.
 
-    ``now`` is in unix seconds. A directory that an interrupted call left half made is refused, or with
-    ``mend`` made afresh (no settings file means that no gate ever ran from it). Raises RefusedError.
+    ``now`` is in unix seconds, ``dsn`` goes into a file of its own. A directory that an interrupted call left
+    half made is refused, or with ``mend`` made afresh (no settings file means that no gate ever ran from it).
+    Raises RefusedError.
     """
+    directory = _prepared(root, mend=mend)
+    pool, online = Identity.generate(), Identity.generate()
+    certificate = issue_online(
+        pool,
+        online.verify_key,
+        not_before=int(now) - BACKDATE_S,
+        not_after=int(now) + ONLINE_DAYS * DAY_S,
+        serial=int(now),
+    )
+    save_identity(directory.pool_key, pool)
+    vault_key = base64.b64encode(os.urandom(VAULT_KEY_BYTES)) + b"\n"
+    return _fill(directory, PoolKeys(online, certificate, vault_key), name, settings_text, now, dsn)
+
+
+def join_gate(
+    root: Path, keys: PoolKeys, *, name: str, settings_text: str, now: float, dsn: str | None
+) -> NewGate:
+    """Make a further gate of the pool that ``keys`` belong to, with a node key of its own.
+
+    Its certificate never outlives the online one. Raises RefusedError where ``root`` holds a gate.
+    """
+    return _fill(_prepared(root, mend=False), keys, name, settings_text, now, dsn)
+
+
+def _prepared(root: Path, *, mend: bool) -> GateDirectory:
     directory = GateDirectory(root)
     if directory.complete:
         raise RefusedError(f"{root} already holds a gate.", hint=f"meshctl config check {directory.settings}")
@@ -105,35 +148,36 @@ def make_gate(root: Path, *, name: str, settings_text: str, now: float, mend: bo
         directory.keys.mkdir(mode=0o700)
     except OSError as error:
         raise CommandError(f"{root} cannot be made: {error.strerror}") from error
+    return directory
 
-    pool, online, node = Identity.generate(), Identity.generate(), Identity.generate()
-    start = int(now) - BACKDATE_S
-    online_expires, node_expires = int(now) + ONLINE_DAYS * DAY_S, int(now) + NODE_DAYS * DAY_S
-    online_cert = issue_online(
-        pool, online.verify_key, not_before=start, not_after=online_expires, serial=int(now)
-    )
+
+def _fill(
+    directory: GateDirectory, keys: PoolKeys, name: str, settings_text: str, now: float, dsn: str | None
+) -> NewGate:
+    node = Identity.generate()
+    terms = read_online(keys.online_cert)
     certificate = NodeCertificate(
-        pool=pool.verify_key,
+        pool=terms.pool,
         role="gate",
         name=name,
         verify_key=node.verify_key,
         handshake_public=node.handshake_public,
         serial=int(now),
-        not_before=start,
-        not_after=node_expires,
+        not_before=max(int(now) - BACKDATE_S, terms.not_before),
+        not_after=min(int(now) + NODE_DAYS * DAY_S, terms.not_after),
     )
-    chain = issue_node(online, online_cert, certificate)
-    for path, identity in (
-        (directory.pool_key, pool),
-        (directory.online_key, online),
-        (directory.node_key, node),
-    ):
-        save_identity(path, identity)
-    write_file(directory.online_cert, online_cert, mode=0o644)
+    chain = issue_node(keys.online, keys.online_cert, certificate)
+    save_identity(directory.online_key, keys.online)
+    save_identity(directory.node_key, node)
+    write_file(directory.online_cert, keys.online_cert, mode=0o644)
     write_file(directory.node_cert, chain, mode=0o644)
-    write_file(directory.vault_key, base64.b64encode(os.urandom(VAULT_KEY_BYTES)) + b"\n", mode=0o600)
+    write_file(directory.vault_key, keys.vault_key, mode=0o600)
+    if dsn is not None:
+        write_file(directory.dsn, dsn.encode() + b"\n", mode=0o600)
     write_file(directory.settings, settings_text.encode(), mode=0o600)
-    return NewGate(directory, name, pool.fingerprint, node.fingerprint, online_expires, node_expires)
+    return NewGate(
+        directory, name, fingerprint(terms.pool), node.fingerprint, terms.not_after, certificate.not_after
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +241,15 @@ def gate_settings_text(
     host: str = "",
     port: int = 11437,
     advertise: tuple[str, ...] = (),
-    dsn: str | None = None,
+    external: bool = False,
     metrics_port: int | None = None,
     log_format: str = "json",
     drain_s: float = 30.0,
 ) -> str:
-    """A commented qgate.toml. ``metrics_port`` None leaves metrics at its default. Raises UsageError."""
+    """A commented qgate.toml; ``external``: the store's DSN is in the directory's `DSN_FILE`.
+
+    ``metrics_port`` None leaves metrics at its default. Raises UsageError.
+    """
     from qgate.settings import GateSettings, ListenSettings, LogSettings, MetricsSettings, StoreSettings
     from tunnel_proto.settings import dump
 
@@ -212,7 +259,7 @@ def gate_settings_text(
             state_dir=state_dir,
             drain_timeout_s=drain_s,
             listen=ListenSettings(host=host, port=port, advertise=advertise),
-            store=StoreSettings() if dsn is None else StoreSettings(kind="external", dsn=dsn),
+            store=StoreSettings(kind="external", dsn_file=DSN_FILE) if external else StoreSettings(),
             metrics=MetricsSettings() if metrics_port is None else MetricsSettings(port=metrics_port),
             log=LogSettings(format="console" if log_format == "console" else "json"),
         )

@@ -194,6 +194,13 @@ SIDECAR_COLUMNS = (
     Column("FINGERPRINT", "fingerprint"),
 )
 
+GATE_COLUMNS = (
+    Column("NAME", "name"),
+    Column("ADDRESSES", "addresses"),
+    Column("SEEN", "seen_at", moment),
+    Column("IN BUNDLES", "in_bundles"),
+)
+
 AUDIT_COLUMNS = (
     Column("SEQ", "seq", right=True),
     Column("TIME", "started_at", moment),

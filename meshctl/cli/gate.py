@@ -10,10 +10,22 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
+from meshctl.errors import CommandError, NotFoundError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
 
 commands = options.group("The gate itself: drain, backup, keys and certificates.")
+
+
+@commands.command("list")
+def list_gates(
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List the gates of the pool; those that announced themselves within a week go into bundles."""
+    rows = options.connect(gate_dir, socket).items("/gates")
+    emit(rows, view.table(rows, view.GATE_COLUMNS), output)
 
 
 @commands.command("drain")
@@ -44,6 +56,31 @@ def backup(
     reply = gate.post("/backup", {"path": str(path.absolute())}, timeout=3600) or {"path": str(path)}
     note(f"Backed up to {reply.get('path', path)}.")
     emit(reply, view.card(reply), output)
+
+
+@commands.command("restore")
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup that `gate backup` wrote.")],
+    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="The new gate's directory.")] = Path(
+        "/var/lib/qgate"
+    ),
+    yes: options.Yes = False,
+) -> None:
+    """Put a backup into the empty store of a stopped gate; qgate.toml and keys/vault.key must be there."""
+    import subprocess
+    import sys
+
+    settings = directory / "qgate.toml"
+    if not settings.exists():
+        raise NotFoundError(
+            f"{settings} does not exist.", hint="put qgate.toml and keys/vault.key back first"
+        )
+    confirm(f"Restore {file} into {directory}?", yes=yes)
+    done = subprocess.run(
+        [sys.executable, "-m", "qgate", "--config", str(settings), "--restore", str(file)], check=False
+    )
+    if done.returncode:
+        raise CommandError(f"Nothing was restored (qgate ended with {done.returncode}).")
 
 
 @commands.command("rekey")

@@ -96,6 +96,27 @@ def enroll(
         emit(reply, [], output)
 
 
+@commands.command("bundle")
+def bundle(
+    name: options.SidecarName,
+    out: Out = None,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """At the gate: write a sidecar's bundle again, naming the gates that the pool has now.
+
+    Its key, serial and expiry stay. A sidecar learns of new gates by installing such a bundle and a reload.
+    """
+    gate = options.connect(gate_dir, socket)
+    reply = gate.post(f"/sidecars/{quote(name, safe='')}/bundle", {})
+    note(f"On the host of {name}: meshctl sidecar install BUNDLE, then systemctl reload minigate")
+    if output is Output.TABLE or out is not None:
+        _deliver(reply["bundle"], out, mode=0o600)
+    else:
+        emit(reply, [], output)
+
+
 @commands.command("install")
 def install(
     bundle_file: Annotated[

@@ -132,6 +132,11 @@ def _sidecars(administration: Administration) -> APIRouter:
         """Certify the keys of an offer; the bundle goes back to the sidecar."""
         return await sidecars.enrol(body.offer, valid_days=body.valid_days, by=by)
 
+    @router.post("/{name}/bundle")
+    async def reissue_bundle(name: str, by: By) -> dict[str, Any]:
+        """A sidecar's bundle anew, naming the pool's gates of today; its certificate's serial stays."""
+        return await sidecars.bundle(name, by=by)
+
     @router.delete("/{name}", status_code=204)
     async def revoke_sidecar(name: str, by: By) -> None:
         """Refuse a sidecar from now on; its sessions are cut."""
@@ -171,6 +176,11 @@ def _settings(administration: Administration) -> APIRouter:
 
 def _upkeep(administration: Administration) -> APIRouter:
     router = APIRouter(tags=["upkeep"])
+
+    @router.get("/gates")
+    async def list_gates() -> dict[str, Any]:
+        """The gates of the pool, as they announced themselves."""
+        return {"items": await administration.sidecars.gates()}
 
     @router.post("/vault/rekey")
     async def rekey(by: By) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from typing import Any, Final
 from qgate.governance.directory import Node
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
-from qgate.store.gates import gates_since
+from qgate.store.gates import gates_since, list_gates
 from qgate.store.nodes import list_nodes, live_node, next_serial, put_node, revoke_node
 from tunnel_proto.certificate import read_online
 from tunnel_proto.constants import BUNDLE_GATES_MAX
-from tunnel_proto.enrolment import GateAddress, make_bundle, read_offer
+from tunnel_proto.enrolment import GateAddress, Offer, make_bundle, read_offer
+
+Rows = list[dict[str, Any]]
 
 # Between clocks: a certificate made now must be good on a machine whose clock is a little behind.
 BACKDATE_S: Final = 300
@@ -42,11 +44,6 @@ class Sidecars:
         office = self._office
         asked = read_offer(offer)
         gates = await self._gates()
-        if not gates:
-            raise ConflictError(
-                "this gate does not know under which address sidecars reach it",
-                hint='set listen.advertise = ["HOST:PORT"] in qgate.toml and reload the gate',
-            )
         now = int(office.clock())
         terms = read_online(office.online_certificate)
         online_ends = terms.not_after
@@ -95,6 +92,47 @@ class Sidecars:
         await office.changed("sidecar.enrol", asked.name, by, detail)
         return {"name": asked.name, "fingerprint": asked.fingerprint, "bundle": bundle}
 
+    async def bundle(self, name: str, *, by: str) -> dict[str, Any]:
+        """A node's bundle anew, with the gates of today: `{name, fingerprint, bundle}`.
+
+        Serial and expiry stay, so that the bundle which the node has goes on to work. UnknownNameError,
+        ConflictError where the certificate has expired.
+        """
+        office = self._office
+        gates = await self._gates()
+        async with office.store.transaction() as connection:
+            row = await live_node(connection, name)
+        if row is None:
+            raise UnknownNameError(f"there is no live sidecar {name}", hint="meshctl sidecar list")
+        now = int(office.clock())
+        terms = read_online(office.online_certificate)
+        ends = min(int(row["expires_at"].timestamp()), terms.not_after)
+        if ends <= now:
+            raise ConflictError(
+                f"the certificate of {name} has expired",
+                hint="meshctl sidecar enroll OFFER, with a new offer",
+            )
+        offer = Offer(
+            role=row["role"],
+            name=name,
+            verify_key=row["verify_key"],
+            handshake_public=row["handshake_public"],
+            fingerprint=row["fingerprint"],
+            created=float(now),
+        )
+        bundle = make_bundle(
+            office.online,
+            office.online_certificate,
+            offer,
+            gates=gates,
+            serial=row["serial"],
+            not_before=max(now - BACKDATE_S, terms.not_before),
+            not_after=ends,
+        )
+        named = sorted({gate.name for gate in gates})
+        await office.changed("sidecar.bundle", name, by, {"serial": row["serial"], "gates": named})
+        return {"name": name, "fingerprint": row["fingerprint"], "bundle": bundle}
+
     async def revoke(self, name: str, *, by: str) -> None:
         """Refuse a node from now on; its sessions are cut."""
         async with self._office.store.transaction() as connection:
@@ -105,13 +143,36 @@ class Sidecars:
         await self._office.changed("sidecar.revoke", name, by)
 
     async def _gates(self) -> tuple[GateAddress, ...]:
-        """This gate first, then its siblings that were alive of late."""
+        """This gate first, then its siblings that were alive of late; ConflictError where there is none."""
         own = self._office.gates()
         since = self._office.now() - timedelta(days=SIBLING_DAYS)
         async with self._office.store.connection() as connection:
             known = await gates_since(connection, since)
         names = {gate.name for gate in own}
-        return (*own, *(gate for gate in known if gate.name not in names))[:BUNDLE_GATES_MAX]
+        gates = (*own, *(gate for gate in known if gate.name not in names))[:BUNDLE_GATES_MAX]
+        if not gates:
+            raise ConflictError(
+                "this gate does not know under which address sidecars reach it",
+                hint='set listen.advertise = ["HOST:PORT"] in qgate.toml and restart the gate',
+            )
+        return gates
+
+    async def gates(self) -> Rows:
+        """The gates of the pool as they announced themselves: `{name, addresses, seen_at, in_bundles}`."""
+        since = self._office.now() - timedelta(days=SIBLING_DAYS)
+        async with self._office.store.connection() as connection:
+            rows = await list_gates(connection)
+        return [
+            {
+                "name": row["name"],
+                "addresses": [
+                    f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in row["addresses"]
+                ],
+                "seen_at": iso(row["seen_at"]),
+                "in_bundles": row["seen_at"] > since,
+            }
+            for row in rows
+        ]
 
     def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
         revoked = row["revoked_at"] is not None

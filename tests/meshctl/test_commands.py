@@ -17,6 +17,7 @@ LISTS = [
     ("db list", "/databases"),
     ("app list", "/apps"),
     ("sidecar list", "/sidecars"),
+    ("gate list", "/gates"),
     ("settings list", "/settings"),
     ("audit tail", "/audit"),
 ]
@@ -268,13 +269,71 @@ def test_init_with_an_external_store_reads_the_dsn_from_a_file(meshctl: Run, tmp
     )
     assert code == 0
     assert "pw@" not in out + err
-    settings = tmp_path / "g" / "qgate.toml"
-    assert (dsn in settings.read_text(), settings.stat().st_mode & 0o077) == (True, 0)
+    settings, kept = tmp_path / "g" / "qgate.toml", tmp_path / "g" / "store.dsn"
+    assert "pw" not in settings.read_text()
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == (dsn + "\n", 0o600)
+    assert meshctl("config", "check", settings)[0] == 0
     assert meshctl("init", "--dir", "g")[0] == 5
     assert meshctl("init", "--dir", "h", "--store", "external")[0] == 2
     assert meshctl("init", "--dir", "h", "--dsn-file", "-")[0] == 2
     assert meshctl("init", "--dir", "h", "--listen", "nowhere")[0] == 2
+    assert meshctl("init", "--dir", "h", "--store", "external", "--dsn-file", "-", stdin="host=db")[0] == 2
     assert not (tmp_path / "h").exists()
+
+
+def test_init_joins_a_further_gate_from_the_first_ones_directory_or_from_carried_keys(
+    meshctl: Run, tmp_path: Path
+) -> None:
+    dsn = "postgresql://q:pw@db/qgate"
+    first = json.loads(
+        meshctl("init", "--dir", "g", "--store", "external", "--dsn-file", "-", "-o", "json", stdin=dsn)[1]
+    )
+    code, out, err = meshctl("init", "--dir", "h", "--join", "g", "--name", "two", "-o", "json")
+    assert code == 0
+    assert "sidecar bundle" in err
+    second = json.loads(out)
+    assert second["pool_fingerprint"] == first["pool_fingerprint"]
+    assert second["node_fingerprint"] != first["node_fingerprint"]
+    assert second["pool_key"] is None
+    assert not (tmp_path / "h" / "keys" / "pool.key").exists()
+    assert (tmp_path / "h" / "store.dsn").read_text().strip() == dsn
+    assert meshctl("config", "check", "h/qgate.toml")[0] == 0
+    for path in ("keys/vault.key", "keys/online.key", "keys/online.cert"):
+        assert (tmp_path / "h" / path).read_bytes() == (tmp_path / "g" / path).read_bytes()
+
+    carried = tmp_path / "carried"
+    carried.mkdir()
+    for name in ("online.key", "online.cert", "vault.key"):
+        (carried / name).write_bytes((tmp_path / "g" / "keys" / name).read_bytes())
+        (carried / name).chmod(0o600)
+    join = ("init", "--dir", "i", "--join", carried, "--name", "three")
+    assert meshctl(*join)[0] == 2  # the store is not known from here
+    assert meshctl(*join, "--dsn-file", "-", stdin=dsn)[0] == 0
+    assert meshctl("config", "check", "i/qgate.toml")[0] == 0
+
+
+def test_init_refuses_to_join_what_cannot_be_shared(meshctl: Run, tmp_path: Path) -> None:
+    assert meshctl("init", "--dir", "g")[0] == 0
+    code, _, err = meshctl("init", "--dir", "h", "--join", "g", "--name", "two")
+    assert (code, "embedded" in err) == (5, True)
+    assert meshctl("init", "--dir", "h", "--join", "nowhere", "--name", "two")[0] == 4
+    dsn = "postgresql://q:pw@db/qgate"
+    external = ("--store", "external", "--dsn-file", "-")
+    assert meshctl("init", "--dir", "e", *external, stdin=dsn)[0] == 0
+    assert meshctl("init", "--dir", "h", "--join", "e")[0] == 5  # the same name
+    assert meshctl("init", "--dir", "f", *external, stdin=dsn)[0] == 0
+    for name in ("online.cert",):
+        (tmp_path / "e" / "keys" / name).write_bytes((tmp_path / "f" / "keys" / name).read_bytes())
+    code, _, err = meshctl("init", "--dir", "h", "--join", "e", "--name", "two")
+    assert (code, "not the certificate of" in err) == (5, True)
+    assert not (tmp_path / "h").exists()
+
+
+def test_a_sidecar_bundle_is_written_again(at_gate: Run, gate: FakeGate, tmp_path: Path) -> None:
+    gate.answer("POST /sidecars/web/bundle", {"name": "web", "bundle": "{}\n"})
+    assert at_gate("sidecar", "bundle", "web")[:2] == (0, "{}\n")
+    assert at_gate("sidecar", "bundle", "web", "--out", "b.json")[0] == 0
+    assert (tmp_path / "b.json").read_text() == "{}\n"
 
 
 def test_without_a_gate_every_command_says_so_with_three(meshctl: Run) -> None:
