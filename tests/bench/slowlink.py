@@ -101,7 +101,11 @@ class Place:
 
     def probe(self, what: str, count: int) -> list[float]:
         """Run the probe and return its times."""
-        done = subprocess.run(
+        return self.times(self.start(what, count))
+
+    def start(self, what: str, count: int) -> subprocess.Popen[str]:
+        """Start the probe and return when it begins to measure."""
+        process = subprocess.Popen(
             [
                 *self.command,
                 sys.executable,
@@ -114,13 +118,21 @@ class Place:
                 str(count),
             ],
             env=self.login.environment(PGSSLMODE=self.sslmode),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
         )
-        if done.returncode != 0:
-            raise RuntimeError(f"{self.name}: {done.stderr[-600:]}")
-        return [float(value) for value in json.loads(done.stdout)]
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    def times(self, probe: subprocess.Popen[str]) -> list[float]:
+        """Wait for a probe's end and return its times."""
+        out, errors = probe.communicate(timeout=120)
+        if probe.returncode != 0:
+            raise RuntimeError(f"{self.name}: {errors[-600:]}")
+        return [float(value) for value in json.loads(out)]
 
 
 @contextmanager
@@ -157,12 +169,13 @@ def tls_pgbouncer(line: DelayLine, upstream: Login) -> Iterator[Place]:
 
 
 def _restarted(mesh: Mesh, place: Place, count: int) -> list[float]:
-    """Return connect + first query through a sidecar that has just begun to listen."""
+    """Return connect + first query of a client that stands at the door while the sidecar starts."""
     times = []
     for _ in range(count):
         mesh.sidecar.stop()
+        probe = place.start("connects", 1)
         mesh.sidecar.start()
-        times.extend(place.probe("connects", 1))
+        times.extend(place.times(probe))
     return times
 
 
