@@ -27,7 +27,7 @@ from tests.kit.mesh import Mesh
 _EXCEPTIONS_MAX = 0.01  # of the tests that pass direct
 _ROLE = "postgres"
 # Databases that tests create and then connect to: an app may reach only what it is bound to.
-_MADE_BY_TESTS = ("testdb", "asyncpg_intro_test")
+_MADE_BY_TESTS = ("testdb", "asyncpg_intro_test", "pg8000_scram_sha_256")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,7 +63,9 @@ def _role(cluster: Cluster) -> Login:
 def _in_mesh(mesh: Mesh, direct: Login) -> Login:
     mesh.add_database("postgres", direct.url(), allow_replication=True, pool_size=50)
     for name in _MADE_BY_TESTS:
-        mesh.add_database(name, dataclasses.replace(direct, dbname=name).url(), check=False)
+        mesh.add_database(
+            name, dataclasses.replace(direct, dbname=name).url(), check=False, allow_replication=True
+        )
     app = mesh.add_app(_ROLE, "postgres", *_MADE_BY_TESTS, replication=True)
     mesh.wait_linked()
     return app
