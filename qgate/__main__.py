@@ -87,7 +87,7 @@ def check(settings: GateSettings, files: GateFiles) -> list[str]:
     if not files.state_dir.is_dir():
         raise ConfigError(f"{files.state_dir} does not exist", hint=f"meshctl init --dir {files.state_dir}")
     keys = GateKeys.load(files, now=time.time())
-    vault = Vault.load(files.vault_key)
+    vault = Vault.load(files.vault_key, credentials=files.credentials)
     if settings.store.kind == "external":
         external_dsn(settings, files)
     days = (keys.certificate.not_after - time.time()) / 86_400
@@ -109,7 +109,7 @@ async def restore(settings: GateSettings, files: GateFiles, backup: Path) -> int
     from qgate.vault import Vault
     from tunnel_proto.marks import ReplayMarks
 
-    opened = Backup(backup, Vault.load(files.vault_key))
+    opened = Backup(backup, Vault.load(files.vault_key, credentials=files.credentials))
     async with AsyncExitStack() as stack:
         stack.callback(opened.close)
         stack.callback(ReplayMarks(files.marks).close)  # held by a running gate

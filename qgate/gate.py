@@ -364,7 +364,7 @@ async def compose(
 ) -> Parts:
     """Make every part that does not need the gate itself; ``stack`` ends them."""
     keys = GateKeys.load(files, now=clock())
-    vault = Vault.load(files.vault_key)
+    vault = Vault.load(files.vault_key, credentials=files.credentials)
     marks = ReplayMarks(files.marks)
     stack.callback(marks.close)
     opened = await open_store(settings, files, stack)

@@ -39,8 +39,8 @@ class GateKeys:
         Raises `ConfigError` naming the file at fault: missing, readable by others, damaged, expired, or not
         belonging to the others.
         """
-        node = load_identity(files.node_key)
-        online = load_identity(files.online_key)
+        node = load_identity(files.node_key, credentials=files.credentials)
+        online = load_identity(files.online_key, credentials=files.credentials)
         online_certificate = read_certificate(files.online_cert)
         chain = read_certificate(files.node_cert)
         try:

@@ -168,6 +168,8 @@ class GateFiles:
     embedded_store: Path
     marks: Path
     dsn: Path | None
+    credentials: Path | None = None
+    """The folder of systemd's credentials; files in it may carry systemd's modes."""
 
     @classmethod
     def of(cls, settings: GateSettings, credentials: Path | None = None) -> GateFiles:
@@ -198,6 +200,7 @@ class GateFiles:
             embedded_store=settings.state_dir / "pg",
             marks=settings.state_dir / "marks",
             dsn=resolve(settings.store.dsn_file, "store.dsn_file") if settings.store.dsn_file else None,
+            credentials=credentials,
         )
 
 

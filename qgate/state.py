@@ -13,6 +13,7 @@ from qgate.store import Store, StoreUnavailableError
 from qgate.store.embedded import EmbeddedPostgres
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.process import UnavailableError
+from tunnel_proto.secret_file import read_secret_file
 
 EMBEDDED_DATABASE = "postgres"
 """Database of the embedded server that holds our schema; sample data lives in databases beside it."""
@@ -70,7 +71,7 @@ async def open_store(settings: GateSettings, files: GateFiles, stack: AsyncExitS
 
 def external_dsn(settings: GateSettings, files: GateFiles) -> str:
     """The DSN of an external store, from the settings or from its file."""
-    dsn = settings.store.dsn if files.dsn is None else read_dsn(files.dsn)
+    dsn = settings.store.dsn if files.dsn is None else read_dsn(files.dsn, files.credentials)
     if not dsn.startswith(("postgresql://", "postgres://")):
         where = files.dsn or "store.dsn"
         raise ConfigError(
@@ -79,24 +80,16 @@ def external_dsn(settings: GateSettings, files: GateFiles) -> str:
     return dsn
 
 
-def read_dsn(path: Path) -> str:
+def read_dsn(path: Path, credentials: Path | None = None) -> str:
     """The one line of a DSN file, which nobody but its owner (and systemd's mount) may read."""
+    content = read_secret_file(path, limit=DSN_FILE_MAX, credentials=credentials)
     try:
-        with path.open("rb") as file:
-            mode = path.stat().st_mode & 0o777
-            content = file.read(DSN_FILE_MAX)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist", hint="write the store's DSN into it") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=f"ls -l {path}") from None
-    # Credentials of a unit with a user of its own carry mode 0440; their folder keeps everybody else out.
-    allowed = 0o440 if path.is_relative_to("/run/credentials") else 0o600
-    if mode & ~allowed & 0o077:
-        raise ConfigError(f"{path} has mode {mode:04o}: others can read it", hint=f"chmod 600 {path}")
-    try:
-        return content.decode("utf-8").strip()
+        text = content.decode("utf-8").strip()
     except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text", hint="write the store's DSN into it") from None
+        text = ""
+    if not text or len(content) > DSN_FILE_MAX:
+        raise ConfigError(f"{path} is not one line of text", hint="write the store's DSN into it")
+    return text
 
 
 def place_of(dsn: str) -> str:

@@ -14,13 +14,13 @@ import binascii
 import contextlib
 import hashlib
 import os
-import stat
 from pathlib import Path
 
 import nacl.bindings
 import nacl.exceptions
 
 from tunnel_proto.errors import ConfigError, MeshError
+from tunnel_proto.secret_file import read_secret_file
 
 KEY_BYTES = 32
 KEY_ID_BYTES = 8
@@ -30,8 +30,6 @@ _MAGIC = b"QV1"
 _HEADER = len(_MAGIC) + KEY_ID_BYTES
 _PERSON = b"qgate-vault-id"
 _FILE_MAX = 4096
-# Where systemd puts credentials (systemd.exec(5)): a private mount whose files carry mode 0400 or 0440.
-_CREDENTIALS = Path("/run/credentials")
 
 
 class VaultError(MeshError):
@@ -50,22 +48,27 @@ class Vault:
     vault that lives in memory.
     """
 
-    def __init__(self, keys: tuple[bytes, ...], path: Path | None = None) -> None:
+    def __init__(
+        self, keys: tuple[bytes, ...], path: Path | None = None, *, credentials: Path | None = None
+    ) -> None:
         if not keys or any(len(key) != KEY_BYTES for key in keys):
             raise ConfigError(f"a vault key has {KEY_BYTES} bytes")
         self.path = path
+        self._credentials = credentials
         self._adopt(keys)
 
     def __repr__(self) -> str:
         return f"Vault({self.current_key_id})"
 
     @classmethod
-    def load(cls, path: Path) -> Vault:
+    def load(cls, path: Path, *, credentials: Path | None = None) -> Vault:
         """Read the key file, and the staged next key beside it if a re-keying was interrupted.
+
+        ``credentials`` is the folder of systemd's credentials, if this process was given one.
 
         Raises ConfigError when the file is missing, readable by others or damaged.
         """
-        return cls(_read_ring(path), path)
+        return cls(_read_ring(path, credentials), path, credentials=credentials)
 
     @classmethod
     def create(cls, path: Path) -> Vault:
@@ -128,7 +131,7 @@ class Vault:
                     f"the vault key cannot be replaced from here: {error.message}",
                     hint=f"put the new key into {_next(self.path)} by hand, or make its folder writable",
                 ) from None
-            self._adopt(_read_ring(self.path))
+            self._adopt(_read_ring(self.path, self._credentials))
 
     def reseal(self, box: bytes, purpose: str) -> bytes:
         """`box` sealed anew with the staged key."""
@@ -140,7 +143,7 @@ class Vault:
         if self.staged:
             _next(self.path).replace(self.path)
             _sync_directory(self.path.parent)
-        self._adopt(_read_ring(self.path))
+        self._adopt(_read_ring(self.path, self._credentials))
 
     def settle(self, used: frozenset[str]) -> None:
         """Finish or drop an interrupted re-keying, by the ids of the keys that the store's boxes name
@@ -169,7 +172,7 @@ class Vault:
         """A sibling gate may have re-keyed the store and the operator brought the new file."""
         if self.path is not None:
             with contextlib.suppress(ConfigError):
-                self._adopt(_read_ring(self.path))
+                self._adopt(_read_ring(self.path, self._credentials))
 
 
 def _bound(name: bytes, purpose: str) -> bytes:
@@ -184,31 +187,19 @@ def _next(path: Path) -> Path:
     return path.with_name(path.name + ".next")
 
 
-def _read_ring(path: Path) -> tuple[bytes, ...]:
-    keys = (_read_key(path),)
-    return (*keys, _read_key(_next(path))) if _next(path).exists() else keys
+def _read_ring(path: Path, credentials: Path | None) -> tuple[bytes, ...]:
+    keys = (_read_key(path, credentials),)
+    return (*keys, _read_key(_next(path), credentials)) if _next(path).exists() else keys
 
 
-def _read_key(path: Path) -> bytes:
+def _read_key(path: Path, credentials: Path | None) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
+        content = read_secret_file(path, limit=_FILE_MAX, credentials=credentials)
+    except ConfigError as error:
         raise ConfigError(
-            f"the vault key {path} does not exist", hint="restore it; nothing replaces it"
+            f"the vault key cannot be used: {error.message}",
+            hint=error.hint or "restore it; nothing replaces it",
         ) from None
-    except OSError as error:
-        raise ConfigError(f"cannot read the vault key {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path} is not a regular file")
-        open_to_others = 0o037 if path.is_relative_to(_CREDENTIALS) else 0o077
-        if status.st_mode & open_to_others:
-            raise ConfigError(
-                f"the vault key {path} has mode {stat.S_IMODE(status.st_mode):04o}: others can read it",
-                hint=f"chmod 600 {path}",
-            )
-        content = file.read(_FILE_MAX)
     try:
         key = base64.b64decode(content.strip(), validate=True)
     except (binascii.Error, ValueError):

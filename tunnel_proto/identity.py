@@ -15,7 +15,6 @@ import base64
 import binascii
 import hashlib
 import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import nacl.bindings
 import nacl.exceptions
 
 from tunnel_proto.errors import AuthenticationFailed, ConfigError
+from tunnel_proto.secret_file import read_secret_file
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -109,9 +109,12 @@ def _signed_bytes(domain: str, message: bytes) -> bytes:
     return _SIGNATURE_CONTEXT + bytes((len(name),)) + name + message
 
 
-def load_identity(path: Path) -> Identity:
-    """Read an identity file; raises ConfigError when it is missing, readable by others or damaged."""
-    text = _read_private(path)
+def load_identity(path: Path, *, credentials: Path | None = None) -> Identity:
+    """Read an identity file; raises ConfigError when it is missing, readable by others or damaged.
+
+    ``credentials`` is the folder of systemd's credentials, if this process was given one.
+    """
+    text = _read_private(path, credentials)
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     parts = lines[0].split(" ") if len(lines) == 1 else []
     if len(parts) != 2 or parts[0] != _FILE_TAG:
@@ -163,25 +166,8 @@ def _file_check(keys: bytes) -> bytes:
     return hashlib.blake2b(keys, digest_size=_FILE_CHECK_BYTES, person=b"qgate-mesh/file").digest()
 
 
-def _read_private(path: Path) -> str:
-    """The text of a file that nobody but its owner may read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    try:
-        # The open file is examined, not the path, so that nothing can be swapped in between.
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path} is not a regular file")
-        mode = stat.S_IMODE(status.st_mode)
-        if mode & 0o077:
-            raise ConfigError(f"{path} has mode {mode:04o}: others can use it", hint=f"chmod 600 {path}")
-        content = os.read(descriptor, _FILE_MAX + 1)
-    finally:
-        os.close(descriptor)
+def _read_private(path: Path, credentials: Path | None) -> str:
+    content = read_secret_file(path, limit=_FILE_MAX, credentials=credentials)
     try:
         if len(content) > _FILE_MAX:
             raise ValueError

@@ -68,6 +68,29 @@ def test_a_sound_configuration_is_said_to_be(tmp_path: Path) -> None:
     assert not (tmp_path / "gate" / "pg").exists()
 
 
+def test_keys_and_dsn_may_come_as_systemd_credentials(tmp_path: Path) -> None:
+    directory, credentials = tmp_path / "gate", tmp_path / "credentials"
+    gate_directory(directory)
+    credentials.mkdir()
+    names = ("online.key", "node.key", "vault.key")
+    for name in names:
+        (directory / "keys" / name).rename(credentials / name)
+    (credentials / "dsn").write_text("postgresql://qgate:pw@db/qgate\n")
+    for path in credentials.iterdir():
+        path.chmod(0o440)
+    keys = "\n".join(f'{name.partition(".")[0]} = "%d/{name}"' for name in names)
+    text = (directory / "qgate.toml").read_text()
+    text = text.replace("[keys]", f"[keys]\n{keys}").replace(
+        "[store]", '[store]\nkind = "external"\ndsn_file = "%d/dsn"'
+    )
+    (directory / "qgate.toml").write_text(text)
+    given = ("env", f"CREDENTIALS_DIRECTORY={credentials}")
+    assert ended(start(directory, "--check-config", command=given))[0] == ExitCode.OK
+    (credentials / "dsn").chmod(0o444)
+    code, said = ended(start(directory, "--check-config", command=given))
+    assert (code, "dsn has mode 0444: others can use it" in said) == (ExitCode.CONFIG, True)
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
