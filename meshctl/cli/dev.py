@@ -190,6 +190,7 @@ def _detach(state: DevState, port: int, output: Output) -> None:
     """Start a supervisor in a session of its own and wait until its stack is ready."""
     from meshctl.dev.query import run_query
     from meshctl.dev.stack import QUERY
+    from meshctl.dev.state import near
 
     if state.running():
         os.close(state.lock())  # raises with who runs it
@@ -226,7 +227,7 @@ def _detach(state: DevState, port: int, output: Output) -> None:
     if output is Output.TABLE:
         took = time.monotonic() - began
         _tell(record, run_query(record.credential, QUERY, timeout=QUERY_TIMEOUT_S), took)
-        note(f"It runs in the background. End it with: meshctl dev stop --state-dir {state.root}")
+        note(f"It runs in the background. End it with: meshctl dev stop --state-dir {near(state.root)}")
     else:
         emit(record.public(), [], output)
 
@@ -262,10 +263,12 @@ def _tell(record: DevRecord, result: Result, took: float) -> None:
 
 
 def _shown(record: DevRecord) -> dict[str, object]:
-    url = record.credential.url()
+    from meshctl.dev.state import near
+
+    url, where = record.credential.url(), near(record.state_dir)
     return {
         "DSN": url,
         "try": f"psql '{url}'",
-        "manage": f"meshctl status --gate-dir {record.state_dir}",
-        "logs": f"{record.state_dir}/log",
+        "manage": f"meshctl status --gate-dir {where}",
+        "logs": f"{where}/log",
     }

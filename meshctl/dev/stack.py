@@ -21,7 +21,7 @@ from meshctl.dev.children import (
     wait_gone,
 )
 from meshctl.dev.query import QueryFailed, Result, run_query
-from meshctl.dev.state import APP, DATABASE, DevRecord, DevState, free_port, require_free
+from meshctl.dev.state import APP, DATABASE, DevRecord, DevState, free_port, near, require_free
 from meshctl.errors import CommandError, GateError, UnreachableError
 from meshctl.gate_directory import GateDirectory, gate_settings_text, make_gate, renew_gate, write_file
 from meshctl.sidecar_directory import SidecarDirectory, install_bundle, offer_of, sidecar_settings_text
@@ -149,10 +149,10 @@ class DevStack:
                 renew_gate(self.state.gate, now=time.time())
         else:
             if gate.keys.exists() or gate.store.exists():
-                self.say(f"{self.state.gate} was left half made; starting it afresh")
+                self.say(f"{near(self.state.gate)} was left half made; starting it afresh")
             for leftover in (self.state.gate, self.state.sidecar):
                 shutil.rmtree(leftover, ignore_errors=True)
-            self.say(f"making a pool in {self.state.gate}")
+            self.say(f"making a pool in {near(self.state.gate)}")
             make_gate(self.state.gate, name="dev", settings_text=text, now=time.time())
         sidecar = SidecarDirectory(self.state.sidecar)
         self.state.sidecar.mkdir(mode=0o700, exist_ok=True)

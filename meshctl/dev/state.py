@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -123,7 +124,7 @@ class DevState:
             who = f" (pid {record.supervisor_pid}, port {record.port})" if record else ""
             raise RefusedError(
                 f"A dev stack runs in {self.root} already{who}.",
-                hint=f"meshctl dev stop --state-dir {self.root}   (or: status)",
+                hint=f"meshctl dev stop --state-dir {near(self.root)}   (or: status)",
             ) from None
         return descriptor
 
@@ -141,6 +142,13 @@ class DevState:
             return False
         finally:
             os.close(descriptor)
+
+
+def near(path: Path | str) -> str:
+    """A path as a person in the working directory would write it."""
+    with contextlib.suppress(ValueError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return str(path)
 
 
 def require_free(port: int) -> None:
