@@ -98,7 +98,12 @@ async def connect(
             try:
                 async with asyncio.timeout(route.connect_timeout_s):
                     upstream = await _host(endpoint, route, user, passwords, parameters, cache, client_key)
-                    if await _suits(upstream, kind):
+                    try:
+                        suits = await _suits(upstream, kind)
+                    except BaseException:
+                        upstream.abort()
+                        raise
+                    if suits:
                         return upstream
                     upstream.close()
                     failures.append(

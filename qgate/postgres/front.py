@@ -287,7 +287,12 @@ class PostgresFront:
             session.cancel_key = os.urandom(size)
             self._by_key[lease.upstream.pid, session.cancel_key] = session
         self._journal.session(session, "session.open", detail={"reused": lease.reused})
+        session.limit(self.clock())
         self._tick_soon()
+
+    def fault(self, session: FrontSession) -> None:
+        """Called inside the handling of an exception that nobody expected."""
+        _log.exception("a session failed", app=session.app_name, database=session.database)
 
     def refused(self, session: FrontSession, error: PostgresError, reason: str) -> None:
         """A log-in came to nothing."""
@@ -367,7 +372,8 @@ class PostgresFront:
         for session in list(self._sessions):
             if session.timed:
                 timed = True
-                session.check(now, wall)
+                if session.next_check <= now:
+                    session.check(now, wall)
         if timed or self._dirty:
             self._tick_soon()
 
@@ -400,6 +406,7 @@ class PostgresFront:
             route = self.directory.route(session.database)
             if session.route is not None and route is not None:
                 session.route = route
+                session.limit(self.clock())
             self._tick_soon()
 
     async def drain(self, timeout: float) -> None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from qgate.governance.directory import Route
 from qgate.postgres.slots import Slots
 from qgate.postgres.upstream import Upstream
+
+CLOSE_TIMEOUT_S: Final = 2.0
+"""How long a server may take to see that we leave, before the connection is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,7 @@ class Pool:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return
-        lease.upstream.close()
+        self._close(lease.upstream)
         here.slots.give()
 
     async def _recycle(self, here: _RoutePool, lease: Lease) -> None:
@@ -198,7 +202,7 @@ class Pool:
             if clean and lease.generation == here.generation and not self._closed:
                 self._wait(here, lease)
             else:
-                lease.upstream.close()
+                self._close(lease.upstream)
                 here.slots.give()
 
     def _wait(self, here: _RoutePool, lease: Lease) -> None:
@@ -221,8 +225,15 @@ class Pool:
         if waiting.expires is not None:
             waiting.expires.cancel()
         waiting.upstream.release()
-        waiting.upstream.close()
+        self._close(waiting.upstream)
         here.slots.give()
+
+    def _close(self, upstream: Upstream) -> None:
+        """Say goodbye, and see to it that the connection really goes."""
+        upstream.close()
+        task = asyncio.get_running_loop().create_task(_until_closed(upstream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def renew(self, route: str) -> None:
         """Credentials or the address of ``route`` changed: idle connections go now, leased ones after
@@ -248,5 +259,13 @@ class Pool:
         self._closed = True
         for here in self._routes.values():
             self._forget_all(here, list(here.idle))
-        if self._tasks:
+        while self._tasks:
             await asyncio.wait(self._tasks)
+
+
+async def _until_closed(upstream: Upstream) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await upstream.wait_closed()
+    except TimeoutError:
+        upstream.abort()

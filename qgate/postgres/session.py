@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LINGER_S: Final = 10.0
 """How long a stream that we ended may take to close, and a message under way to be completed."""
+CHECK_AT_LEAST_S: Final = 60.0
 CANCEL_GRACE_S: Final = 10.0
 """How long a statement may go on after it was cancelled for running too long."""
 
@@ -75,6 +76,14 @@ class FrontSession:
         self._timer: asyncio.TimerHandle | None = None
         self._link_timer: asyncio.TimerHandle | None = None
         self._cancelled_at: float | None = None
+        self._idle_limit: float | None = None
+        self._transaction_limit: float | None = None
+        self._statement_limit: float | None = None
+        self._shortest: float | None = None
+        self.timed = False
+        """Whether any time limit applies to it."""
+        self.next_check = 0.0
+        """When `check` has something to look at again (the relay's clock)."""
 
     # --- what status shows
 
@@ -103,18 +112,6 @@ class FrontSession:
     def bytes_relayed(self) -> int:
         """Both directions together."""
         return 0 if self.conversation is None else self.conversation.bytes_up + self.conversation.bytes_down
-
-    @property
-    def timed(self) -> bool:
-        """Whether any time limit applies to it."""
-        app, route = self.app, self.route
-        if app is None or route is None:
-            return False
-        return app.expires_at is not None or any(
-            limit is not None
-            for limits in (app.limits, route.limits)
-            for limit in (limits.idle_timeout_s, limits.idle_in_transaction_s, limits.statement_timeout_s)
-        )
 
     # --- log-in
 
@@ -214,6 +211,9 @@ class FrontSession:
         except PostgresError as error:
             self.end(error, StreamCode.PROTOCOL)
             return
+        except Exception:
+            self._fault()
+            return
         if out:
             self._write_up(out)
         if self._full:
@@ -229,7 +229,7 @@ class FrontSession:
         if self.conversation is not None:
             self._leave()
         elif self._opening is None:
-            self._finish()
+            self._half_close()
 
     def stream_closed(self, error: StreamError | None) -> None:
         """The stream is gone."""
@@ -285,6 +285,9 @@ class FrontSession:
         except PostgresError as error:
             self.end(error, StreamCode.UPSTREAM_LOST)
             return
+        except Exception:
+            self._fault()
+            return
         if out:
             self._write_down(out, boundary=conversation.boundary)
         if self._leaving and conversation.idle:
@@ -318,42 +321,54 @@ class FrontSession:
 
     # --- limits
 
+    def limit(self, now: float) -> None:
+        """Take over the time limits of app and route, at the start and whenever they change."""
+        assert self.app is not None
+        assert self.route is not None
+        mine, routes = self.app.limits, self.route.limits
+        self._idle_limit = narrower(mine.idle_timeout_s, routes.idle_timeout_s)
+        self._transaction_limit = narrower(mine.idle_in_transaction_s, routes.idle_in_transaction_s)
+        self._statement_limit = narrower(mine.statement_timeout_s, routes.statement_timeout_s)
+        self._shortest = narrower(self._idle_limit, self._transaction_limit, self._statement_limit)
+        self.timed = self._shortest is not None or self.app.expires_at is not None
+        self.next_check = now
+
     def check(self, now: float, wall: float) -> None:
-        """Apply the time limits; ``now`` is the relay's clock, ``wall`` unix time."""
-        conversation, app, route = self.conversation, self.app, self.route
-        if conversation is None or app is None or route is None or self._ended or self._ending is not None:
+        """Apply the time limits; ``now`` is the relay's clock, ``wall`` unix time. Sets `next_check`."""
+        conversation, app = self._relaying, self.app
+        if conversation is None or app is None:
             return
-        if app.expires_at is not None and wall >= app.expires_at:
-            self.revoke(f'the credential of app "{app.name}" has expired')
-            return
+        self.next_check = now + CHECK_AT_LEAST_S if self._shortest is None else now + self._shortest
+        if app.expires_at is not None:
+            if wall >= app.expires_at:
+                self.revoke(f'the credential of app "{app.name}" has expired')
+                return
+            self.next_check = min(self.next_check, now + app.expires_at - wall)
         if conversation.replication:
             return
         running = conversation.running_since
         if running is not None:
-            limit = narrower(app.limits.statement_timeout_s, route.limits.statement_timeout_s)
-            if limit is not None and now - running >= limit and not conversation.waits_for_client:
-                self._statement_timed_out(now, running)
+            limit = self._statement_limit
+            if limit is not None and not conversation.waits_for_client:
+                if now - running >= limit:
+                    self._statement_timed_out(now, running)
+                self.next_check = min(self.next_check, max(running + limit, now + limit / 4))
             return
         self._cancelled_at = None
         if not conversation.idle:
             return
         quiet = now - conversation.last_reply
-        if conversation.status == 0x49:
-            limit = narrower(app.limits.idle_timeout_s, route.limits.idle_timeout_s)
-            if limit is not None and quiet >= limit:
-                self.end(
-                    PostgresError("terminating connection due to idle-session timeout", sqlstate="57P05"),
-                    StreamCode.REFUSED,
-                )
-        else:
-            limit = narrower(app.limits.idle_in_transaction_s, route.limits.idle_in_transaction_s)
-            if limit is not None and quiet >= limit:
-                self.end(
-                    PostgresError(
-                        "terminating connection due to idle-in-transaction timeout", sqlstate="25P03"
-                    ),
-                    StreamCode.REFUSED,
-                )
+        idle = conversation.status == 0x49
+        limit = self._idle_limit if idle else self._transaction_limit
+        if limit is not None:
+            self.next_check = min(self.next_check, now + limit - quiet)
+        if limit is None or quiet < limit:
+            return
+        what, sqlstate = ("idle-session", "57P05") if idle else ("idle-in-transaction", "25P03")
+        self.end(
+            PostgresError(f"terminating connection due to {what} timeout", sqlstate=sqlstate),
+            StreamCode.REFUSED,
+        )
 
     def _statement_timed_out(self, now: float, running: float) -> None:
         assert self.conversation is not None
@@ -368,6 +383,11 @@ class FrontSession:
             )
 
     # --- the end
+
+    def _fault(self) -> None:
+        """A fault of our own: this session ends, the others go on."""
+        self._front.fault(self)
+        self.end(PostgresError("internal error of the gate", sqlstate="XX000"), StreamCode.INTERNAL)
 
     def revoke(self, message: str) -> None:
         """The right to be here was withdrawn."""

@@ -146,6 +146,12 @@ class Upstream(asyncio.Protocol):
                 self._transport.resume_reading()
             self._transport.close()
 
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone; only outside a lease and after `close` or `abort`."""
+        while not self.lost:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
     def abort(self) -> None:
         """Close at once."""
         if self._transport is not None:
