@@ -9,7 +9,6 @@ from typing import Any
 PYTHON_MIN = (3, 11)
 OPEN_FILES_MIN = 4096
 EXPIRY_WARNING_S = 30 * 86_400
-CLOCK_SKEW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +85,15 @@ def expiry(name: str, expires: float | None, now: float, following: str) -> Verd
     return passed(name, f"{days} days left")
 
 
-def clock(skew: float | None) -> Verdict:
-    """Whether this machine's clock and the store's agree; handshakes need growing time."""
-    if skew is None:
-        return passed("clock", "nothing to compare with")
-    if abs(skew) > CLOCK_SKEW_S:
-        return warning("clock", f"{skew:+.0f} s against the store", "timedatectl set-ntp true")
-    return passed("clock", f"within {abs(skew):.0f} s of the store")
+def clock(synchronised: bool | None) -> Verdict:
+    """Whether a time service keeps this machine's clock: handshakes and certificates need it."""
+    if synchronised:
+        return passed("clock", "kept by a time service")
+    if synchronised is None:
+        return passed("clock", "the kernel does not say who keeps it")
+    return warning(
+        "clock", "no time service keeps it, as far as the kernel knows", "timedatectl set-ntp true"
+    )
 
 
 def store(reply: Mapping[str, Any]) -> Verdict:

@@ -20,6 +20,9 @@ from meshctl.errors import CheckError
 from meshctl.render import Output, emit
 from tunnel_proto.errors import MeshError
 
+TIMEX_BYTES = 512  # more than struct timex has anywhere; all zero asks and sets nothing
+TIME_ERROR = 5  # <sys/timex.h>: the clock is not synchronised
+
 
 def doctor(
     gate_dir: options.GateDir = None,
@@ -46,6 +49,18 @@ def doctor(
 def _machine() -> Iterator[Verdict]:
     yield checks.python(sys.version_info[:3])
     yield checks.open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+    yield checks.clock(_synchronised())
+
+
+def _synchronised() -> bool | None:
+    """What the kernel says of its clock (adjtimex(2)); None where it cannot be asked."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "adjtimex"):
+        return None
+    state = int(libc.adjtimex(ctypes.create_string_buffer(TIMEX_BYTES)))
+    return None if state < 0 else state != TIME_ERROR
 
 
 def _keys(directory: Path) -> Iterator[Verdict]:

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from meshctl import checks
+from meshctl.checks import Verdict
+
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected", "following"),
+    [
+        (checks.python((3, 11, 0)), "PASSED", ""),
+        (checks.python((3, 10, 9)), "FAILED", "make PYTHON="),
+        (checks.open_files(1024, 4096), "PASSED", ""),
+        (checks.open_files(1024, -1), "PASSED", ""),
+        (checks.open_files(256, 1024), "FAILED", "ulimit"),
+        (checks.key_mode("k", 0o600), "PASSED", ""),
+        (checks.key_mode("k", 0o640), "FAILED", "chmod 600 k"),
+        (checks.key_mode("k", None), "FAILED", "restore"),
+        (checks.pool_key("k", True), "WARNING", "mv k"),
+        (checks.pool_key("k", False), "PASSED", ""),
+        (checks.expiry("c", 40 * DAY, 0, "renew"), "PASSED", ""),
+        (checks.expiry("c", 10 * DAY, 0, "renew"), "WARNING", "renew"),
+        (checks.expiry("c", 0, 0, "renew"), "FAILED", "renew"),
+        (checks.expiry("c", None, 0, "renew"), "WARNING", "key show"),
+        (checks.clock(True), "PASSED", ""),
+        (checks.clock(None), "PASSED", ""),
+        (checks.clock(False), "WARNING", "timedatectl"),
+        (checks.store({"store": {"ok": True}}), "PASSED", ""),
+        (checks.store({}), "FAILED", "journalctl"),
+        (checks.gate_state({"gate": {"state": "ready"}}), "PASSED", ""),
+        (checks.gate_state({"gate": {"state": "draining"}}), "WARNING", "restart"),
+        (checks.audit_queue({"audit": {"dropped": 0}}), "PASSED", ""),
+        (checks.audit_queue({"audit": {"dropped": 2}}), "WARNING", "audit.when_full"),
+        (checks.audit_chain({"ok": True, "entries": 3}), "PASSED", ""),
+        (checks.audit_chain({"ok": False, "problem": "entry 2"}), "FAILED", "audit verify"),
+        (checks.route("shop", {"ok": True}), "PASSED", ""),
+        (checks.route("shop", {"ok": False, "steps": [{"ok": False, "next": "do it"}]}), "FAILED", "do it"),
+        (checks.route("shop", {"ok": False}), "FAILED", "db check shop"),
+    ],
+)
+def test_each_fact_has_its_verdict_and_next_command(verdict: Verdict, expected: str, following: str) -> None:
+    assert verdict.verdict == expected
+    assert following in verdict.next
+    assert bool(verdict.next) == (expected != "PASSED")
+
+
+def test_sidecars_connected_idle_absent_and_ending() -> None:
+    row = {"name": "a", "state": "active", "connected": True, "expires_at": 100 * DAY}
+    assert [one.verdict for one in checks.sidecars([row], 0)] == ["PASSED"]
+    assert [one.verdict for one in checks.sidecars([{**row, "connected": False}], 0)] == ["WARNING"]
+    assert [one.verdict for one in checks.sidecars([{**row, "state": "revoked"}], 0)] == ["WARNING"]
+    ending = [{**row, "expires_at": "1970-01-02T00:00:00Z"}]
+    assert [one.verdict for one in checks.sidecars(ending, 0)] == ["PASSED", "WARNING"]
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(5, 5.0), (None, None), ("", None), ("soon", None)])
+def test_times_in_each_form(value: object, seconds: float | None) -> None:
+    assert checks.unix_time(value) == seconds
