@@ -48,6 +48,11 @@ MAX_EXAMINED: Final = 1 << 20
 """Bytes of a statement that policy will examine; a longer one is refused where statements are restricted."""
 MAX_PENDING: Final = 100_000
 """Operations that may await a reply; a client that pipelines more is told so rather than remembered."""
+CROWDED: Final = 50_000
+"""Operations awaiting a reply at which no more is taken from the client until half of them are answered.
+
+What one read may add to them (a Sync is 5 bytes) keeps below `MAX_PENDING`.
+"""
 MAX_PREPARED: Final = 10_000
 """Prepared statements whose fingerprint is remembered; later ones are relayed but audited without a text."""
 
@@ -113,6 +118,8 @@ class Conversation:
         self.bytes_up = 0
         self.bytes_down = 0
         self._pending: deque[_Pending] = deque()
+        self.crowded = False
+        """Whether so many operations await their reply that the client should be held back."""
         self._prepared: dict[bytes, Fingerprint | None] = {}
         self._portals: dict[bytes, Fingerprint | None] = {}
         self._parsed: Fingerprint | None = None
@@ -263,6 +270,8 @@ class Conversation:
             at = end
         elif at < end:
             self._up_held = data[at:end]
+        if len(self._pending) >= CROWDED:
+            self.crowded = True
         if len(self._pending) > MAX_PENDING:
             raise PostgresError("too many pipelined operations await their replies", sqlstate="54000")
         if replaced is not None:
@@ -403,6 +412,8 @@ class Conversation:
         self.boundary = not self._down_skip
         self.bytes_down += at
         self._down_counted += at - counted
+        if self.crowded and len(self._pending) < CROWDED // 2:
+            self.crowded = False
         if replaced is not None:
             replaced.append(data[kept:at])
             return b"".join(replaced)

@@ -61,6 +61,7 @@ class FrontSession:
         self.tally: Tally | None = None
         self._greeting = b""
         self._early: list[bytes] = []
+        self._deferred: list[bytes] = []
         self._opening: asyncio.Task[None] | None = None
         self._relaying: Conversation | None = None
         self._write_up: Callable[[bytes], None] = _nowhere
@@ -206,6 +207,9 @@ class FrontSession:
         if conversation is None:
             self._before_relay(data)
             return
+        if conversation.crowded or self._deferred:
+            self._deferred.append(data)  # its credit is withheld, so it is bounded by the stream's window
+            return
         try:
             out = conversation.frontend(data, self._clock())
         except PostgresError as error:
@@ -227,7 +231,8 @@ class FrontSession:
         """The app will send nothing more. What it asked for is still answered."""
         self._eof = True
         if self.conversation is not None:
-            self._leave()
+            if not self._deferred:
+                self._leave()
         elif self._opening is None:
             self._half_close()
 
@@ -290,7 +295,17 @@ class FrontSession:
             return
         if out:
             self._write_down(out, boundary=conversation.boundary)
+        if self._deferred and not conversation.crowded:
+            self._catch_up()
         if self._leaving and conversation.idle:
+            self._leave()
+
+    def _catch_up(self) -> None:
+        """Take what a client that pipelines far ahead had sent meanwhile."""
+        deferred, self._deferred = self._deferred, []
+        for data in deferred:
+            self.data_received(data, False)
+        if self._eof and not self._deferred:
             self._leave()
 
     def upstream_lost(self, error: Exception | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 
 import psycopg
 import pytest
+from psycopg.pq import ExecStatus
 
 from tests.kit.cluster import Cluster, bundled
 from tests.kit.login import Login
@@ -46,6 +48,36 @@ def test_a_session_leaves_nothing_to_the_next(login: Login) -> None:
             connection.execute("SET work_mem = '77MB'")
             connection.execute("CREATE TEMP TABLE mine (i int)")
             connection.execute("PREPARE stays AS SELECT 1")
+
+
+def test_a_client_may_pipeline_far_ahead_of_the_answers(login: Login) -> None:
+    ahead = 150_000
+    with psycopg.connect(login.url(), autocommit=True) as connection:
+        raw = connection.pgconn
+        raw.nonblocking = 1
+        raw.enter_pipeline_mode()
+        for _ in range(ahead):
+            raw.send_query_params(b"SELECT 1", None)
+        raw.pipeline_sync()
+        while raw.flush():
+            # Answers are left unread until everything is out, or until nothing more can be sent.
+            if not select.select([], [raw.socket], [], 0.5)[1]:
+                raw.consume_input()
+        answered = 0
+        while True:
+            while raw.is_busy():
+                select.select([raw.socket], [], [], 10)
+                raw.consume_input()
+            result = raw.get_result()
+            if result is None:
+                continue
+            if result.status == ExecStatus.PIPELINE_SYNC:
+                break
+            assert result.status == ExecStatus.TUPLES_OK
+            answered += 1
+        raw.exit_pipeline_mode()
+        raw.nonblocking = 0
+    assert answered == ahead
 
 
 def test_wrong_password_and_unknown_user_sound_the_same(login: Login) -> None:
