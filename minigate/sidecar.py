@@ -16,10 +16,11 @@ from minigate.enrolment import Enrolment, load_enrolment
 from minigate.listener import Listener
 from minigate.mark import Mark
 from minigate.metrics import MinigateCollector, status
-from minigate.settings import MARK_FILE, ListenSettings, MinigateSettings
+from minigate.settings import MARK_FILE, OFFER_FILE, ListenSettings, MinigateSettings
 from minigate.starting import Door, StartingApp
 from minigate.tls import Certificate
 from minigate.uplink import Uplink
+from tunnel_proto.certificate import nears_expiry, read_chain
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError
@@ -30,6 +31,9 @@ log = structlog.get_logger()
 
 DRAIN_LOOK_S = 0.1
 """How often a drain looks for apps that have become idle."""
+
+EXPIRY_LOOK_S = 86_400.0
+"""How often a certificate that nears its end is logged."""
 
 _DRAINING = StreamError(
     StreamCode.GATE_SHUTDOWN, "terminating connection because the sidecar shuts down", sqlstate="57P01"
@@ -52,6 +56,7 @@ class Sidecar:
         self._settings = settings
         self._identity = enrolment.identity
         self._bundle = enrolment.bundle
+        self._expiry_timer: asyncio.TimerHandle | None = None
         self._instance = token_bytes(INSTANCE_BYTES)
         self._mark = Mark(settings.state_dir / MARK_FILE, time.time_ns)
         if self._mark.damaged:
@@ -92,6 +97,7 @@ class Sidecar:
         if metrics.enabled:
             await self.monitor.start(metrics.host, metrics.port)
         self.uplink.configure(self._bundle.gates, self._bundle.chain)
+        self._watch_expiry()
         log.info("listening", addresses=self.listener.addresses, metrics_port=self.monitor.port or None)
 
     async def reload(self, settings: MinigateSettings) -> None:
@@ -109,6 +115,7 @@ class Sidecar:
         self.connections.waiting.period_s = settings.gate.patience_s
         self.uplink.failover_s = settings.gate.failover_s
         self.uplink.configure(self._bundle.gates, self._bundle.chain)
+        self._watch_expiry()
         log.info("reloaded", gates=[gate.name for gate in self._bundle.gates])
 
     async def drain(self) -> None:
@@ -133,6 +140,8 @@ class Sidecar:
 
     async def close(self) -> None:
         """End what is left, at once; safe after `drain` and without it."""
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
         self.listener.close()
         self._door.draining = True
         for app in list(self.connections.live):
@@ -156,6 +165,23 @@ class Sidecar:
             proxy=self._settings.gate.proxy,
             instance=self._instance,
         )
+
+    def _watch_expiry(self) -> None:
+        """Say now, and daily from now on, that this node's certificate wants to be renewed."""
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+        _, node = read_chain(self._bundle.chain)
+        now = time.time()
+        if nears_expiry(node.not_before, node.not_after, now):
+            log.warning(
+                "this node's certificate expires soon"
+                if node.not_after > now
+                else "this node's certificate has expired",
+                days_left=int((node.not_after - now) // 86_400),
+                next=f"at the gate: meshctl sidecar enroll {self._settings.state_dir / OFFER_FILE}",
+            )
+        loop = asyncio.get_running_loop()
+        self._expiry_timer = loop.call_later(EXPIRY_LOOK_S, self._watch_expiry)
 
     def _gates_up(self) -> None:
         self._door.gates_up()

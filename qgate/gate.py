@@ -10,6 +10,7 @@ Every part that needs ending is on one exit stack: a start that fails half way l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -41,6 +42,7 @@ from qgate.status import status_of
 from qgate.store import StoreUnavailableError
 from qgate.store.marks import all_marks, raise_marks
 from qgate.vault import Vault
+from tunnel_proto.certificate import OnlineKey
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError
@@ -53,6 +55,9 @@ from tunnel_proto.settings import options
 MARKS_INTERVAL_S = 5.0
 """How often replay marks are copied to the store; the local file has each at once."""
 
+CERTIFICATES_INTERVAL_S = 86_400.0
+"""How often a certificate that nears its end is logged."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -61,6 +66,7 @@ class Parts:
     """What a gate is made of, in the order in which it is made."""
 
     keys: GateKeys
+    online: OnlineKey
     vault: Vault
     marks: ReplayMarks
     store: OpenStore
@@ -108,8 +114,7 @@ class Gate:
             vault=parts.vault,
             watch=parts.watch,
             audit=parts.audit,
-            online=parts.keys.online,
-            online_certificate=parts.keys.online_certificate,
+            online=parts.online,
             gates=self.gate_addresses,
             embedded=parts.store.embedded,
             live=self,
@@ -133,6 +138,7 @@ class Gate:
         )
         self.ask_drain: Callable[[], None] = _ignored
         self.metrics_port = 0
+        self._certificates_read = asyncio.Event()
         self._marks_told: dict[bytes, int] = {}
         self._born = time.monotonic()
         self._stack = stack
@@ -186,6 +192,7 @@ class Gate:
             tasks.create_task(self.parts.watch.run(), name="directory")
             tasks.create_task(self.parts.audit.run(), name="audit")
             tasks.create_task(self._keep_marks_copied(), name="marks")
+            tasks.create_task(self._watch_certificates(), name="certificates")
             tasks.create_task(self.upkeep.run(), name="upkeep")
 
     async def drain(self) -> None:
@@ -208,14 +215,17 @@ class Gate:
         Raises `ConfigError`, with nothing changed, where the new keys or certificates are not usable.
         """
         keys = GateKeys.load(files, now=time.time())
-        if keys.node != self.parts.keys.node or keys.pool_key != self.parts.keys.pool_key:
-            raise ConfigError("the gate's identity cannot change while it runs", hint="restart the gate")
+        held = self.parts.keys
+        if keys.node != held.node or keys.online != held.online or keys.pool_key != held.pool_key:
+            raise ConfigError("the gate's keys cannot change while it runs", hint="restart the gate")
         waiting = [
             one.path
             for one in options(GateSettings)
             if not one.reload and _value_at(settings, one.path) != _value_at(self.settings, one.path)
         ]
         self.tunnel.chain = keys.chain
+        self.parts.online.certificate = keys.online_certificate
+        self._certificates_read.set()
         self.parts = dataclasses.replace(self.parts, keys=keys)
         self.settings = dataclasses.replace(self.settings, drain_timeout_s=settings.drain_timeout_s)
         return waiting
@@ -345,6 +355,22 @@ class Gate:
             await asyncio.sleep(MARKS_INTERVAL_S)
             await self.copy_marks()
 
+    async def _watch_certificates(self) -> None:
+        """Say daily, and after a reload, which certificate wants to be renewed."""
+        while True:
+            self._certificates_read.clear()
+            now = time.time()
+            for file, ends in self.parts.keys.expiring(now).items():
+                log.warning(
+                    "a certificate expires soon" if ends > now else "a certificate has expired",
+                    certificate=file,
+                    days_left=int((ends - now) // 86_400),
+                    next=f"meshctl gate renew --dir {self.settings.state_dir}, then reload the gate",
+                )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CERTIFICATES_INTERVAL_S):
+                    await self._certificates_read.wait()
+
     async def copy_marks(self) -> None:
         """Write replay marks that are new to the store; a store that is away is tried again later."""
         marks = self.parts.marks.snapshot()
@@ -374,11 +400,11 @@ async def compose(
     watch = DirectoryWatch(directory, opened.store, vault, clock=clock)
     await watch.refresh()
     head_file = files.state_dir / "audit.head"
+    online = OnlineKey(keys.online, keys.online_certificate)
     audit = AuditLog(
         opened.store,
         gate=settings.name,
-        online=keys.online,
-        online_certificate=keys.online_certificate,
+        online=online,
         setting=directory.setting,
         head_file=head_file,
         clock=clock,
@@ -388,8 +414,7 @@ async def compose(
         opened.store,
         audit,
         pool_key=keys.pool_key,
-        online=keys.online,
-        online_certificate=keys.online_certificate,
+        online=online,
         head_file=head_file,
         clock=clock,
     )
@@ -397,7 +422,7 @@ async def compose(
         directory=directory, audit=audit, settings=settings.postgres, secret=login_secret(keys)
     )
     audit.record(AuditEvent("gate.start", detail={"pid": os.getpid()}))
-    return Parts(keys, vault, marks, opened, watch, audit, trail, front)
+    return Parts(keys, online, vault, marks, opened, watch, audit, trail, front)
 
 
 def login_secret(keys: GateKeys) -> bytes:

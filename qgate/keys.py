@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qgate.settings import GateFiles
-from tunnel_proto.certificate import NodeCertificate, OnlineCertificate, read_online, verify_chain
+from tunnel_proto.certificate import (
+    NodeCertificate,
+    OnlineCertificate,
+    nears_expiry,
+    read_online,
+    verify_chain,
+)
 from tunnel_proto.errors import AuthenticationFailed, ConfigError
 from tunnel_proto.identity import Identity, load_identity
 
@@ -31,6 +37,18 @@ class GateKeys:
     def pool_key(self) -> bytes:
         """The pool identity's Ed25519 key, which every certificate of the pool descends from."""
         return self.online_terms.pool
+
+    def expiring(self, now: float) -> dict[str, int]:
+        """Which certificates want to be renewed at unix time ``now``: file name and the time it ends."""
+        found: dict[str, OnlineCertificate | NodeCertificate] = {
+            "online.cert": self.online_terms,
+            "node.cert": self.certificate,
+        }
+        return {
+            name: one.not_after
+            for name, one in found.items()
+            if nears_expiry(one.not_before, one.not_after, now)
+        }
 
     @classmethod
     def load(cls, files: GateFiles, *, now: float) -> GateKeys:

@@ -75,7 +75,9 @@ class KeySettings:
     """Key files, each of mode 0600. A relative path starts at state_dir; %d/NAME is a systemd credential."""
 
     online: str = option("keys/online.key", "Online key: signs node certificates and audit heads.")
-    online_cert: str = option("keys/online.cert", "The pool key's certificate for the online key.")
+    online_cert: str = option(
+        "keys/online.cert", "The pool key's certificate for the online key.", reload=True
+    )
     node: str = option("keys/node.key", "This gate's own identity.")
     node_cert: str = option("keys/node.cert", "This gate's certificate chain.", reload=True)
     vault: str = option("keys/vault.key", "Master key that seals the secrets in the store.")

@@ -9,13 +9,16 @@ whole. The bytes that were signed travel as they are, so that no verifier ever r
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tunnel_proto.constants import CERTIFICATE_CHAIN_MAX, CERTIFICATE_CLOCK_SKEW_S, NODE_NAME_MAX
 from tunnel_proto.errors import AuthenticationFailed, ConfigError, RemoteProtocolError
 from tunnel_proto.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 from tunnel_proto.packing import pack, unpack
+
+EXPIRY_WARNING_S: Final = 30 * 86_400
+"""The last part of a certificate's life, in which its holder says daily that it wants renewal."""
 
 ROLES: Final = frozenset({"client", "gate", "daemon", "peer", "admin"})
 
@@ -54,6 +57,22 @@ class OnlineCertificate:
     serial: int
     not_before: int
     not_after: int
+
+
+@dataclass(slots=True)
+class OnlineKey:
+    """The key that signs day to day, with its certificate: whoever signs holds this very object.
+
+    ``certificate`` is replaced, for all of them at once, when the pool key has renewed it.
+    """
+
+    identity: Identity
+    certificate: bytes = field(repr=False)
+
+
+def nears_expiry(not_before: int, not_after: int, now: float) -> bool:
+    """Whether a certificate should be renewed by now: in its last month, or last third where that is less."""
+    return not_after - now < min(EXPIRY_WARNING_S, (not_after - not_before) / 3)
 
 
 def issue_online(

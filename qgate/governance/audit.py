@@ -29,7 +29,7 @@ import structlog
 from qgate.governance.chain import SignedHead, canonical, link, sign_head
 from qgate.store import Store, StoreUnavailableError
 from qgate.store import audit as table
-from tunnel_proto.identity import Identity
+from tunnel_proto.certificate import OnlineKey
 
 BATCH_MAX = 2_000
 
@@ -112,8 +112,7 @@ class AuditLog:
         store: Store,
         *,
         gate: str,
-        online: Identity,
-        online_certificate: bytes,
+        online: OnlineKey,
         setting: Callable[[str], Any],
         head_file: Path | None = None,
         clock: Callable[[], float] = time.time,
@@ -124,7 +123,6 @@ class AuditLog:
         self._store = store
         self._gate = gate
         self._online = online
-        self._certificate = online_certificate
         self._setting = setting
         self._head_file = head_file
         self._clock = clock
@@ -168,7 +166,8 @@ class AuditLog:
         while True:
             if not self._queue:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._arrived.wait(), self._until_signing())
+                    async with asyncio.timeout(self._until_signing()):
+                        await self._arrived.wait()
             if self._queue:
                 await asyncio.sleep(self._setting("audit.batch_interval_s"))
             try:
@@ -216,7 +215,9 @@ class AuditLog:
             self.head_seq = seq
             if seq == 0:
                 return None
-            signed = sign_head(self._online, self._certificate, seq=seq, hash=digest, at=int(self._clock()))
+            signed = sign_head(
+                self._online.identity, self._online.certificate, seq=seq, hash=digest, at=int(self._clock())
+            )
             await table.put_signed_head(connection, signed)
         if self._head_file is not None:
             await asyncio.to_thread(_replace_file, self._head_file, json.dumps(signed.as_json()) + "\n")

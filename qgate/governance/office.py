@@ -16,8 +16,8 @@ from qgate.governance.watch import DirectoryWatch
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import Vault
+from tunnel_proto.certificate import OnlineKey
 from tunnel_proto.enrolment import GateAddress
-from tunnel_proto.identity import Identity
 
 
 class Live(Protocol):
@@ -64,8 +64,7 @@ class Office:
     vault: Vault
     watch: DirectoryWatch
     audit: AuditLog
-    online: Identity
-    online_certificate: bytes = field(repr=False)
+    online: OnlineKey
     gates: Callable[[], tuple[GateAddress, ...]]
     embedded: EmbeddedPostgres | None = None
     live: Live = field(default_factory=Nobody)

@@ -45,7 +45,7 @@ class Sidecars:
         asked = read_offer(offer)
         gates = await self._gates()
         now = int(office.clock())
-        terms = read_online(office.online_certificate)
+        terms = read_online(office.online.certificate)
         online_ends = terms.not_after
         days = valid_days if valid_days is not None else office.directory.setting("sidecar.certificate_days")
         ends = now + days * _DAY_S
@@ -68,8 +68,8 @@ class Sidecars:
                 )
             serial = await next_serial(connection)
             bundle = make_bundle(
-                office.online,
-                office.online_certificate,
+                office.online.identity,
+                office.online.certificate,
                 asked,
                 gates=gates,
                 serial=serial,
@@ -105,7 +105,7 @@ class Sidecars:
         if row is None:
             raise UnknownNameError(f"there is no live sidecar {name}", hint="meshctl sidecar list")
         now = int(office.clock())
-        terms = read_online(office.online_certificate)
+        terms = read_online(office.online.certificate)
         ends = min(int(row["expires_at"].timestamp()), terms.not_after)
         if ends <= now:
             raise ConflictError(
@@ -121,8 +121,8 @@ class Sidecars:
             created=float(now),
         )
         bundle = make_bundle(
-            office.online,
-            office.online_certificate,
+            office.online.identity,
+            office.online.certificate,
             offer,
             gates=gates,
             serial=row["serial"],

@@ -14,7 +14,7 @@ from qgate.governance.audit import AuditEvent, AuditLog, read_head_file, spell_t
 from qgate.governance.chain import ChainCheck, SignedHead, sign_marker
 from qgate.store import Store
 from qgate.store import audit as table
-from tunnel_proto.identity import Identity
+from tunnel_proto.certificate import OnlineKey
 
 LIMIT_MAX = 10_000
 
@@ -31,8 +31,7 @@ class AuditTrail:
         log: AuditLog,
         *,
         pool_key: bytes,
-        online: Identity,
-        online_certificate: bytes,
+        online: OnlineKey,
         head_file: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -40,7 +39,6 @@ class AuditTrail:
         self._log = log
         self._pool_key = pool_key
         self._online = online
-        self._certificate = online_certificate
         self._head_file = head_file
         self._clock = clock
 
@@ -82,7 +80,8 @@ class AuditTrail:
                         yield row
                     after = rows[-1]["seq"]
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stir.wait(), _TAIL_CHECK_S)
+                    async with asyncio.timeout(_TAIL_CHECK_S):
+                        await stir.wait()
                 await listener.check()
         finally:
             await listener.close()
@@ -152,7 +151,11 @@ class AuditTrail:
             if last is None or last.seq >= seq:
                 return 0
             marker = sign_marker(
-                self._online, self._certificate, seq=last.seq, hash=last.hash, at=int(self._clock())
+                self._online.identity,
+                self._online.certificate,
+                seq=last.seq,
+                hash=last.hash,
+                at=int(self._clock()),
             )
             removed = await table.cut(connection, marker)
         if removed:

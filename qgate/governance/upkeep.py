@@ -68,7 +68,8 @@ class Upkeep:
             except MeshError as error:
                 log.warning("upkeep failed", reason=error.message)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stir.wait(), EVERY_S)
+                async with asyncio.timeout(EVERY_S):
+                    await self._stir.wait()
 
     async def _announce(self) -> None:
         if addresses := self._office.gates():

@@ -80,7 +80,8 @@ class DirectoryWatch:
     async def _follow(self, listener: Listener) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stir.wait(), self._next_wake())
+                async with asyncio.timeout(self._next_wake()):
+                    await self._stir.wait()
             stirred = self._stir.is_set()
             self._stir.clear()
             self._tell_expired()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from minigate.enrolment import load_enrolment
 from minigate.settings import BUNDLE_FILE, MARK_FILE
@@ -322,3 +323,22 @@ async def test_check_config_reads_everything(tmp_path: Path) -> None:
             check_config(tmp_path / "minigate.toml", one.settings)
         assert info.value.hint.startswith("chmod 600")
         (tmp_path / "node.key").chmod(0o600)
+
+
+async def test_a_certificate_near_its_end_is_logged_at_start_and_at_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def due(not_before: int, not_after: int, now: float) -> bool:
+        asked.append((not_before, not_after))
+        return not_before < now < not_after
+
+    monkeypatch.setattr("minigate.sidecar.nears_expiry", due)
+    with capture_logs() as said:
+        async with mesh(tmp_path) as one:
+            await one.sidecar.reload(one.settings)
+    soon = [line for line in said if line["event"] == "this node's certificate expires soon"]
+    assert len(soon) == len(asked) == 2
+    assert soon[0]["log_level"] == "warning"
+    assert "meshctl sidecar enroll" in soon[0]["next"]

@@ -22,7 +22,7 @@ from qgate.postgres.rotation import Rotation
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import Vault
-from tunnel_proto.certificate import issue_online
+from tunnel_proto.certificate import OnlineKey, issue_online
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.identity import Identity
 
@@ -69,6 +69,7 @@ class Pool:
         self.certificate = issue_online(
             self.identity, self.online.verify_key, not_before=now - 60, not_after=now + 400 * DAY, serial=1
         )
+        self.signing = OnlineKey(self.online, self.certificate)
         self.store = store
         self.vault = vault
         self.live = Busy()
@@ -77,8 +78,7 @@ class Pool:
         self.log = AuditLog(
             store,
             gate="gate-1",
-            online=self.online,
-            online_certificate=self.certificate,
+            online=self.signing,
             setting=self.directory.setting,
             clock=self.clock,
         )
@@ -86,8 +86,7 @@ class Pool:
             store,
             self.log,
             pool_key=self.identity.verify_key,
-            online=self.online,
-            online_certificate=self.certificate,
+            online=self.signing,
             clock=self.clock,
         )
         self.office = Office(
@@ -95,8 +94,7 @@ class Pool:
             vault=vault,
             watch=self.watch,
             audit=self.log,
-            online=self.online,
-            online_certificate=self.certificate,
+            online=self.signing,
             gates=lambda: (GATE,),
             embedded=embedded,
             live=self.live,

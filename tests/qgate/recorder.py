@@ -9,7 +9,7 @@ import time
 from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.registry import DEFAULTS
 from qgate.store import Store
-from tunnel_proto.certificate import issue_online
+from tunnel_proto.certificate import OnlineKey, issue_online
 from tunnel_proto.identity import Identity
 
 
@@ -18,9 +18,7 @@ async def main(dsn: str) -> None:
     now = int(time.time())
     certificate = issue_online(pool, online.verify_key, not_before=now, not_after=now + 600, serial=1)
     store = await Store.open(dsn)
-    log = AuditLog(
-        store, gate="doomed", online=online, online_certificate=certificate, setting=DEFAULTS.__getitem__
-    )
+    log = AuditLog(store, gate="doomed", online=OnlineKey(online, certificate), setting=DEFAULTS.__getitem__)
     running = asyncio.ensure_future(log.run())
     sys.stdout.write(pool.verify_key.hex() + "\n")
     number = 0

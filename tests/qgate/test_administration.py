@@ -495,11 +495,7 @@ async def test_a_backup_restores_into_an_empty_store(
     assert done["files"] == ["keys/online.key"]
     assert (tmp_path / "new" / "keys" / "online.key").read_text() == "an online key"
     restored = Pool(empty_store, filled.vault)
-    restored.identity, restored.online, restored.certificate = (
-        filled.identity,
-        filled.online,
-        filled.certificate,
-    )
+    restored.signing.identity, restored.signing.certificate = filled.online, filled.certificate
     await restored.watch.refresh()
     assert restored.directory.snapshot == filled.directory.snapshot
     shop = restored.directory.route("shop")

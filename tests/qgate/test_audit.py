@@ -27,7 +27,7 @@ from qgate.governance.chain import (
 from qgate.governance.registry import DEFAULTS
 from qgate.governance.trail import AuditTrail
 from qgate.store import Store, StoreUnavailableError
-from tunnel_proto.certificate import issue_online
+from tunnel_proto.certificate import OnlineKey, issue_online
 from tunnel_proto.identity import Identity
 
 POOL, ONLINE = Identity.generate(), Identity.generate()
@@ -43,8 +43,7 @@ class Gate:
         self.log = AuditLog(
             store,
             gate=name,
-            online=ONLINE,
-            online_certificate=CERTIFICATE,
+            online=OnlineKey(ONLINE, CERTIFICATE),
             setting=self.settings.__getitem__,
             head_file=head_file,
         )
@@ -52,8 +51,7 @@ class Gate:
             store,
             self.log,
             pool_key=POOL.verify_key,
-            online=ONLINE,
-            online_certificate=CERTIFICATE,
+            online=OnlineKey(ONLINE, CERTIFICATE),
             head_file=head_file,
         )
 

@@ -6,10 +6,13 @@ import asyncio
 import dataclasses
 import shutil
 import time
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from meshctl.gate_directory import renew_gate
 from qgate.gate import Gate
@@ -18,7 +21,7 @@ from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.marks import all_marks
 from tests.qgate.gates import Ear, Sidecar, control, gate_settings, make_directory, running, until
-from tunnel_proto.certificate import NodeCertificate, issue_node
+from tunnel_proto.certificate import NodeCertificate, issue_node, issue_online, read_chain, read_online
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError, TunnelError
@@ -159,6 +162,51 @@ async def test_reload_applies_what_it_can_and_names_the_rest(tmp_path: Path, sto
         with pytest.raises(ConfigError, match=r"node\.cert"):
             gate.reload(settings, gate.files)
         assert gate.settings.drain_timeout_s == 7.0
+
+
+async def test_a_renewed_online_certificate_reaches_everybody_who_signs(
+    tmp_path: Path, store_dsn: str
+) -> None:
+    settings = gate_settings(tmp_path / "gate", store_dsn)
+    made = make_directory(tmp_path / "gate", settings)
+    keys, now = made.parent / "keys", time.time()
+    pool, online = load_identity(keys / "pool.key"), load_identity(keys / "online.key")
+    chain = (keys / "node.cert").read_bytes()
+    short = issue_online(
+        pool, online.verify_key, not_before=int(now) - 20 * 86_400, not_after=int(now) + 86_400, serial=1
+    )
+    (keys / "online.cert").write_bytes(short)
+    sidecar = Sidecar("laptop")
+    with capture_logs() as said:
+        async with running(settings) as gate, control(gate) as client:
+            await until(lambda: _expiring(said) == ["online.cert"])
+            await sidecar.enrol(client)
+            assert read_chain(sidecar.bundle.chain)[1].not_after <= now + 86_400
+            renew_gate(tmp_path / "gate", now=now)
+            gate.reload(settings, gate.files)
+            renewed = read_online((keys / "online.cert").read_bytes()).not_after
+            assert (keys / "node.cert").read_bytes() != chain
+            assert (await client.get("/key")).json()["online"]["expires_at"] == renewed
+            await sidecar.enrol(client)
+            online_terms, node = read_chain(sidecar.bundle.chain)
+            assert online_terms.not_after == renewed
+            assert node.not_after > now + 86_400
+            signed = await gate.parts.audit.sign()
+            assert signed is not None
+            assert read_online(signed.certificate).not_after == renewed
+            other = Identity.generate()
+            (keys / "online.key").unlink()
+            save_identity(keys / "online.key", other)
+            (keys / "online.cert").write_bytes(
+                issue_online(pool, other.verify_key, not_before=0, not_after=renewed, serial=9)
+            )
+            with pytest.raises(ConfigError, match="keys cannot change"):
+                gate.reload(settings, gate.files)
+    assert _expiring(said) == ["online.cert"]
+
+
+def _expiring(said: Sequence[MutableMapping[str, Any]]) -> list[str]:
+    return [one["certificate"] for one in said if one["event"] == "a certificate expires soon"]
 
 
 async def test_a_taken_port_is_named_and_leaves_nothing_behind(tmp_path: Path, store_dsn: str) -> None:

@@ -15,6 +15,7 @@ from tunnel_proto.certificate import (
     issue_node,
     issue_online,
     name_problem,
+    nears_expiry,
     read_online,
     verify_chain,
 )
@@ -186,3 +187,12 @@ def test_an_online_certificate_says_for_whom_it_is() -> None:
 @pytest.mark.parametrize("name", ["a", "A9", "laptop-7.example", "x_y", "n" * 63])
 def test_usable_names(name: str) -> None:
     assert not name_problem(name)
+
+
+@pytest.mark.parametrize(
+    ("days", "left", "expected"),
+    [(365, 31, False), (365, 29, True), (365, -1, True), (9, 4, False), (9, 2, True)],
+)
+def test_renewal_is_due_in_the_last_month_or_third(days: int, left: int, expected: bool) -> None:
+    day = 86_400
+    assert nears_expiry(0, days * day, (days - left) * day) is expected
