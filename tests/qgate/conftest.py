@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import asyncpg
 import pytest
+import uvloop
 
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import KEY_BYTES, Vault
 from tests.qgate.pool import Pool
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """PostgreSQL's side of the gate is tried on the loop it runs on: its transports differ from asyncio's."""
+    del config
+    if item.path.name.startswith("test_postgres_"):
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(scope="session")
