@@ -109,11 +109,12 @@ async def restore(settings: GateSettings, files: GateFiles, backup: Path) -> int
     from qgate.vault import Vault
     from tunnel_proto.marks import ReplayMarks
 
-    opened = Backup(backup, Vault.load(files.vault_key, credentials=files.credentials))
+    vault = Vault.load(files.vault_key, credentials=files.credentials)
+    opened = Backup(backup, vault)
     async with AsyncExitStack() as stack:
         stack.callback(opened.close)
         stack.callback(ReplayMarks(files.marks).close)  # held by a running gate
-        store = await open_store(settings, files, stack)
+        store = await open_store(settings, files, vault, stack)
         done = await opened.restore(store.store, files.state_dir)
     for name in done["files"]:
         sys.stdout.write(f"wrote {files.state_dir / name}\n")

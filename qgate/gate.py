@@ -393,7 +393,7 @@ async def compose(
     vault = Vault.load(files.vault_key, credentials=files.credentials)
     marks = ReplayMarks(files.marks)
     stack.callback(marks.close)
-    opened = await open_store(settings, files, stack)
+    opened = await open_store(settings, files, vault, stack)
     async with opened.store.connection() as connection:
         marks.load(await all_marks(connection))
     directory = Directory(unseal=vault.unseal)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from qgate.settings import GateFiles, GateSettings
 from qgate.store import Store, StoreUnavailableError
 from qgate.store.embedded import EmbeddedPostgres
+from qgate.vault import Vault
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.process import UnavailableError
 from tunnel_proto.secret_file import read_secret_file
@@ -37,25 +38,27 @@ class OpenStore:
 
 
 async def start_server(
-    settings: GateSettings, files: GateFiles, stack: AsyncExitStack
+    settings: GateSettings, files: GateFiles, vault: Vault, stack: AsyncExitStack
 ) -> tuple[str, EmbeddedPostgres | None]:
     """The DSN of the store, its own server started first where there is one; ``stack`` stops that again."""
     if settings.store.kind == "external":
         return external_dsn(settings, files), None
-    embedded = EmbeddedPostgres(files.embedded_store)
+    embedded = EmbeddedPostgres(files.embedded_store, secret=vault.derive("embedded store"))
     stack.push_async_callback(embedded.stop)
     # A start that is cut in the middle would leave an orphan: let it finish, then stop it.
     await asyncio.shield(asyncio.ensure_future(embedded.start()))
     return embedded.dsn(EMBEDDED_DATABASE), embedded
 
 
-async def open_store(settings: GateSettings, files: GateFiles, stack: AsyncExitStack) -> OpenStore:
+async def open_store(
+    settings: GateSettings, files: GateFiles, vault: Vault, stack: AsyncExitStack
+) -> OpenStore:
     """Start the embedded server if it is meant, connect and migrate; ``stack`` undoes it.
 
     Raises `ConfigError` for a DSN that cannot work, `UnavailableError` after ``store.patience_s`` without an
     answer.
     """
-    dsn, embedded = await start_server(settings, files, stack)
+    dsn, embedded = await start_server(settings, files, vault, stack)
     try:
         store = await Store.open(
             dsn, connections=settings.store.connections, patience_s=settings.store.patience_s

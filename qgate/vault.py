@@ -13,6 +13,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import hmac
 import os
 from pathlib import Path
 
@@ -29,6 +30,7 @@ NONCE_BYTES = 24
 _MAGIC = b"QV1"
 _HEADER = len(_MAGIC) + KEY_ID_BYTES
 _PERSON = b"qgate-vault-id"
+_DERIVE = b"qgate-vault/derive/1\0"
 _FILE_MAX = 4096
 
 
@@ -112,6 +114,10 @@ class Vault:
                 f"the secret for {_subject(purpose)} does not open: it was damaged, or what it belongs to "
                 "was changed behind the gate's back"
             ) from None
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for one purpose, from the current key; re-keying changes them."""
+        return hmac.digest(self._keys[self._current], _DERIVE + purpose.encode(), "sha256")
 
     def key_of(self, box: bytes) -> str:
         """The id of the key that `box` was sealed with, in hexadecimal."""

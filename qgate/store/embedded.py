@@ -3,7 +3,7 @@
 Layout of its directory (all of it belongs to the user that the server runs as):
 
     data/                the cluster
-    superuser.password   random, mode 0600, written before initdb reads it
+    superuser.id         which password the cluster has (the password itself is derived: `superuser`)
     port                 the TCP port on 127.0.0.1, kept from start to start while it is free
     .s.PGSQL.<port>      the unix socket, unless the path would be too long for one
     postgres.log         what the server says; a statement's text is never in it
@@ -36,6 +36,7 @@ from pathlib import Path
 import structlog
 
 from qgate.store import unprivileged
+from qgate.store.superuser import Superuser
 from tunnel_proto.errors import ConfigError, MeshError
 
 SUPERUSER = "qgate"
@@ -91,7 +92,8 @@ class EmbeddedPostgres:
     """One PostgreSQL server in `directory`, listening on 127.0.0.1 and on a unix socket beside its data.
 
     `port` None picks a free one and keeps it. `durable` False turns fsync off (tests only). `settings` are
-    further server settings by name. `run_as` is the user to run as when this process is root.
+    further server settings by name. `run_as` is the user to run as when this process is root. The
+    superuser's password is derived from `secret`, a key of the caller; with None a random one lies in a file.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class EmbeddedPostgres:
         durable: bool = True,
         settings: Mapping[str, str] | None = None,
         run_as: str = "nobody",
+        secret: bytes | None = None,
     ) -> None:
         self.directory = directory.absolute()
         self.data = self.directory / "data"
@@ -113,7 +116,7 @@ class EmbeddedPostgres:
         self._durable = durable
         self._settings = dict(settings or {})
         self._run_as = run_as
-        self._password = ""
+        self._superuser = Superuser(SUPERUSER, self.directory, secret, self._write_owned)
         self._stopping = False
         self._child: subprocess.Popen[bytes] | None = None
         self.binaries = Path()
@@ -129,7 +132,7 @@ class EmbeddedPostgres:
     @property
     def password(self) -> str:
         """The superuser's password; empty before `start`."""
-        return self._password
+        return self._superuser.password
 
     @property
     def pid(self) -> int | None:
@@ -142,8 +145,8 @@ class EmbeddedPostgres:
         name = urllib.parse.quote(dbname, safe="")
         if over_socket and self.socket_directory is not None:
             host = urllib.parse.quote(str(self.socket_directory), safe="")
-            return f"postgresql://{self.user}:{self._password}@/{name}?host={host}&port={self.port}"
-        return f"postgresql://{self.user}:{self._password}@{self.host}:{self.port}/{name}"
+            return f"postgresql://{self.user}:{self.password}@/{name}?host={host}&port={self.port}"
+        return f"postgresql://{self.user}:{self.password}@{self.host}:{self.port}/{name}"
 
     async def start(self) -> None:
         """Make the cluster if there is none, then use the live server or start one; return when it takes
@@ -157,10 +160,16 @@ class EmbeddedPostgres:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with self._locked():
             self._own(self.directory)
-            self._password = self._load_password()
-            if not (self.data / "PG_VERSION").exists():
+            cluster = (self.data / "PG_VERSION").exists()
+            self._superuser.load(cluster=cluster)
+            if not cluster:
                 await self._initialise()
             running = self._running()
+            if not self._superuser.settled:
+                if running is not None:
+                    await _end(running.pid, signal.SIGINT, _STOP_TIMEOUT_S)
+                    running = None
+                await self._set_password()
             if running is None:
                 await self._launch()
             else:
@@ -205,11 +214,15 @@ class EmbeddedPostgres:
         # not empty.
         if self.data.exists():
             await asyncio.to_thread(_remove_tree, self.data)
+        verifier = (
+            self.directory / "superuser.verifier"
+        )  # initdb takes one for a password and stores it as it is
+        self._write_owned(verifier, self._superuser.verifier() + "\n")
         arguments = [
             str(self.binaries / "initdb"),
             f"--pgdata={self.data}",
             f"--username={self.user}",
-            f"--pwfile={self.directory / 'superuser.password'}",
+            f"--pwfile={verifier}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
             "--locale-provider=builtin",
@@ -232,6 +245,30 @@ class EmbeddedPostgres:
             )
         if self._durable:
             await asyncio.to_thread(os.sync)
+        verifier.unlink()
+        self._superuser.settle()
+
+    async def _set_password(self) -> None:
+        """Give the cluster the password of today, in single-user mode: nobody need know the old one."""
+        self._forget_stale_pid()
+        arguments = [str(self.binaries / "postgres"), "--single", "-D", str(self.data)]
+        for name in ("log_statement", "log_min_error_statement"):
+            arguments += ["-c", f"{name}={_SETTINGS[name]}"]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            self._command([*arguments, "postgres"]),
+            input=self._superuser.statement().encode() + b"\n",
+            capture_output=True,
+            check=False,
+            cwd="/",
+        )
+        said = done.stderr.decode(errors="replace")
+        if done.returncode != 0 or "ERROR:" in said:
+            raise EmbeddedPostgresError(
+                f"the superuser's password could not be set in {self.directory}: {said[-800:].strip()}",
+                hint="check free space and that the directory may be written",
+            )
+        self._superuser.settle()
 
     async def _launch(self) -> None:
         """Start a postmaster; its port may be taken, or a killed one's children may still be leaving."""
@@ -342,17 +379,6 @@ class EmbeddedPostgres:
                 left.unlink(missing_ok=True)
 
     # -- files ---------------------------------------------------------------------------------------------
-
-    def _load_password(self) -> str:
-        path = self.directory / "superuser.password"
-        with contextlib.suppress(FileNotFoundError):
-            if kept := path.read_text().strip():
-                return kept
-            path.unlink()
-        if (self.data / "PG_VERSION").exists():
-            raise ConfigError(f"{path} is missing, and the cluster beside it cannot be opened without it")
-        self._write_owned(path, secrets.token_urlsafe(32) + "\n")
-        return path.read_text().strip()
 
     def _choose_port(self, *, avoid_kept: bool) -> int:
         if self._fixed_port:

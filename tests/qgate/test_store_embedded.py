@@ -139,3 +139,46 @@ async def test_a_bad_setting_is_reported_in_the_servers_words(tmp_path: Path) ->
     embedded = EmbeddedPostgres(tmp_path / "pg", durable=False, settings={"no_such_setting": "1"})
     with pytest.raises(EmbeddedPostgresError, match="no_such_setting"):
         await embedded.start()
+
+
+async def test_with_a_key_no_password_lies_beside_the_cluster(tmp_path: Path) -> None:
+    directory = tmp_path / "pg"
+    embedded = EmbeddedPostgres(directory, durable=False, secret=b"a key of the gate")
+    await embedded.start()
+    try:
+        assert await ask(embedded.dsn(), "SELECT 1") == 1
+        assert len(embedded.password) == 43
+        for path in directory.rglob("*"):
+            if path.is_file():
+                assert embedded.password.encode() not in path.read_bytes(), path
+        assert not (directory / "superuser.password").exists()
+        second = EmbeddedPostgres(directory, durable=False, secret=b"a key of the gate")
+        await second.start()
+        assert (second.pid, second.dsn()) == (embedded.pid, embedded.dsn())
+    finally:
+        await embedded.stop()
+
+
+@pytest.mark.parametrize("running", [False, True])
+async def test_a_cluster_of_another_key_or_of_a_password_file_is_taken_over(
+    tmp_path: Path, running: bool
+) -> None:
+    directory = tmp_path / "pg"
+    before = EmbeddedPostgres(directory, durable=False)
+    await before.start()
+    servers = [before]
+    try:
+        await ask(before.dsn(), "CREATE TABLE kept AS SELECT 7 AS n")
+        for key in (b"first", b"second"):
+            if not running:
+                await servers[-1].stop()
+            again = EmbeddedPostgres(directory, durable=False, secret=key)
+            servers.append(again)
+            await again.start()
+            assert await ask(again.dsn(), "SELECT n FROM kept") == 7
+            assert not (directory / "superuser.password").exists()
+            with pytest.raises(asyncpg.InvalidPasswordError):
+                await ask(again.dsn().replace(again.password, servers[-2].password), "SELECT 1")
+    finally:
+        for one in servers:
+            await one.stop()
