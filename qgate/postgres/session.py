@@ -213,6 +213,7 @@ class FrontSession:
         try:
             out = conversation.frontend(data, self._clock())
         except PostgresError as error:
+            conversation.tainted = True
             self.end(error, StreamCode.PROTOCOL)
             return
         except Exception:
@@ -288,6 +289,7 @@ class FrontSession:
         try:
             out = conversation.backend(data, self._clock())
         except PostgresError as error:
+            conversation.tainted = True
             self.end(error, StreamCode.UPSTREAM_LOST)
             return
         except Exception:
@@ -401,6 +403,8 @@ class FrontSession:
 
     def _fault(self) -> None:
         """A fault of our own: this session ends, the others go on."""
+        if self.conversation is not None:
+            self.conversation.tainted = True
         self._front.fault(self)
         self.end(PostgresError("internal error of the gate", sqlstate="XX000"), StreamCode.INTERNAL)
 

@@ -433,3 +433,11 @@ def test_no_bytes_raise_anything_but_a_postgres_error(junk: bytes, restricted: b
             side(junk)
         except pgwire.PostgresError:
             return
+
+
+@pytest.mark.parametrize("kind", [bytes([letter]) for letter in b"QPBEDCSHFdcfpZ?"])
+def test_empty_messages_are_walked_like_any_other(kind: bytes) -> None:
+    talk = Talk()
+    assert talk.app(message(kind)) == message(kind)
+    for reply in (b"C", b"Z", b"E", b"G", b"I", b"s", b"T", b"D"):
+        assert talk.server(message(reply)) == message(reply)

@@ -391,3 +391,21 @@ async def test_waiting_entries_are_flushed_while_the_session_lives(shop: Route) 
         await one.execute(b"SELECT 1")
         while not running.audit.of("query"):
             await asyncio.sleep(0.02)
+
+
+async def test_a_fault_of_our_own_ends_one_session_and_says_so(
+    shop: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with wire([app()], [shop], PASSWORDS) as running:
+        stream, bystander = await logged_in(running), await connect(running)
+        (victim, _) = running.front.live
+        assert victim.conversation is not None
+        monkeypatch.setattr(victim.conversation, "_pending", None)
+        stream.arrive(pgwire.query("SELECT 1"))
+        _, payload = await take(stream, b"E")
+        assert pgwire.parse_report(payload)["C"] == "XX000"
+        assert await fetch(bystander, "SELECT 1") == [(1,)]
+        await asyncio.gather(*running.front.pool._tasks)
+        assert running.front.pool.counts()["shop"] == (1, 0, 0), "the connection of a fault is not kept"
+        await bystander.close()
+        stream.close()
