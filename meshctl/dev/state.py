@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+
+import nacl.exceptions
+import nacl.secret
 
 from meshctl.client import SUN_PATH_MAX
 from meshctl.drivers import Credential
 from meshctl.errors import CommandError, RefusedError, UsageError
-from meshctl.gate_directory import write_file
+from meshctl.gate_directory import GateDirectory, write_file
+from tunnel_proto.errors import MeshError
+from tunnel_proto.identity import load_identity
 
 APP = "demo"
 DATABASE = "shop"
+SEAL_PERSON = b"meshctl-dev-app"
 
 
 @dataclass(frozen=True, slots=True)
 class DevRecord:
-    """What dev.json says of a running stack; ``phase`` is starting, ready or stopping."""
+    """What dev.json says of a running stack; ``phase`` is starting, ready or stopping.
+
+    The password is the demo app's; in the file it is sealed under the gate's own key.
+    """
 
     phase: str
     state_dir: str
@@ -33,8 +44,8 @@ class DevRecord:
     admin_socket: str
     app: str
     database: str
-    password: str
     started_at: float
+    password: str = field(default="", repr=False)
 
     @property
     def credential(self) -> Credential:
@@ -103,12 +114,29 @@ class DevState:
         """What dev.json says, or None where there is none or it is damaged."""
         try:
             document = json.loads(self.file.read_text())
-            return DevRecord(**{one.name: document[one.name] for one in fields(DevRecord)})
+            known = {one.name: document[one.name] for one in fields(DevRecord) if one.name != "password"}
+            return DevRecord(**known, password=self._unseal(document.get("sealed_password", "")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, record: DevRecord) -> None:
-        write_file(self.file, json.dumps(asdict(record), indent=2).encode() + b"\n", mode=0o600)
+        document = asdict(record)
+        document["sealed_password"] = self._seal(document.pop("password"))
+        write_file(self.file, json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
+
+    def _seal(self, password: str) -> str:
+        return base64.b64encode(self._box().encrypt(password.encode())).decode("ascii") if password else ""
+
+    def _unseal(self, sealed: str) -> str:
+        """The password, or nothing where the stack's keys are gone or others by now."""
+        try:
+            return self._box().decrypt(base64.b64decode(sealed)).decode() if sealed else ""
+        except (MeshError, nacl.exceptions.CryptoError):
+            return ""
+
+    def _box(self) -> nacl.secret.SecretBox:
+        seed = load_identity(GateDirectory(self.gate).node_key).signing_seed
+        return nacl.secret.SecretBox(hashlib.blake2b(seed, digest_size=32, person=SEAL_PERSON).digest())
 
     def clear(self) -> None:
         self.file.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ from meshctl.dev.query import QueryFailed, run_query
 from meshctl.dev.state import DevRecord, DevState, free_port, require_free
 from meshctl.drivers import Credential
 from meshctl.errors import CommandError, RefusedError, UsageError
+from meshctl.gate_directory import GateDirectory
 from tunnel_proto import pgwire, scram
+from tunnel_proto.identity import Identity, save_identity
 
 RECORD = DevRecord(
     phase="ready",
@@ -35,27 +38,46 @@ RECORD = DevRecord(
     admin_socket="/x/gate/admin.sock",
     app="demo",
     database="shop",
-    password="pw",
+    password="secret-pw",
     started_at=0.0,
 )
 
 
 def test_the_record_survives_a_round_trip_and_damage_reads_as_none(tmp_path: Path) -> None:
-    state = DevState(tmp_path)
-    state.prepare()
+    state = prepared(tmp_path)
     assert state.read() is None
     state.write(RECORD)
     assert state.read() == RECORD
     assert state.file.stat().st_mode & 0o077 == 0
-    assert RECORD.public()["postgres_dsn"] == "postgresql://demo:pw@localhost:11438/shop"
+    assert "secret-pw" not in state.file.read_text()
+    assert "secret-pw" not in repr(RECORD)
+    assert RECORD.public()["postgres_dsn"] == "postgresql://demo:secret-pw@localhost:11438/shop"
     for damage in ("", "{", "[]", '{"phase": "ready"}'):
         state.file.write_text(damage)
         assert state.read() is None
 
 
-def test_one_stack_a_directory_and_a_stale_record_is_not_a_running_one(tmp_path: Path) -> None:
-    state = DevState(tmp_path)
+def test_with_other_keys_the_password_stays_sealed_and_the_rest_can_be_read(tmp_path: Path) -> None:
+    state = prepared(tmp_path)
+    state.write(RECORD)
+    key = GateDirectory(state.gate).node_key
+    key.unlink()
+    assert state.read() == replace(RECORD, password="")
+    save_identity(key, Identity.generate())
+    assert state.read() == replace(RECORD, password="")
+
+
+def prepared(root: Path) -> DevState:
+    """A state directory with a gate's key in it."""
+    state = DevState(root)
     state.prepare()
+    state.gate.joinpath("keys").mkdir(parents=True)
+    save_identity(GateDirectory(state.gate).node_key, Identity.generate())
+    return state
+
+
+def test_one_stack_a_directory_and_a_stale_record_is_not_a_running_one(tmp_path: Path) -> None:
+    state = prepared(tmp_path)
     assert not state.running()
     held = state.lock()
     state.write(RECORD)

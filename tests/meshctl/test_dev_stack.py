@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import psycopg
 import pytest
@@ -67,6 +68,23 @@ def test_a_driver_reaches_the_sample_database(first: dict[str, Any]) -> None:
     assert orders(first["postgres_dsn"]) > 1000
     assert set(first) >= {"postgres_dsn", "state_dir", "admin_socket", "pids"}
     assert all(runs_module(pid, name) for name, pid in first["pids"].items() if name != "supervisor")
+
+
+def test_the_state_directory_holds_no_password_in_the_clear(first: dict[str, Any]) -> None:
+    state = Path(first["state_dir"])
+    told = json.loads(meshctl("dev", "status", "--state-dir", state, "-o", "json")[0])
+    assert told["postgres_dsn"] == first["postgres_dsn"]
+    password = urlsplit(first["postgres_dsn"]).password
+    assert password
+    files = [path for path in state.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # the server's own, recycled meanwhile
+            continue
+        assert unquote(password).encode() not in content, path
+    assert not list(state.rglob("superuser.password"))
 
 
 def test_a_second_stack_runs_beside_it_and_goes_on_where_it_was(
