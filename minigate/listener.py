@@ -19,6 +19,13 @@ from tunnel_proto.monitor import ListenError
 
 log = structlog.get_logger()
 
+RECEIVE_BUFFER = 256 * 1024
+"""Bytes the kernel holds for an app that is not being read (it doubles this for its own records).
+
+Left to itself it grows to tens of MB while a pipelining app is held back. libpq_pipeline, which writes far
+ahead in small segments, has been seen to stall then, its window updates dropped by the kernel (Linux 6.18).
+"""
+
 BACKLOG = 1024
 """Connections that may wait to be accepted: a pool that starts opens hundreds at once."""
 
@@ -150,6 +157,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
