@@ -1,6 +1,6 @@
 """One gate process: it puts the parts together, dispatches streams, and ends what is no longer welcome.
 
-    start    keys → store → directory → audit → PostgreSQL front → control socket → metrics → tunnel
+    start    health port → keys → store → directory → audit → PostgreSQL front → control socket → tunnel
     drain    refuse new streams (GOAWAY), wait for those that run
     close    the reverse of start, so that the last sessions are still audited
 
@@ -33,10 +33,11 @@ from qgate.governance.trail import AuditTrail
 from qgate.governance.upkeep import Upkeep
 from qgate.governance.watch import DirectoryWatch
 from qgate.keys import GateKeys
-from qgate.metrics import Figures, TunnelTotals, registry_of
+from qgate.metrics import Figures, TunnelTotals
 from qgate.postgres.front import PostgresFront
 from qgate.postgres.rotation import Rotation
 from qgate.settings import GateFiles, GateSettings, split_address
+from qgate.starting import Starting
 from qgate.state import OpenStore, open_store
 from qgate.status import status_of
 from qgate.store import StoreUnavailableError
@@ -49,7 +50,7 @@ from tunnel_proto.errors import ConfigError
 from tunnel_proto.identity import fingerprint
 from tunnel_proto.link import PeerSession, Stream, TunnelServer
 from tunnel_proto.marks import ReplayMarks
-from tunnel_proto.monitor import ListenError, Monitor
+from tunnel_proto.monitor import ListenError
 from tunnel_proto.settings import options
 
 MARKS_INTERVAL_S = 5.0
@@ -156,8 +157,11 @@ class Gate:
         running.
         """
         async with AsyncExitStack() as stack:
-            parts = await compose(settings, files, stack, clock=clock)
+            starting = Starting(settings, version=version)
+            await starting.listen(stack)
+            parts = await compose(settings, files, stack, clock=clock, on_wait=starting.store_waits)
             gate = cls(settings, files, parts, stack, version=version, clock=clock)
+            gate.metrics_port = starting.hand_over(gate)
             await gate.upkeep.prepare()
             await gate._listen(stack)
             gate._stack = stack.pop_all()
@@ -168,11 +172,6 @@ class Gate:
         control = LocalServer(control_api(self), self.files.control_socket)
         await control.start()
         stack.push_async_callback(control.close)
-        if self.settings.metrics.enabled:
-            monitor = Monitor(registry_of(self.figures), self.problems, self.status)
-            await monitor.start(self.settings.metrics.host, self.settings.metrics.port)
-            self.metrics_port = monitor.port
-            stack.push_async_callback(monitor.close)
         listen = self.settings.listen
         stack.push_async_callback(self.parts.front.close)
         stack.push_async_callback(self.tunnel.close)
@@ -386,14 +385,19 @@ class Gate:
 
 
 async def compose(
-    settings: GateSettings, files: GateFiles, stack: AsyncExitStack, *, clock: Callable[[], float]
+    settings: GateSettings,
+    files: GateFiles,
+    stack: AsyncExitStack,
+    *,
+    clock: Callable[[], float],
+    on_wait: Callable[[str], None] | None = None,
 ) -> Parts:
     """Make every part that does not need the gate itself; ``stack`` ends them."""
     keys = GateKeys.load(files, now=clock())
     vault = Vault.load(files.vault_key, credentials=files.credentials)
     marks = ReplayMarks(files.marks)
     stack.callback(marks.close)
-    opened = await open_store(settings, files, vault, stack)
+    opened = await open_store(settings, files, vault, stack, on_wait=on_wait)
     async with opened.store.connection() as connection:
         marks.load(await all_marks(connection))
     directory = Directory(unseal=vault.unseal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,9 +52,16 @@ async def start_server(
 
 
 async def open_store(
-    settings: GateSettings, files: GateFiles, vault: Vault, stack: AsyncExitStack
+    settings: GateSettings,
+    files: GateFiles,
+    vault: Vault,
+    stack: AsyncExitStack,
+    *,
+    on_wait: Callable[[str], None] | None = None,
 ) -> OpenStore:
     """Start the embedded server if it is meant, connect and migrate; ``stack`` undoes it.
+
+    ``on_wait`` hears each time why the store is not there yet.
 
     Raises `ConfigError` for a DSN that cannot work, `UnavailableError` after ``store.patience_s`` without an
     answer.
@@ -61,7 +69,10 @@ async def open_store(
     dsn, embedded = await start_server(settings, files, vault, stack)
     try:
         store = await Store.open(
-            dsn, connections=settings.store.connections, patience_s=settings.store.patience_s
+            dsn,
+            connections=settings.store.connections,
+            patience_s=settings.store.patience_s,
+            on_wait=on_wait,
         )
     except StoreUnavailableError as error:
         raise UnavailableError(

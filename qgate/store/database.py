@@ -67,9 +67,17 @@ class Store:
         return "Store()"
 
     @classmethod
-    async def open(cls, dsn: str, *, connections: int = 4, patience_s: float = 0.0) -> Store:
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        connections: int = 4,
+        patience_s: float = 0.0,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Store:
         """Connect to `dsn`, wait up to `patience_s` seconds for a server that is away, and migrate.
 
+        `on_wait` hears, before each further attempt, why the last one failed.
         Raises ConfigError for a DSN that can never work and StoreUnavailableError for a server that stays
         away.
         """
@@ -93,6 +101,8 @@ class Store:
                     raise StoreUnavailableError(
                         f"the store cannot be reached: {_reason(error)}", hint=_HINT
                     ) from None
+                if on_wait is not None:
+                    on_wait(_reason(error))
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _RETRY_MOST_S)
             except asyncpg.PostgresError as error:

@@ -191,6 +191,7 @@ async def test_a_renewed_online_certificate_reaches_everybody_who_signs(
             online_terms, node = read_chain(sidecar.bundle.chain)
             assert online_terms.not_after == renewed
             assert node.not_after > now + 86_400
+            await gate.parts.audit.flush()
             signed = await gate.parts.audit.sign()
             assert signed is not None
             assert read_online(signed.certificate).not_after == renewed

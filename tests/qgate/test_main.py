@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -21,15 +25,17 @@ from tunnel_proto.settings import dump
 COMMAND = [sys.executable, "-m", "qgate", "--config"]
 
 
-def gate_directory(directory: Path, dsn: str = "") -> GateSettings:
+def gate_directory(
+    directory: Path, dsn: str = "", *, patience_s: float = 0.2, metrics_port: int = 0
+) -> GateSettings:
     """A gate on a free port; its store is embedded unless a DSN is given."""
     port = free_port()
     settings = GateSettings(
         state_dir=directory,
         drain_timeout_s=1.0,
         listen=ListenSettings(host="127.0.0.1", port=port, advertise=(f"127.0.0.1:{port}",)),
-        store=StoreSettings(kind="external", dsn=dsn, patience_s=0.2) if dsn else StoreSettings(),
-        metrics=MetricsSettings(enabled=False),
+        store=StoreSettings(kind="external", dsn=dsn, patience_s=patience_s) if dsn else StoreSettings(),
+        metrics=MetricsSettings(enabled=metrics_port > 0, port=metrics_port),
         log=LogSettings(format="json", level="debug"),
     )
     make_directory(directory, settings)
@@ -155,6 +161,38 @@ def test_a_start_can_be_stopped_while_it_waits_for_the_store(tmp_path: Path) -> 
         program.process.send_signal(signal.SIGTERM)
         assert ended(program)[0] == ExitCode.OK
         connection.close()
+
+
+def test_while_it_waits_for_its_store_it_says_so_on_the_health_port_and_in_the_log(tmp_path: Path) -> None:
+    port, directory = free_port(), tmp_path / "gate"
+    dsn = f"postgresql://qgate:canary@127.0.0.1:{free_port()}/qgate"
+    gate_directory(directory, dsn, patience_s=60, metrics_port=port)
+    program = start(directory)
+    answers: list[dict[str, Any]] = []
+
+    def refused() -> bool:
+        try:
+            urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).close()
+        except HTTPError as error:
+            with error:
+                answers.append(json.loads(error.read()))
+            return error.code == 503 and "refused" in answers[-1]["problems"]["store"]
+        except OSError:
+            return False
+        return False
+
+    program.wait_ready(refused, timeout_s=60, what="to say that it waits")
+    assert answers[-1]["problems"]["gate"] == "starting"
+    with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as healthy:
+        assert healthy.status == 200
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as metrics:
+        assert b"qgate_store_up 0.0" in metrics.read()
+    waits = [json.loads(line) for line in program.tail(100).splitlines() if "waiting for the store" in line]
+    assert "refused" in waits[0]["reason"].lower()
+    program.process.send_signal(signal.SIGTERM)
+    code, said = ended(program)
+    assert code == ExitCode.OK
+    assert "canary" not in said
 
 
 def test_systemd_hears_of_start_reload_and_stop(tmp_path: Path) -> None:
