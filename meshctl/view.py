@@ -165,6 +165,7 @@ DATABASE_CARD = (
     Column("target session", "target_session_attrs"),
     Column("compression", "compression"),
     Column("pool size", "pool_size"),
+    Column("pool idle", "pool_idle_s"),
     Column("limits", "limits"),
     Column("replication", "allow_replication"),
     Column("audit detail", "audit_detail"),

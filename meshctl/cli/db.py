@@ -78,6 +78,16 @@ def add(
         int | None,
         typer.Option("--pool-size", min=1, help="Upstream connections at one time.", show_default=False),
     ] = None,
+    pool_idle: Annotated[
+        float | None,
+        typer.Option(
+            "--pool-idle",
+            min=0,
+            metavar="SECONDS",
+            help="How long an upstream connection waits to be used again; 0 closes it with its session.",
+            show_default=False,
+        ),
+    ] = None,
     replication: Annotated[
         bool, typer.Option("--allow-replication", help="Allow replication connections to it.")
     ] = False,
@@ -110,6 +120,7 @@ def add(
         "read_only_user": read_only_user,
         "compression": compression,
         "pool_size": pool_size,
+        "pool_idle_s": pool_idle,
         "allow_replication": replication or None,
         "audit_detail": audit_detail,
         "limits": options.limits(

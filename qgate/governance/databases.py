@@ -42,6 +42,7 @@ class NewDatabase:
     read_only_password: str | None = dataclasses.field(default=None, repr=False)
     compression: str = "auto"
     pool_size: int = 20
+    pool_idle_s: float = 300.0
     limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     allow_replication: bool = False
     audit_detail: str = "interval"
@@ -215,6 +216,7 @@ def _read(new: NewDatabase) -> tuple[Route, Credentials]:
         limits=with_limits(Limits(), new.limits),
         compression=new.compression,
         pool_size=new.pool_size,
+        pool_idle_s=new.pool_idle_s,
         allow_replication=new.allow_replication,
         audit_detail=new.audit_detail,
     )
@@ -239,6 +241,7 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "target_session_attrs": route.target_session_attrs,
         "compression": route.compression,
         "pool_size": route.pool_size,
+        "pool_idle_s": route.pool_idle_s,
         "limits": dataclasses.asdict(route.limits),
         "allow_replication": route.allow_replication,
         "audit_detail": route.audit_detail,
