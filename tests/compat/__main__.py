@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.compat.pipeline import UnobtainableError
 from tests.compat.results import PASSED, Comparison, Exceptions, Outcome, compare, read_exceptions
@@ -28,6 +29,10 @@ _EXCEPTIONS_MAX = 0.01  # of the tests that pass direct
 _ROLE = "postgres"
 # Databases that tests create and then connect to: an app may reach only what it is bound to.
 _MADE_BY_TESTS = ("testdb", "asyncpg_intro_test", "pg8000_scram_sha_256")
+
+
+# A pooled connection that waits for its next lease would keep the tests from dropping these databases again.
+_UNPOOLED: dict[str, Any] = {"check": False, "allow_replication": True, "pool_idle_s": 0}
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,9 +68,7 @@ def _role(cluster: Cluster) -> Login:
 def _in_mesh(mesh: Mesh, direct: Login) -> Login:
     mesh.add_database("postgres", direct.url(), allow_replication=True, pool_size=50)
     for name in _MADE_BY_TESTS:
-        mesh.add_database(
-            name, dataclasses.replace(direct, dbname=name).url(), check=False, allow_replication=True
-        )
+        mesh.add_database(name, dataclasses.replace(direct, dbname=name).url(), **_UNPOOLED)
     app = mesh.add_app(_ROLE, "postgres", *_MADE_BY_TESTS, replication=True)
     mesh.wait_linked()
     return app
