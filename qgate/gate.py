@@ -327,7 +327,7 @@ class Gate:
             sessions_opened=self.totals.sessions_opened,
             streams=sum(len(one.streams) for one in sessions),
             tunnel=self.totals.with_live([one.stats for one in sessions]),
-            handshakes_refused=dict(self.authorisation.refused),
+            handshakes_refused=dict(self.authorisation.refused + self.tunnel.refusals.counts),
             streams_refused=dict(self.streams_refused),
             connections=len(front.live),
             connections_opened=front.stats.connections,

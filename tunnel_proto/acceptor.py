@@ -20,6 +20,7 @@ from tunnel_proto.errors import AuthenticationFailed, RemoteProtocolError, Resum
 from tunnel_proto.frame import Resume, Start, encode_reason
 from tunnel_proto.handshake import Admission, Hello, ResponderHandshake, Welcome, choose_version
 from tunnel_proto.pump import Pump, Stream, kernel_rtt
+from tunnel_proto.refusals import TELL_EVERY_S, Refusals
 from tunnel_proto.resume import SessionTable
 from tunnel_proto.session import Session, SessionIdentity
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LINGER_S = 5.0  # how long the last words of a session may take to leave
+UNWELCOME = "unwelcome"
+"""Reason, in the log, for nodes with a certificate that may not come in; who authorises counts them."""
+
 _FAREWELL_S = 1.0  # the same while the gate stops
 
 
@@ -154,6 +158,7 @@ class Arrival(asyncio.Protocol):
         self._address = f"[{peer[0]}]:{peer[1]}" if ":" in self._host else f"{peer[0]}:{peer[1]}"
         server = self._server
         if not server.admission.enter(self._host):
+            server.refused("crowded", self._address, "too many connections that have not proved themselves")
             self._transport.abort()
             return
         self._entered = True
@@ -165,7 +170,7 @@ class Arrival(asyncio.Protocol):
             welcome=server.welcome,
             admit=self._admit,
         )
-        self._timer = self._loop.call_later(FIRST_MESSAGE_TIMEOUT_S, self._refuse, "too slow")
+        self._timer = self._loop.call_later(FIRST_MESSAGE_TIMEOUT_S, self._refuse, "slow", "too slow")
 
     def data_received(self, data: bytes) -> None:
         """Handshake, then the first record, then the session."""
@@ -179,11 +184,13 @@ class Arrival(asyncio.Protocol):
                 self._open(self._link)
             elif self._handshake is not None:
                 self._shake(self._handshake, data)
+        except AuthenticationFailed as error:
+            self._refuse(error.reason or UNWELCOME, error.message)
         except TunnelError as error:
-            self._refuse(error.message)
+            self._refuse("record", error.message)
         except Exception as error:  # whatever went wrong here, a stranger must not learn of it
             log.exception("a handshake failed", address=self._address)
-            self._refuse(type(error).__name__)
+            self._refuse("fault", type(error).__name__)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
@@ -269,12 +276,12 @@ class Arrival(asyncio.Protocol):
         self._transport.write(link.seal(b"\0" + encode_reason(FrameType.REFUSED, 0, code, message)))
         self._transport.close()
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, detail: str) -> None:
         """Not a byte back: hold the connection a random moment, reading nothing, and drop it."""
         if self._timer is not None:
             self._timer.cancel()
         self._handshake = None
-        log.info("connection refused", address=self._address, reason=reason)
+        self._server.refused(reason, self._address, detail)
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -324,6 +331,7 @@ class TunnelServer:
         self.on_stream = on_stream
         self.pool = ContextPool()
         self.admission = Admission(in_flight_max=settings.handshakes_in_flight)
+        self.refusals = Refusals()
         self.arrivals: set[Arrival] = set()
         self.draining = False
         self._marks = marks
@@ -332,6 +340,7 @@ class TunnelServer:
         self._node = node
         self._addresses = tuple(addresses)
         self._servers: list[asyncio.Server] = []
+        self._telling: set[asyncio.TimerHandle] = set()
         self._table: SessionTable[Session] = SessionTable()
         self._peers: dict[Session, PeerSession] = {}
         self._sessions: dict[str, PeerSession] = {}
@@ -369,6 +378,8 @@ class TunnelServer:
         self.draining = True
         for server in self._servers:
             server.close()
+        for timer in self._telling:
+            timer.cancel()
         for arrival in list(self.arrivals):
             arrival.abort()
         sessions = list(self._sessions.values())
@@ -408,6 +419,30 @@ class TunnelServer:
         if session.over:
             raise ResumeRefused("the session has ended")
         return self._peers[session]
+
+    def refused(self, reason: str, address: str, detail: str) -> None:
+        """Count a refused connection, and log it: the first of its kind at once, more of them together."""
+        host = address.rpartition(":")[0]
+        if self.refusals.note(reason, host, counted=reason != UNWELCOME):
+            log.info("connection refused", address=address, kind=reason, reason=detail)
+            self._tell_later(reason)
+
+    def _tell_later(self, reason: str) -> None:
+        def tell() -> None:
+            self._telling.discard(timer)
+            if muted := self.refusals.due(reason):
+                log.info(
+                    "connections refused",
+                    kind=reason,
+                    count=muted.count,
+                    hosts=len(muted.hosts),
+                    last=muted.last,
+                    within_s=TELL_EVERY_S,
+                )
+                self._tell_later(reason)
+
+        timer = asyncio.get_running_loop().call_later(TELL_EVERY_S, tell)
+        self._telling.add(timer)
 
     def forget(self, session: PeerSession) -> None:
         """A session is over."""

@@ -35,9 +35,17 @@ class RemoteProtocolError(TunnelError):
         self.code = code
 
 
-class AuthenticationFailed(TunnelError):
-    """The peer did not prove who it is. Responders stay silent on it."""
+class AuthenticationFailed(TunnelError):  # noqa: N818 - reads as what happened
+    """The peer did not prove who it is. Responders stay silent on it.
+
+    ``reason`` is a word for counters where the peer is a stranger; empty where it is a node that is known by
+    its certificate and unwelcome.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
-class ResumeRefused(TunnelError):
+class ResumeRefused(TunnelError):  # noqa: N818 - reads as what happened
     """The gate does not hold the session that a ticket names (any more)."""

@@ -202,9 +202,9 @@ class ResponderHandshake:
             return None
         # An honest initiator has no record keys yet, so nothing of its own can follow.
         if self._inbox.leftover():
-            raise AuthenticationFailed("bytes behind message 1")
+            raise AuthenticationFailed("bytes behind message 1", reason="length")
         if self._admit is not None and not self._admit():
-            raise AuthenticationFailed("too many failed handshakes from this address")
+            raise AuthenticationFailed("too many failed handshakes from this address", reason="budget")
         # Not before now: deriving the ephemeral's public half is elliptic-curve work too.
         noise = HandshakeState(
             PATTERNS["IK"],
@@ -234,7 +234,7 @@ class ResponderHandshake:
         try:
             hello = Hello.unpack(_read(noise, message))
         except RemoteProtocolError as error:
-            raise AuthenticationFailed(error.message) from None
+            raise AuthenticationFailed(error.message, reason="hello") from None
         remote_static = noise.rs
         if remote_static is None:
             raise LocalProtocolError("message 1 brings the initiator's key")
@@ -278,13 +278,13 @@ class _Inbox:
             return None
         length = int.from_bytes(self._buffer[:PACKET_LENGTH_BYTES], "big")
         if not self._shortest <= length <= self._longest:
-            raise AuthenticationFailed("a handshake packet of impossible length")
+            raise AuthenticationFailed("a handshake packet of impossible length", reason="length")
         end = PACKET_LENGTH_BYTES + length
         if len(self._buffer) < end:
             return None
         covered = self._buffer[: end - MAC1_BYTES]
         if not hmac.compare_digest(_mac1(self._key, covered), self._buffer[end - MAC1_BYTES : end]):
-            raise AuthenticationFailed("a handshake packet with a wrong mac1")
+            raise AuthenticationFailed("a handshake packet with a wrong mac1", reason="mac1")
         self._buffer = self._buffer[end:]
         return covered[PACKET_LENGTH_BYTES:]
 
@@ -310,4 +310,6 @@ def _read(noise: HandshakeState, message: bytes) -> bytes:
     try:
         return noise.read_message(message)
     except (AuthenticationFailed, RemoteProtocolError) as error:
-        raise AuthenticationFailed(f"a handshake message does not authenticate: {error.message}") from None
+        raise AuthenticationFailed(
+            f"a handshake message does not authenticate: {error.message}", reason="noise"
+        ) from None

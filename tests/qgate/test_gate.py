@@ -145,6 +145,32 @@ async def test_handshake_marks_reach_the_store(tmp_path: Path, store_dsn: str, s
         assert again.parts.marks.snapshot() == marks
 
 
+async def test_a_storm_of_strangers_is_counted_and_makes_few_lines(tmp_path: Path, store_dsn: str) -> None:
+    settings = gate_settings(tmp_path / "gate", store_dsn)
+    make_directory(tmp_path / "gate", settings)
+    knocks = [b"GET / HTTP/1.1\r\n\r\n", b"\x01\x00" + bytes(256)]
+    with capture_logs() as said:
+        async with running(settings) as gate:
+            writers = []
+            for _ in range(15):
+                for knock in knocks:
+                    _, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+                    writer.write(knock)
+                    writers.append(writer)
+            refused = gate.figures().handshakes_refused
+            async with asyncio.timeout(10):
+                while sum(refused.values()) < 30:
+                    await asyncio.sleep(0.01)
+                    refused = gate.figures().handshakes_refused
+            for writer in writers:
+                writer.close()
+    assert refused["length"] >= 10
+    assert refused["mac1"] >= 10
+    lines = [one for one in said if "refused" in one["event"]]
+    assert len(lines) <= 3
+    assert {one["kind"] for one in lines} <= {"length", "mac1", "crowded"}
+
+
 async def test_reload_applies_what_it_can_and_names_the_rest(tmp_path: Path, store_dsn: str) -> None:
     settings = gate_settings(tmp_path / "gate", store_dsn)
     make_directory(tmp_path / "gate", settings)
