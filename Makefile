@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+BENCH  := $(VENV)-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test check format compat bench bench-wire clean
+.PHONY: help dev test test-compiled check format compat bench bench-wire clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,6 +22,13 @@ dev: $(STAMP) ## start the whole mesh in this terminal
 
 test: $(STAMP) ## every test that can run on this machine
 	$(BIN)/python -m pytest
+
+# The same tests against the compiled modules: from a folder where only the tests lie, so that nothing shadows them.
+test-compiled: $(BENCH)/.installed ## the tests of the compiled modules, compiled
+	mkdir -p $(BENCH)/run
+	ln -sfn ../../tests ../../docs ../../conf.example ../../pyproject.toml $(BENCH)/run/
+	cd $(BENCH)/run && ../bin/python -c 'import tunnel_proto.mux as m; assert not m.__file__.endswith(".py"), "not compiled: no C compiler?"'
+	cd $(BENCH)/run && ../bin/python -m pytest tests/tunnel_proto tests/qgate/test_postgres_*.py tests/minigate/test_sidecar.py
 
 check: $(STAMP) ## formatting, types, import rules, docs
 	$(BIN)/ruff format --check .
@@ -38,8 +46,15 @@ compat: $(STAMP) ## the drivers' own test suites, direct and through the wire
 
 bench: bench-wire ## every benchmark
 
-bench-wire: $(STAMP) ## the wire beside direct, pgbouncer, stunnel and ssh
-	$(BIN)/python -m tests.bench.wire
+# What a user installs: a wheel, compiled where there is a C compiler. See docs/decisions/compiled-modules.md.
+$(BENCH)/.installed: pyproject.toml setup.py $(wildcard tunnel_proto/*.py qgate/*.py qgate/*/*.py minigate/*.py meshctl/*.py meshctl/*/*.py)
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	rm -rf build
+	$(BENCH)/bin/python -m pip install --quiet '.[dev]'
+	@touch $@
+
+bench-wire: $(BENCH)/.installed ## the wire beside direct, pgbouncer, stunnel and ssh
+	$(BENCH)/bin/python -m tests.bench.wire
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

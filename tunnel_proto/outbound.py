@@ -27,7 +27,8 @@ from tunnel_proto.constants import (
 )
 from tunnel_proto.events import Event, StreamEnded, WritePaused, WriteResumed
 from tunnel_proto.frame import HEADER, MODES, UNKNOWN_LIMITS, encode_credit
-from tunnel_proto.stream import LOCAL_CLOSED, OVER, REMOTE_CLOSED, MuxStream, Sensitive, take
+from tunnel_proto.sensitive import Sensitive
+from tunnel_proto.stream import LOCAL_CLOSED, OVER, REMOTE_CLOSED, MuxStream, take
 
 _DATA = int(FrameType.DATA)
 _BOUNDARY = int(DataFlag.BOUNDARY)

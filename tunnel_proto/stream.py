@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tunnel_proto.constants import FRESH_MAX, STREAM_WINDOW, WRITE_HIGH, FrameType
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.frame import MODES, encode, encode_reason
+from tunnel_proto.sensitive import Sensitive
 
 if TYPE_CHECKING:
     from tunnel_proto.compression import Expander, TurnCompressor
@@ -26,12 +27,6 @@ REMOTE_CLOSED = 2
 OVER = 3
 
 RETURN_AT = STREAM_WINDOW // 2  # credit of a drained stream that is worth a frame
-
-
-class Sensitive(bytes):
-    """Data that must not be compressed, nor share a frame."""
-
-    __slots__ = ()
 
 
 class MuxStream:

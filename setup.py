@@ -1,0 +1,53 @@
+"""Compiles the relay's hot modules with mypyc where a wheel is built and a C compiler is at hand.
+
+Everything works without: the modules are plain Python, and the tests run them as such. An editable install is
+never compiled, because an edit has to take effect at once. See docs/decisions/compiled-modules.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+
+from setuptools import Extension, setup
+
+COMPILED = [
+    "tunnel_proto/batch.py",
+    "tunnel_proto/cipher.py",
+    "tunnel_proto/outbound.py",
+    "tunnel_proto/mux.py",
+    "tunnel_proto/pump.py",
+    "tunnel_proto/rate.py",
+    "tunnel_proto/resume.py",
+    "tunnel_proto/session.py",
+    "tunnel_proto/stream.py",
+    "qgate/postgres/conversation.py",
+    "qgate/postgres/fingerprint.py",
+    "qgate/postgres/session.py",
+    "qgate/postgres/tally.py",
+]
+
+
+def extensions() -> list[Extension]:
+    """The extensions to build, none where they cannot be or should not."""
+    if "bdist_wheel" not in sys.argv or "editable_wheel" in sys.argv:
+        return []
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
+        print(f"no C compiler ({compiler}): the wheel will be pure Python")
+        return []
+    try:
+        from mypyc.build import mypycify
+
+        # Our own strict settings would fail here: the libraries whose types they ask for are not in this environment.
+        found = mypycify(["--config-file=", "--ignore-missing-imports", *COMPILED], debug_level="0")
+    except (ImportError, SystemExit) as error:
+        print(f"mypyc cannot compile here ({error}): the wheel will be pure Python")
+        return []
+    for extension in found:
+        extension.optional = True
+    return list(found)
+
+
+setup(ext_modules=extensions())
