@@ -24,7 +24,6 @@ COMPILED = [
     "tunnel_proto/stream.py",
     "qgate/postgres/conversation.py",
     "qgate/postgres/fingerprint.py",
-    "qgate/postgres/session.py",
     "qgate/postgres/tally.py",
 ]
 
@@ -40,7 +39,7 @@ def extensions() -> list[Extension]:
     try:
         from mypyc.build import mypycify
 
-        # Our own strict settings would fail here: the libraries whose types they ask for are not in this environment.
+        # Our own strict settings would fail here, where the libraries whose types they ask for are not.
         found = mypycify(["--config-file=", "--ignore-missing-imports", *COMPILED], debug_level="0")
     except (ImportError, SystemExit) as error:
         print(f"mypyc cannot compile here ({error}): the wheel will be pure Python")

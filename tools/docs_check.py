@@ -133,6 +133,7 @@ def commands(pages: dict[Path, str]) -> Iterator[str]:
 def _command_tree() -> dict[str, object] | None:
     try:
         import typer.main
+
         from meshctl.__main__ import app
     except ImportError:
         return None

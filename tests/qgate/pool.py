@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qgate.governance.apps import Apps
 from qgate.governance.audit import AuditLog
 from qgate.governance.backup import Backups
-from qgate.governance.databases import Databases
+from qgate.governance.databases import Databases, NewDatabase
 from qgate.governance.directory import Directory
 from qgate.governance.office import Office
 from qgate.governance.preferences import Preferences
@@ -117,3 +118,19 @@ class Pool:
         await self.log.flush()
         rows = await self.trail.entries(kind="admin", after=0)
         return [(row["detail"]["what"], row["detail"]["name"]) for row in rows]
+
+
+def unchecked(name: str = "shop", **fields: Any) -> NewDatabase:
+    made = NewDatabase(name, "postgresql://owner:db-secret@db.example:6432/real", check=False)
+    return NewDatabase(**({f: getattr(made, f) for f in made.__dataclass_fields__} | fields))
+
+
+async def everything_stored(pool: Pool) -> str:
+    async with pool.store.connection() as connection:
+        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'qgate'")
+        rows = [
+            str(row)
+            for table in tables
+            for row in await connection.fetch(f"SELECT * FROM {table['tablename']}")
+        ]
+    return "\n".join(rows)
