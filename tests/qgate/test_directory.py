@@ -147,9 +147,13 @@ async def test_the_last_snapshot_serves_while_the_store_is_away(vault: Vault, tm
     await pool.watch.refresh()
     await pool.databases.add(route(), by=BY)
     async with watching(pool.watch) as heard:
+
+        def fresh() -> bool:
+            return pool.watch.fresh
+
         await server.stop()
         async with asyncio.timeout(20):
-            while pool.watch.fresh:
+            while fresh():
                 await asyncio.sleep(0.01)
         shop = pool.directory.route("shop")
         assert shop is not None
@@ -159,7 +163,7 @@ async def test_the_last_snapshot_serves_while_the_store_is_away(vault: Vault, tm
 
         await server.start()
         async with asyncio.timeout(30):
-            while not pool.watch.fresh:
+            while not fresh():
                 await asyncio.sleep(0.01)
         await pool.settings.set("audit.when_full", "drop", by=BY)
         await until_heard(heard, "setting:audit.when_full")
