@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from tunnel_proto.errors import ConfigError, MeshError
+from tunnel_proto.memory import keep_trimmed
 
 
 class ExitCode(enum.IntEnum):
@@ -176,7 +177,12 @@ def run(program: str, main: Callable[[], Awaitable[int]]) -> int:
     import uvloop
 
     async def call() -> int:
-        return await main()
+        trimming = asyncio.create_task(keep_trimmed())
+        try:
+            return await main()
+        finally:
+            trimming.cancel()
+            await asyncio.gather(trimming, return_exceptions=True)
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
