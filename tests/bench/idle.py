@@ -32,6 +32,7 @@ from tests.kit.process import Program, cpu, rss
 _AT_ONCE = 32
 _RESULT = "SELECT 1 /* bytes=1000000 */"
 _QUIET_S = 10.0
+_SETTLE_S = 15  # what a burst freed goes back to the system within ten seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ async def measure(mesh: Mesh, login: Login, count: int) -> list[Cost]:
     start = time.monotonic()
     held = await _open(login, count)
     print(f"{count} connections in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    await asyncio.sleep(3)
+    await asyncio.sleep(_SETTLE_S)
     after = [rss(daemon.pid) for daemon in daemons]
     used = [cpu([daemon.pid]) for daemon in daemons]
     await asyncio.sleep(_QUIET_S)
