@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-compiled check format compat bench bench-wire clean
+.PHONY: help dev test test-compiled check format compat bench bench-wire bench-idle bench-slow clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,7 +44,7 @@ format: $(STAMP) ## rewrite the code in the house format
 compat: $(STAMP) ## the drivers' own test suites, direct and through the wire
 	$(BIN)/python -m tests.compat
 
-bench: bench-wire ## every benchmark
+bench: bench-wire bench-idle bench-slow ## every benchmark
 
 # What a user installs: a wheel, compiled where there is a C compiler. See docs/decisions/compiled-modules.md.
 $(BENCH)/.installed: pyproject.toml setup.py $(wildcard tunnel_proto/*.py qgate/*.py qgate/*/*.py minigate/*.py meshctl/*.py meshctl/*/*.py)
@@ -55,6 +55,12 @@ $(BENCH)/.installed: pyproject.toml setup.py $(wildcard tunnel_proto/*.py qgate/
 
 bench-wire: $(BENCH)/.installed ## the wire beside direct, pgbouncer, stunnel and ssh
 	$(BENCH)/bin/python -m tests.bench.wire
+
+bench-idle: $(BENCH)/.installed ## memory and CPU of 5,000 idle connections
+	$(BENCH)/bin/python -m tests.bench.idle
+
+bench-slow: $(BENCH)/.installed ## a 20 Mbit/s, 40 ms line (needs root: it makes network namespaces)
+	$(BENCH)/bin/python -m tests.bench.slowlink
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
