@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
@@ -16,7 +16,13 @@ from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.compression import ContextPool
 from tunnel_proto.configuration import SessionStats, TunnelSettings
 from tunnel_proto.constants import FIRST_MESSAGE_TIMEOUT_S, OPENING_MAX, FrameType, StreamCode
-from tunnel_proto.errors import AuthenticationFailed, RemoteProtocolError, ResumeRefused, TunnelError
+from tunnel_proto.errors import (
+    AuthenticationFailed,
+    LocalProtocolError,
+    RemoteProtocolError,
+    ResumeRefused,
+    TunnelError,
+)
 from tunnel_proto.frame import Resume, Start, encode_reason
 from tunnel_proto.handshake import Admission, Hello, ResponderHandshake, Welcome, choose_version
 from tunnel_proto.pump import Pump, Stream, kernel_rtt
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from tunnel_proto.handshake import Established
     from tunnel_proto.identity import Identity
     from tunnel_proto.marks import ReplayMarks
+    from tunnel_proto.pump import StreamReceiver
 
 log = structlog.get_logger()
 
@@ -76,6 +83,16 @@ class PeerSession:
     def streams(self) -> Mapping[int, Stream]:
         """Open streams by number."""
         return self.pump.streams
+
+    def open_stream(
+        self, kind: str, metadata: dict[str, Any], receiver: StreamReceiver, *, compression: str = "auto"
+    ) -> Stream:
+        """Open a stream to the peer. LocalProtocolError at its limits or once the session is over."""
+        if self.session.over:
+            raise LocalProtocolError(f"the session of {self.peer.name} is over")
+        stream = cast("Stream", self.session.mux.open(kind, metadata, compression))
+        stream.receiver = receiver
+        return stream
 
     def close(self, code: int, message: str) -> None:
         """End the session and all its streams (revocation, shutdown)."""

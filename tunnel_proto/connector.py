@@ -173,6 +173,7 @@ class TunnelClient:
     ``state`` is ``idle``, ``connecting``, ``up``, ``lost`` (streams wait for resumption), ``draining`` (the
     gate said GOAWAY) or ``closed``. ``instance`` (16 random bytes) should be one per process: another one
     ends this node's earlier sessions at the gate. ``proxy`` is the "host:port" of an HTTP CONNECT proxy.
+    ``on_stream`` takes streams that the gate opens, setting their receiver; without it they are refused.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class TunnelClient:
         on_state: Callable[[TunnelClient], None],
         proxy: str | None = None,
         instance: bytes | None = None,
+        on_stream: Callable[[Stream], None] | None = None,
     ) -> None:
         self.gate = gate
         self.state = "idle"
@@ -198,6 +200,7 @@ class TunnelClient:
         self._role = role
         self._next_timestamp = next_timestamp
         self._on_state = on_state
+        self._on_stream = on_stream
         self._proxy = proxy
         self._instance = instance or os.urandom(INSTANCE_BYTES)
         self._pool = ContextPool()
@@ -432,8 +435,11 @@ class TunnelClient:
             self._pump.tell_streams("link_lost")
 
     def stream_opened(self, stream: Stream) -> None:
-        """Gates open no streams."""
-        stream.reset(StreamCode.REFUSED, "this side takes no streams")
+        """The gate opened a stream."""
+        if self._on_stream is None:
+            stream.reset(StreamCode.REFUSED, "this side takes no streams")
+        else:
+            self._on_stream(stream)
 
     def session_started(self) -> None:
         """The gate confirmed the session."""

@@ -12,6 +12,7 @@ import pytest
 from tests.tunnel_proto.wire import QUICK, Collector, Echo, wire
 from tunnel_proto.constants import STREAM_WINDOW, StreamCode
 from tunnel_proto.errors import LocalProtocolError, TunnelError
+from tunnel_proto.pump import Stream
 
 
 async def test_a_stream_carries_bytes_both_ways_and_closes() -> None:
@@ -38,6 +39,39 @@ async def test_bulk_both_ways() -> None:
         stream.write(data)
         await here.until(lambda: len(here.data) == len(data))
         assert bytes(here.data) == data
+
+
+async def test_the_gate_opens_streams_to_a_client_that_takes_them() -> None:
+    taken = Echo()
+
+    def take(stream: Stream) -> None:
+        taken.stream = stream
+        stream.receiver = taken
+
+    async with wire(on_stream_here=take) as w:
+        at_gate = Collector()
+        stream = w.sessions[0].open_stream("job", {"id": "1"}, at_gate)
+        at_gate.stream = stream
+        stream.write(b"work", boundary=True)
+        await at_gate.until(lambda: bytes(at_gate.data) == b"work")
+        assert taken.stream.kind == "job"
+        w.proxy.cut()
+        await at_gate.until(lambda: at_gate.restored == 1)
+        stream.write_eof()
+        await at_gate.until(lambda: bool(at_gate.closed))
+        assert at_gate.closed == [None]
+    with pytest.raises(LocalProtocolError, match="over"):
+        w.sessions[0].open_stream("job", {}, Collector())
+
+
+async def test_a_client_that_takes_no_streams_refuses_them() -> None:
+    async with wire() as w:
+        at_gate = Collector()
+        at_gate.stream = w.sessions[0].open_stream("job", {}, at_gate)
+        await at_gate.until(lambda: bool(at_gate.closed))
+        (error,) = at_gate.closed
+        assert error is not None
+        assert error.code == StreamCode.REFUSED
 
 
 async def test_a_cut_link_is_resumed_and_nobody_notices() -> None:

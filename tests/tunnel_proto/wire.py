@@ -215,6 +215,7 @@ async def wire(
     *,
     gate_settings: TunnelSettings | None = None,
     receivers: Callable[[Stream], Collector] = lambda _: Echo(),
+    on_stream_here: Callable[[Stream], None] | None = None,
     connect: bool = True,
 ) -> AsyncIterator[Wire]:
     """A server, a proxy and a client that knows the server; all closed in the end."""
@@ -262,6 +263,7 @@ async def wire(
             on_state=lambda client: states.append(client.state),
             instance=os.urandom(16),
             proxy=connect_proxy,
+            on_stream=on_stream_here,
         )
 
     client = make_client(None)
