@@ -141,6 +141,7 @@ EXPANDED_CHUNK: Final = 60 * 1024  # bytes compressed into one frame: fits one e
 TURN_ONE_SHOT: Final = 32 * 1024  # a turn up to here that stops on a boundary gives its context back at once
 ACK_DELAY_S: Final = 0.025  # standalone acknowledgements wait so long for a record to ride on
 ACK_EVERY_BYTES: Final = 64 * 1024  # but at most so much stays unacknowledged meanwhile
+CONTROL_MAX: Final = 1 << 20  # bytes of frames without data a peer may leave unread: 8,192 resets at once fit
 FRESH_MAX: Final = 8 * 1024  # a stream that begins with more than this to say is bulk
 WRITE_HIGH: Final = 64 * 1024  # a stream with more than this queued after a flush pauses its writer
 WRITE_LOW: Final = 16 * 1024  # and resumes it at this

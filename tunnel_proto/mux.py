@@ -82,16 +82,14 @@ class Mux(Outbound):
         frame = encode_open(stream_id, kind, metadata, MODES.index(mode))
         self._next_id += 2
         stream = self.streams[stream_id] = self._factory(self, stream_id, kind, metadata, MODES.index(mode))
-        self.control.append(frame)
         self.stats.streams_open += 1
-        self.wake()
+        self.say(frame)
         return stream
 
     def goaway(self, code: int, message: str) -> None:
         """Refuse the peer's new streams from now on and tell it."""
         self.refusing = True
-        self.control.append(encode_reason(FrameType.GOAWAY, 0, code, message))
-        self.wake()
+        self.say(encode_reason(FrameType.GOAWAY, 0, code, message))
 
     # --- receiving
 
@@ -149,7 +147,6 @@ class Mux(Outbound):
             stream.turn_bytes = 0
             if stream.compressor is not None:
                 self.end_context(stream)
-                self.wake()
 
     def _data_slowly(self, stream: MuxStream, flags: int, payload: bytes) -> bytes | None:
         """Flags beyond BOUNDARY: expand, keep the contexts; None when the stream was reset for it."""
@@ -195,10 +192,9 @@ class Mux(Outbound):
 
     def _fail(self, stream: MuxStream, code: int, message: str) -> None:
         """Reset a stream for what its peer did, and tell its owner."""
-        self.control.append(encode_reason(FrameType.RESET, stream.id, code, message))
+        self.say(encode_reason(FrameType.RESET, stream.id, code, message))
         self.remove(stream)
         self.events.append(StreamEnded(stream, code, message, ""))
-        self.wake()
 
     def _credit_received(self, stream: MuxStream, payload: bytes) -> None:
         consumed, grown = decode_credit(payload)
@@ -257,8 +253,7 @@ class Mux(Outbound):
                 if refusing
                 else (StreamCode.LIMIT, f"more than {self.limits.max_streams} streams")
             )
-            self.control.append(encode_reason(FrameType.RESET, stream_id, code, why))
-            self.wake()
+            self.say(encode_reason(FrameType.RESET, stream_id, code, why))
             return
         stream = self.streams[stream_id] = self._factory(self, stream_id, kind, metadata, mode)
         self._peer_count += 1

@@ -52,6 +52,7 @@ class Outbound:
         self.on_wake: Callable[[], None] | None = None
         self.awake = False  # the driver knows that there is something to flush
         self.control: list[bytes] = []
+        self.control_bytes = 0
         self.credits: list[MuxStream] = []
         self.fresh: deque[MuxStream] = deque()
         self.steady: deque[MuxStream] = deque()
@@ -65,6 +66,12 @@ class Outbound:
     def remove(self, stream: MuxStream) -> None:
         """Forget a stream that is over and free all it held."""
         raise NotImplementedError
+
+    def say(self, frame: bytes) -> None:
+        """Queue a frame that carries no data; it leaves with the next record."""
+        self.control.append(frame)
+        self.control_bytes += len(frame)
+        self.wake()
 
     def wake(self) -> None:
         """Tell the driver, once a tick, that there is something to flush."""
@@ -100,6 +107,7 @@ class Outbound:
                     break
             parts += control[:count]
             del control[:count]
+            self.control_bytes -= used
         if self.credits:
             used += self._fill_credits(parts)
         fresh, steady = self.fresh, self.steady
@@ -295,7 +303,7 @@ class Outbound:
             stream.compressor = begun
             self._compressing[stream.id] = stream
         elif context is not None:
-            self.control.append(HEADER.pack(_DATA, _END, 0, stream.id))
+            self.say(HEADER.pack(_DATA, _END, 0, stream.id))
         return begun
 
     def end_context(self, stream: MuxStream) -> None:
@@ -304,7 +312,7 @@ class Outbound:
             told = not stream.compressor.fresh
             self.release_context(stream)
             if told:
-                self.control.append(HEADER.pack(_DATA, _END, 0, stream.id))
+                self.say(HEADER.pack(_DATA, _END, 0, stream.id))
 
     def release_context(self, stream: MuxStream) -> None:
         if stream.compressor is not None:

@@ -30,12 +30,14 @@ from tunnel_proto.constants import (
     ACK_DELAY_S,
     ACK_EVERY_BYTES,
     CONTEXT_IDLE_S,
+    CONTROL_MAX,
     GOAWAY_FINAL,
     RTT_PROBE_S,
     SLOW_RECORD,
     WINDOW_LOG_MAX,
     FrameType,
     RecordFlag,
+    StreamCode,
 )
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.events import Event, LinkDead, SessionEnded, SessionStarted, StreamEnded
@@ -120,6 +122,7 @@ class Session:
         )
         self._opening: bytes | None = None  # START, STARTED or RESUMED: a record of its own, before all else
         self._urgent: list[bytes] = []  # link frames: not numbered, not resent
+        self._pong: int | None = None  # the newest PING; answers to older ones tell its sender nothing
         self._resend: deque[bytes] = deque()
         self._resent_number = 0
         self._link_number = 0  # number of the next numbered record that this link will bring
@@ -191,6 +194,7 @@ class Session:
             self.stats.rtt_s = self.rate.rtt
         self._relevel()
         self._urgent.clear()
+        self._pong = None
         self._opening = None
         self._link_number = 0
         self._ack_sent = self.received
@@ -210,7 +214,9 @@ class Session:
     @property
     def wants_to_send(self) -> bool:
         """Is there more than acknowledgements to send?"""
-        return bool(self._opening or self._urgent or self._resend or self.mux.has_output)
+        if self._opening or self._urgent or self._pong is not None:
+            return True
+        return not self.over and (bool(self._resend) or self.mux.has_output)
 
     # --- streams
 
@@ -252,10 +258,8 @@ class Session:
         if self._opening is not None:
             opening, self._opening = self._opening, None
             return self._seal(link, 0, opening)
-        if self._urgent:
-            urgent = b"".join(self._urgent)
-            self._urgent.clear()
-            return self._seal(link, 0, urgent)
+        if self._urgent or self._pong is not None:
+            return self._seal(link, 0, self._take_urgent())
         if self.over:
             return None
         if link.sealed_bytes >= self.settings.rekey_bytes:
@@ -287,6 +291,14 @@ class Session:
         if self._ack_at is not None and (now >= self._ack_at or self._unacked_bytes >= self._ack_every):
             return self._seal(link, 0, b"")
         return None
+
+    def _take_urgent(self) -> bytes:
+        if self._pong is not None:
+            self._urgent.append(encode_number(FrameType.PONG, self._pong))
+            self._pong = None
+        urgent = b"".join(self._urgent)
+        self._urgent.clear()
+        return urgent
 
     def end_flush(self) -> None:
         """The driver has sent what it could: pause the writers whose backlog stayed."""
@@ -338,6 +350,8 @@ class Session:
     def _record_received(self, link: RecordLayer, record: bytes, now: float) -> None:
         flags = record[0]
         position = 1
+        if self.mux.control_bytes > CONTROL_MAX:
+            raise RemoteProtocolError("the peer does not read its answers", code=StreamCode.LIMIT)
         if flags & _ACK:
             position = 1 + ACK_BYTES
             if len(record) < position:
@@ -374,7 +388,7 @@ class Session:
 
     def _link_frame(self, link: RecordLayer, kind: int, flags: int, payload: bytes, now: float) -> None:
         if kind == FrameType.PING:
-            self._urgent.append(encode_number(FrameType.PONG, decode_number(payload)))
+            self._pong = decode_number(payload)
             self.mux.wake()
         elif kind == FrameType.PONG:
             if decode_number(payload) == self._ping_number and self._ping_open:

@@ -130,9 +130,8 @@ class MuxStream:
     def reset(self, code: int, message: str = "", *, sqlstate: str = "") -> None:
         """End both directions now; queued data is dropped. No callback follows."""
         if self.state != OVER:
-            self._mux.control.append(encode_reason(FrameType.RESET, self.id, code, message, sqlstate))
+            self._mux.say(encode_reason(FrameType.RESET, self.id, code, message, sqlstate))
             self._mux.remove(self)
-            self._mux.wake()
 
     def consumed(self, n: int) -> None:
         """``n`` received bytes were written onward: their credit returns to the sender."""
@@ -157,8 +156,7 @@ class MuxStream:
         if self.state != OVER:
             self.mode = MODES.index(mode)
             self._mux.end_context(self)
-            self._mux.control.append(encode(FrameType.MODE, self.id, bytes([self.mode])))
-            self._mux.wake()
+            self._mux.say(encode(FrameType.MODE, self.id, bytes([self.mode])))
 
     @property
     def writable(self) -> bool:

@@ -16,6 +16,7 @@ from tunnel_proto.compression import LEVEL_SPEEDS, ContextPool, LevelPolicy
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import (
     ACK_DELAY_S,
+    CONTROL_MAX,
     EXPANDED_FRAME_MAX,
     STREAM_WINDOW,
     DataFlag,
@@ -149,6 +150,51 @@ def test_unacknowledged_bytes() -> None:
     joined.settle()
     assert joined.client.session.log.size == 0
     assert all(len(joined.far.received[one.id]) == STREAM_WINDOW for one in other)
+
+
+def test_pings_whose_answers_are_not_read_leave_one() -> None:
+    joined = started()
+    pings = b"".join(frame.encode_number(FrameType.PING, number) for number in range(1000, 6000))
+    for _ in range(4):
+        inject(joined, pings, flags=0)
+    answers = joined.far.session.data_to_send(joined.now)
+    assert answers is not None
+    assert len(answers) < 200
+    link = joined.client.session.link
+    assert link is not None
+    link.feed(answers)
+    assert frame.encode_number(FrameType.PONG, 5999) in (link.next_record() or b"")
+
+
+def test_answers_that_are_not_read() -> None:
+    """OPENs past the limit are answered by RESETs; so are those that the owner refuses."""
+    joined = started(gate_settings=TunnelSettings(max_streams=1))
+    assert isinstance(joined.gate, Side)
+    number = 1
+    with pytest.raises(RemoteProtocolError, match="does not read") as caught:
+        for _ in range(100):
+            opens = [frame.encode_open(number + 2 * i, "x", {}, 0) for i in range(4000)]
+            number += 8000
+            inject(joined, b"".join(opens))
+    assert caught.value.code == StreamCode.LIMIT
+    assert joined.far.session.mux.control_bytes < 2 * CONTROL_MAX
+    joined.far.session.end(caught.value.code, caught.value.message)
+    record = joined.far.session.data_to_send(joined.now)
+    assert record is not None  # the reason, before all that was queued
+    assert not joined.far.session.wants_to_send
+
+
+def test_all_streams_reset_at_once_are_no_flood() -> None:
+    joined = started()
+    streams = [joined.client.session.mux.open("x", {}, "off") for _ in range(4000)]
+    joined.settle()
+    for one in list(joined.far.streams.values()):
+        one.reset(StreamCode.UPSTREAM_LOST, "the gate lost its connection to the database")
+    streams[0].write(b"late")
+    joined.settle()
+    assert len(joined.client.ended) == 4000
+    assert joined.far.session.mux.control_bytes == 0
+    assert not joined.far.over
 
 
 def test_more_data_than_credit_resets_the_stream() -> None:
