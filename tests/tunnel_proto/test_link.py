@@ -54,6 +54,7 @@ async def test_the_gate_opens_streams_to_a_client_that_takes_them() -> None:
         at_gate.stream = stream
         stream.write(b"work", boundary=True)
         await at_gate.until(lambda: bytes(at_gate.data) == b"work")
+        assert taken.stream is not None
         assert taken.stream.kind == "job"
         w.proxy.cut()
         await at_gate.until(lambda: at_gate.restored == 1)
