@@ -50,7 +50,10 @@ class StreamError(TunnelError):
 
 
 class StreamReceiver(Protocol):
-    """Callbacks of one stream; none of them may raise, none is called from inside ``Stream.write``."""
+    """Callbacks of one stream; none is called from inside ``Stream.write``.
+
+    None of them may raise: one that does has its stream reset with INTERNAL, and `stream_closed` called.
+    """
 
     def data_received(self, data: bytes, boundary: bool) -> None:
         """``boundary``: the sender says that this data ends on a message boundary of its protocol."""
@@ -375,15 +378,23 @@ class Pump:
             self._call(stream, callback)
 
     def _call(self, stream: MuxStream, callback: str, *arguments: object) -> None:
+        receiver = cast("Stream", stream).receiver
+        if callback == "stream_closed":  # the last: it must not be told again, should this one raise
+            cast("Stream", stream).receiver = _NOBODY
         try:
-            getattr(cast("Stream", stream).receiver, callback)(*arguments)
+            getattr(receiver, callback)(*arguments)
         except Exception as error:
             self._failed(stream, error)
 
     def _failed(self, stream: MuxStream, error: Exception) -> None:
-        """One stream's owner failed: only that stream pays for it."""
+        """One stream's owner failed: only that stream pays for it, and its owner hears so."""
         self._fault(f"stream {stream.id} ({stream.kind}): {type(error).__name__}: {error}")
+        receiver = cast("Stream", stream).receiver
         stream.reset(StreamCode.INTERNAL, "internal error")
+        try:
+            receiver.stream_closed(StreamError(StreamCode.INTERNAL, "internal error"))
+        except Exception as again:
+            self._fault(f"stream {stream.id} ({stream.kind}): {type(again).__name__}: {again}")
 
 
 def tune(transport: asyncio.Transport) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.tunnel_proto.wire import QUICK, Collector, Echo, wire
 from tunnel_proto.constants import STREAM_WINDOW, StreamCode
 from tunnel_proto.errors import LocalProtocolError, TunnelError
+from tunnel_proto.link import StreamError
 from tunnel_proto.pump import Stream
 
 
@@ -325,6 +326,24 @@ async def test_a_receiver_that_raises_costs_its_own_stream_only() -> None:
         assert bad.closed[0] is not None
         assert bad.closed[0].code == StreamCode.INTERNAL
         await good.until(lambda: bytes(good.data) == b"y")
+        failed = next(one for one in w.accepted if not isinstance(one, Echo))
+        (told,) = failed.closed  # so that it can give back what it holds
+        assert told is not None
+        assert told.code == StreamCode.INTERNAL
+
+
+async def test_a_receiver_that_fails_at_its_end_is_not_told_again() -> None:
+    class Broken(Echo):
+        def stream_closed(self, error: StreamError | None) -> None:
+            super().stream_closed(error)
+            raise ValueError("bug")
+
+    async with wire(receivers=lambda _: Broken()) as w:
+        bad, good = Collector(), Collector()
+        w.open(bad).reset(StreamCode.CANCELLED, "enough")
+        w.open(good).write(b"y")
+        await good.until(lambda: bytes(good.data) == b"y")
+        assert [len(one.closed) for one in w.accepted] == [1, 0]
 
 
 async def test_with_compression_off_no_byte_of_what_is_said_is_on_the_wire() -> None:
