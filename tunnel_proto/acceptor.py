@@ -104,8 +104,16 @@ class PeerSession:
             self.session.mux.goaway(StreamCode.GATE_SHUTDOWN, message)
 
     def resume(self, transport: asyncio.Transport, link: RecordLayer, resume: Resume, address: str) -> None:
-        """Go on over a new link, fencing the old one."""
-        self.session.accept_resume(link, time.monotonic(), kernel_rtt(transport), resume)
+        """Go on over a new link, fencing the old one.
+
+        ResumeRefused when what the two sides have cannot be joined: no later link could mend that, so the
+        session ends.
+        """
+        try:
+            self.session.accept_resume(link, time.monotonic(), kernel_rtt(transport), resume)
+        except RemoteProtocolError as error:
+            self.close(StreamCode.SESSION_LOST, error.message)
+            raise ResumeRefused(error.message) from None
         self.address = address
         restored = self._expiry is not None
         if self._expiry is not None:

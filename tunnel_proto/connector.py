@@ -365,7 +365,10 @@ class TunnelClient:
         peer_received: int | None,
         dial: Dial,
     ) -> Pump:
-        """A connection is ready to carry the session. TunnelError when the session ended meanwhile."""
+        """A connection is ready to carry the session.
+
+        TunnelError when the session ended meanwhile, ResumeRefused when it cannot be joined to the gate's.
+        """
         session, pump = self._session, self._pump
         if session is None or pump is None or (offer is not None and offer.ticket != session.ticket):
             raise TunnelError("the session ended while it was being resumed")
@@ -375,7 +378,12 @@ class TunnelClient:
         if offer is None:
             session.start(link, time.monotonic(), rtt)
         else:
-            session.resume(link, time.monotonic(), rtt, told=offer.received, peer_received=peer_received or 0)
+            try:
+                session.resume(
+                    link, time.monotonic(), rtt, told=offer.received, peer_received=peer_received or 0
+                )
+            except RemoteProtocolError as error:  # no later link could mend that
+                raise ResumeRefused(error.message) from None
         self._linked_at = loop.time()
         self._renew_at = loop.time() + self._settings.renew_s * random.uniform(0.9, 1.0)
         self._down.clear()

@@ -148,6 +148,32 @@ async def test_a_gate_that_lost_the_session_ends_its_streams_honestly() -> None:
         await w.client.wait_up(5)
 
 
+@pytest.mark.parametrize("forgetful", ["client", "gate"])
+async def test_a_session_that_cannot_be_joined_ends_at_once(forgetful: str) -> None:
+    """One side says that it has fewer records than it once acknowledged; no later link could mend that."""
+    async with wire(replace(QUICK, resume_window_s=600)) as w:
+        here = Collector()
+        stream = w.open(here)
+        client, gate = w.client._session, w.sessions[0].session
+        assert client is not None
+        while not (client.log.acknowledged and gate.log.acknowledged):
+            before = len(here.data)
+            stream.write(b"a")
+            await here.until(lambda before=before: len(here.data) > before)  # type: ignore[misc]
+        (client if forgetful == "client" else gate).received = 0
+        w.proxy.cut()
+        for receiver in (here, w.accepted[0]):
+            await receiver.until(lambda receiver=receiver: bool(receiver.closed))  # type: ignore[misc]
+            (error,) = receiver.closed
+            assert error is not None
+            assert error.code == StreamCode.SESSION_LOST
+        await w.client.wait_up(5)
+        again = Collector()
+        w.open(again).write(b"b")
+        await again.until(lambda: bytes(again.data) == b"b")
+        assert len(w.server.sessions) == 1
+
+
 async def test_a_stalled_link_is_found_dead_and_replaced() -> None:
     async with wire() as w:
         here = Collector()
