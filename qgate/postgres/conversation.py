@@ -196,7 +196,9 @@ class Conversation:
         if at:
             if at >= len(data):
                 self._up_skip = at - len(data)
-                return b"" if self._up_drop else data
+                dropped = self._up_drop
+                self._up_drop = dropped and at > len(data)
+                return b"" if dropped else data
             self._up_skip = 0
             if self._up_drop:
                 data = data[at:]

@@ -364,6 +364,22 @@ def test_a_statement_too_long_to_examine_is_denied_and_dropped() -> None:
     assert len(onward) < 200
 
 
+@pytest.mark.parametrize(
+    "long",
+    [
+        query("SELECT '" + "x" * MAX_EXAMINED + "'"),
+        parse("DROP " + "x" * MAX_EXAMINED),
+        message(b"F", b"x" * HOLD),
+    ],
+)
+def test_what_follows_a_dropped_message_is_kept_however_its_reads_fall(long: bytes) -> None:
+    talk = Talk(ONLY_SELECT)
+    denied = b"".join(talk.app(part) for part in (long[:-1000], long[-1000:-1], long[-1:]))
+    assert len(denied) < 200
+    after = message(b"d", b"y" * 20_000)
+    assert b"".join(talk.app(part) for part in (after[:10_000], after[10_000:])) == after
+
+
 def test_an_unrestricted_app_is_never_rewritten() -> None:
     talk = Talk()
     assert talk.app(query("DROP TABLE t")) == query("DROP TABLE t")
