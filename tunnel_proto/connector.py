@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _PROXY_REPLY_MAX = 8192
 _STEADY_LINK_S = 0.05  # a link that lived so long is replaced at once when it dies
 _LINGER_S = 1.0
+_HOME_SHARE = 1 / 3  # of the time to connect: for the gate that holds the session, before any other
 
 
 class Dial(asyncio.Protocol):
@@ -50,6 +51,7 @@ class Dial(asyncio.Protocol):
         self._offer: Resume | None = None
         self._spoke = False
         self.pump: Pump | None = None
+        self.addresses: tuple[str, ...] = ()  # of the very process that answered
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -133,6 +135,7 @@ class Dial(asyncio.Protocol):
         if established is None:
             return
         self._spoke = True
+        self.addresses = established.welcome.addresses
         link = self._link = RecordLayer(established.send_key, established.receive_key)
         if established.leftover:
             link.feed(established.leftover)
@@ -207,6 +210,7 @@ class TunnelClient:
         self._session: Session | None = None
         self._pump: Pump | None = None
         self._ticket = b""
+        self._home: tuple[str, ...] = ()  # where the process that holds the session can be dialled
         self._draining = False
         self._task: asyncio.Task[None] | None = None
         self._down = asyncio.Event()
@@ -322,14 +326,37 @@ class TunnelClient:
         return True
 
     async def _connect(self) -> None:
+        """Dial the process that holds the session, if there is one, and then the configured address.
+
+        Several gates may stand behind the latter, and only one of them can resume the session.
+        """
+        configured = (self.gate.host, self.gate.port)
+        resuming = self._session is not None and not self._session.untouched
+        home = [address for address in map(_host_and_port, self._home) if address != configured]
+        refused: ResumeRefused | None = None
+        if resuming and home:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.connect_timeout_s * _HOME_SHARE):
+                    for host, port in home:
+                        try:
+                            return await self._dial(host, port)
+                        except ResumeRefused as error:
+                            refused = error
+                        except (OSError, TunnelError) as error:
+                            self.last_error = _cause(error)
+        try:
+            await self._dial(*configured)
+        except (OSError, TunnelError) as error:
+            raise refused or error from None
+
+    async def _dial(self, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()
-        gate = self.gate
-        target = f"[{gate.host}]:{gate.port}" if ":" in gate.host else f"{gate.host}:{gate.port}"
         if self._proxy is not None:
-            host, _, port = self._proxy.rpartition(":")
-            _, dial = await loop.create_connection(lambda: Dial(self, target), host.strip("[]"), int(port))
+            target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            host, port = _host_and_port(self._proxy)
+            _, dial = await loop.create_connection(lambda: Dial(self, target), host, port)
         else:
-            _, dial = await loop.create_connection(lambda: Dial(self, ""), gate.host, gate.port)
+            _, dial = await loop.create_connection(lambda: Dial(self, ""), host, port)
         try:
             await dial.done
         finally:
@@ -384,6 +411,7 @@ class TunnelClient:
                 )
             except RemoteProtocolError as error:  # no later link could mend that
                 raise ResumeRefused(error.message) from None
+        self._home = dial.addresses
         self._linked_at = loop.time()
         self._renew_at = loop.time() + self._settings.renew_s * random.uniform(0.9, 1.0)
         self._down.clear()
@@ -420,6 +448,8 @@ class TunnelClient:
         return session
 
     def _resume_refused(self, error: ResumeRefused) -> None:
+        if self._pump is not None and self._pump.connected:
+            return  # the link that was to be renewed is in use, so it was another gate that refused
         if self._session is not None:
             self._session.end(StreamCode.SESSION_LOST, error.message)
             if self._pump is not None:
@@ -487,6 +517,11 @@ class TunnelClient:
 
     def _fault(self, message: str) -> None:
         self.last_error = message
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _cause(error: Exception) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tests.tunnel_proto.wire import QUICK, Collector, Echo, wire
+from tests.kit.process import free_port
+from tests.tunnel_proto.wire import QUICK, Collector, Echo, Wire, wire
 from tunnel_proto.constants import STREAM_WINDOW, StreamCode
 from tunnel_proto.errors import LocalProtocolError, TunnelError
-from tunnel_proto.link import StreamError
+from tunnel_proto.link import StreamError, TunnelServer
 from tunnel_proto.pump import Stream
 
 
@@ -327,6 +331,62 @@ async def test_a_client_reaches_the_gate_through_a_connect_proxy() -> None:
         assert requests[0].startswith(f"CONNECT 127.0.0.1:{w.client.gate.port} HTTP/1.1\r\n".encode())
         await client.close()
         server.close()
+
+
+@contextlib.asynccontextmanager
+async def two_gates(**changes: Any) -> AsyncIterator[tuple[Wire, TunnelServer]]:
+    """A session at the first gate, and new connections to the common address lead to the second."""
+    port = free_port()
+    async with wire(replace(QUICK, **changes), addresses=[f"127.0.0.1:{port}"], port=port) as w:
+        second = w.make_server([])
+        await second.start("127.0.0.1", 0)
+        w.proxy.target = second.listening[0]
+        yield w, second
+        await w.client.close()
+        await second.close()
+
+
+async def test_a_session_is_resumed_at_the_gate_that_holds_it() -> None:
+    async with two_gates() as (w, second):
+        here = Collector()
+        stream = w.open(here)
+        stream.write(b"a")
+        await here.until(lambda: bytes(here.data) == b"a")
+        w.proxy.cut()
+        stream.write(b"b")
+        await here.until(lambda: bytes(here.data) == b"ab")
+        assert here.restored == 1
+        assert not second.sessions
+        # Gone from there as well, the session is lost and the next one begins at the common address.
+        await w.server.close()
+        await here.until(lambda: bool(here.closed))
+        await w.client.wait_up(5)
+        assert len(second.sessions) == 1
+
+
+async def test_a_gate_that_cannot_be_dialled_itself_is_reached_as_configured() -> None:
+    async with wire(addresses=[f"127.0.0.1:{free_port()}"]) as w:
+        here = Collector()
+        stream = w.open(here)
+        w.proxy.cut()
+        stream.write(b"a")
+        await here.until(lambda: bytes(here.data) == b"a")
+        assert here.restored == 1
+
+
+async def test_a_link_that_another_gate_will_not_renew_goes_on() -> None:
+    async with two_gates(renew_s=0.3, retry_max_s=0.1) as (w, _):
+        here = Collector()
+        stream = w.open(here)
+        for server in w.server._servers:  # from now on it cannot be dialled
+            server.close()
+        before = w.proxy.connections
+        while w.proxy.connections < before + 2:
+            stream.write(b"a")
+            size = len(here.data)
+            await here.until(lambda size=size: len(here.data) > size)  # type: ignore[misc]
+        assert here.closed == []
+        assert here.lost == 0
 
 
 async def test_what_a_client_says_when_it_cannot_connect() -> None:

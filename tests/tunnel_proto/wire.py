@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from tunnel_proto.certificate import NodeCertificate
@@ -93,7 +93,7 @@ class Proxy:
     """Forwards TCP; can cut all connections, swallow what they carry, and hold new ones."""
 
     def __init__(self, target: tuple[str, int]) -> None:
-        self._target = target
+        self.target = target  # where new connections lead
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -116,7 +116,7 @@ class Proxy:
         if not self.accepting:
             writer.transport.abort()
             return
-        onward_reader, onward = await asyncio.open_connection(*self._target)
+        onward_reader, onward = await asyncio.open_connection(*self.target)
         self._writers |= {writer, onward}
         task = asyncio.current_task()
         assert task is not None
@@ -164,6 +164,7 @@ class Wire:
     proxy: Proxy
     make_client: Callable[[str | None], TunnelClient]
     known: dict[bytes, NodeCertificate]
+    make_server: Callable[[Sequence[str]], TunnelServer]  # another process with the same keys
     accepted: list[Collector] = field(default_factory=list)
     sessions: list[PeerSession] = field(default_factory=list)
     closed_sessions: list[PeerSession] = field(default_factory=list)
@@ -216,9 +217,14 @@ async def wire(
     gate_settings: TunnelSettings | None = None,
     receivers: Callable[[Stream], Collector] = lambda _: Echo(),
     on_stream_here: Callable[[Stream], None] | None = None,
+    addresses: Sequence[str] = (),
+    port: int = 0,
     connect: bool = True,
 ) -> AsyncIterator[Wire]:
-    """A server, a proxy and a client that knows the server; all closed in the end."""
+    """A server, a proxy and a client that knows the server; all closed in the end.
+
+    The server says that it is to be found at ``addresses``, and listens on ``port``.
+    """
     gate, node = Identity.generate(), Identity.generate()
     known = {node.handshake_public: certificate(node)}
     built: list[Wire] = []
@@ -237,18 +243,21 @@ async def wire(
         stream.receiver = receiver
         built[0].accepted.append(receiver)
 
-    server = TunnelServer(
-        identity=gate,
-        chain=b"c",
-        authorise=authorise,
-        settings=gate_settings or settings,
-        on_session=sessions.append,
-        on_stream=on_stream,
-        on_session_closed=closed.append,
-        node="gate",
-        addresses=[],
-    )
-    await server.start("127.0.0.1", 0)
+    def make_server(addresses: Sequence[str]) -> TunnelServer:
+        return TunnelServer(
+            identity=gate,
+            chain=b"c",
+            authorise=authorise,
+            settings=gate_settings or settings,
+            on_session=sessions.append,
+            on_stream=on_stream,
+            on_session_closed=closed.append,
+            node="gate",
+            addresses=addresses,
+        )
+
+    server = make_server(addresses)
+    await server.start("127.0.0.1", port)
     proxy = Proxy(server.listening[0])
     await proxy.start()
 
@@ -274,6 +283,7 @@ async def wire(
             proxy,
             make_client,
             known,
+            make_server,
             sessions=sessions,
             closed_sessions=closed,
             states=states,
