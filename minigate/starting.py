@@ -7,16 +7,21 @@ import contextlib
 import socket
 import struct
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import cast
 
 import structlog
 
 from minigate.connections import Connections
+from minigate.http import KIND as HTTP_KIND
+from minigate.http import HttpGateSide, HttpSide
+from minigate.http_reply import http_error
 from minigate.relay import EARLY_DATA_MAX, AppSide, GateSide
 from minigate.startup import (
     BeginTls,
     Command,
     ForwardCancel,
+    OpenHttp,
     OpenStream,
     Refuse,
     Send,
@@ -26,6 +31,7 @@ from minigate.startup import (
 from minigate.tls import Certificate, TlsLayer
 from minigate.uplink import Uplink
 from tunnel_proto.errors import LocalProtocolError
+from tunnel_proto.link import TunnelClient
 from tunnel_proto.pgwire import (
     SCRAM_SHA_256,
     SCRAM_SHA_256_PLUS,
@@ -62,7 +68,16 @@ class Door:
 class StartingApp(asyncio.Protocol):
     """One app that has connected and has no stream yet."""
 
-    __slots__ = ("_attempts", "_certificate", "_conversation", "_door", "_rest", "_startup", "_transport")
+    __slots__ = (
+        "_attempts",
+        "_certificate",
+        "_conversation",
+        "_door",
+        "_http",
+        "_rest",
+        "_startup",
+        "_transport",
+    )
 
     _transport: asyncio.Transport
 
@@ -71,6 +86,7 @@ class StartingApp(asyncio.Protocol):
         self._certificate = door.certificate
         self._conversation = StartupConversation(tls_available=door.certificate is not None)
         self._startup: Startup | None = None
+        self._http = False
         self._rest = b""
         self._attempts = 0
 
@@ -87,7 +103,11 @@ class StartingApp(asyncio.Protocol):
         connections.starting.add(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._startup is None:
+        if self._http:
+            self._rest += data
+            if len(self._rest) > EARLY_DATA_MAX:
+                self._transport.pause_reading()
+        elif self._startup is None:
             self._execute(self._conversation.receive(data))
         elif len(self._rest) + len(data) <= EARLY_DATA_MAX:
             self._rest += data
@@ -99,7 +119,7 @@ class StartingApp(asyncio.Protocol):
 
     def expired(self) -> None:
         """The start-up took too long, or no gate was found in time, or no gate confirmed a cancel."""
-        if self._startup is not None:
+        if self._startup is not None or self._http:
             self._no_gate()
         elif self._conversation.done:  # a cancel request; it gets no reply
             self._transport.close()
@@ -119,7 +139,11 @@ class StartingApp(asyncio.Protocol):
                 case BeginTls(received):
                     self._begin_tls(received)
                 case OpenStream(startup, rest):
-                    self._want_session(startup, rest)
+                    self._startup = startup
+                    self._want_session(rest)
+                case OpenHttp(rest):
+                    self._http = True
+                    self._want_session(rest)
                 case ForwardCancel(pid, key):
                     self._forward_cancel(pid, key)
                 case Refuse(reply, reason):
@@ -143,10 +167,9 @@ class StartingApp(asyncio.Protocol):
         self._door.connections.counts.refused["TLS handshake"] += 1
         log.info("TLS handshake with an app failed", cause=reason)
 
-    def _want_session(self, startup: Startup, rest: bytes) -> None:
+    def _want_session(self, rest: bytes) -> None:
         door = self._door
         door.connections.starting.remove(self)
-        self._startup = startup
         self._rest = rest
         if door.draining:
             self._refuse("57P03", "draining", "the sidecar is shutting down")
@@ -173,8 +196,12 @@ class StartingApp(asyncio.Protocol):
     def try_gates(self) -> bool:
         """Open the stream if a gate is up; False leaves everything as it is."""
         client = self._door.uplink.available()
+        if client is None:
+            return False
+        if self._http:
+            return self._open_http(client)
         startup = self._startup
-        if client is None or startup is None:
+        if startup is None:
             return False
         binding = self._certificate.binding if self._certificate and self._conversation.encrypted else None
         app = AppSide(self._transport, self._door.connections)
@@ -208,6 +235,28 @@ class StartingApp(asyncio.Protocol):
             app.data_received(rest)
         return True
 
+    def _open_http(self, client: TunnelClient) -> bool:
+        app = HttpSide(self._transport, self._door.connections)
+        metadata = {
+            "source": source(self._transport),
+            "uid": peer_uid(self._transport),
+            "tls": self._conversation.encrypted,
+        }
+        try:
+            stream = client.open_stream(HTTP_KIND, metadata, HttpGateSide(app))
+        except LocalProtocolError as error:
+            if client.state != "up":
+                return False
+            self._refuse("53300", "too many streams", f"the link to the gate is full: {error.message}")
+            return True
+        self._door.connections.waiting.remove(self)
+        self._door.connections.counts.recognised[HTTP_KIND] += 1
+        app.attach(stream)
+        rest, self._rest = self._rest, b""
+        app.data_received(rest)
+        self._transport.resume_reading()
+        return True
+
     def start_again(self, sent: bytes) -> bool:
         """The gate drained or lost the session before its first word: the app need not know."""
         if self._attempts >= ATTEMPTS or self._door.draining:
@@ -236,6 +285,14 @@ class StartingApp(asyncio.Protocol):
         self._refuse("57P03", "draining", "the sidecar is shutting down")
 
     def _refuse(self, sqlstate: str, reason: str, message: str, *, hint: str = "") -> None:
+        if self._http:
+            self._door.connections.counts.errors[HTTP_KIND] += 1
+            text = f"{message}. {hint}" if hint else message
+            head_only = self._rest.startswith(b"HEAD ")
+            code = reason.replace(" ", "_")
+            reply = http_error(HTTPStatus.SERVICE_UNAVAILABLE, code, text, head_only=head_only)
+            self._say_and_close(reply, reason)
+            return
         self._door.connections.counts.errors[sqlstate] += 1
         self._say_and_close(error_response("FATAL", sqlstate, message, hint=hint), reason)
 

@@ -1,31 +1,34 @@
 """What an app says first, and what minigate answers: a conversation of a few packets, without I/O.
 
 The first bytes tell the protocol. PostgreSQL clients may ask for TLS and for GSSAPI encryption, once each and
-in either order, before they send their StartupMessage or a CancelRequest; TLS may also begin at once ("direct
-TLS"), and then ALPN must say ``postgresql``. HTTP gets an honest 501. Anything else is closed.
+in either order, before they send their StartupMessage or a CancelRequest. TLS may also begin at once ("direct
+TLS"); what is inside is PostgreSQL only where ALPN says ``postgresql``, and else must be HTTP. HTTP/1 becomes
+a stream at its first bytes, HTTP/2 is told to use HTTP/1.1. Anything else is closed.
 
     state         reads                 does                                    next state
     first         PostgreSQL            -                                       packet
     first         TLS ClientHello       BeginTls, or an alert without a cert.   tls or done
-    first         HTTP                  -                                       http
+    first         HTTP                  OpenHttp                                done
+    first         HTTP/2's preface      Refuse with GOAWAY                      done
     first         anything else         Refuse, no reply                        done
     packet        SSLRequest            Send S and BeginTls, or Send N          tls or packet
     packet        GSSENCRequest         Send N                                  packet
     packet        CancelRequest         ForwardCancel                           done
     packet        StartupMessage        OpenStream                              done
     packet        anything else         Refuse with an ErrorResponse            done
-    tls           (handshake done)      -, or Refuse on a missing ALPN          packet or done
-    http          end of the head       Refuse with a 501                       done
+    tls           (handshake done)      -, or Refuse on an unknown ALPN         packet, web or done
+    web           HTTP                  OpenHttp                                done
+    web           anything else         Refuse, no reply                        done
 
-Source: PostgreSQL 18 documentation, "Message Flow"; RFC 8446 section 6 (alerts); RFC 9110.
+Source: PostgreSQL 18 documentation, "Message Flow"; RFC 8446 section 6 (alerts); RFC 9112; RFC 9113.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 from dataclasses import dataclass
 
+from minigate.http_reply import http2_refusal
 from tunnel_proto.pgwire import (
     CancelRequest,
     GSSENCRequest,
@@ -40,8 +43,8 @@ from tunnel_proto.pgwire import (
 ALPN: str = "postgresql"
 """The ALPN name that PostgreSQL registered for itself."""
 
-HTTP_HEAD_MAX = 16 * 1024
-"""Bytes of an HTTP request that are read before it is answered; ours: most servers take 8 to 16 KiB."""
+ALPN_HTTP: str = "http/1.1"
+"""The ALPN name of HTTP/1.1 (RFC 7301)."""
 
 _HTTP_METHODS = tuple(
     method + b" "
@@ -55,9 +58,9 @@ _HTTP_METHODS = tuple(
         b"OPTIONS",
         b"CONNECT",
         b"TRACE",
-        b"PRI",  # HTTP/2's preface: "PRI * HTTP/2.0"
     )
 )
+_HTTP2 = b"PRI "  # of its preface, "PRI * HTTP/2.0"
 _TLS_HANDSHAKE = b"\x16\x03"
 _ALERT_HANDSHAKE_FAILURE = b"\x15\x03\x03\x00\x02\x02\x28"  # level fatal, description 40
 
@@ -68,6 +71,7 @@ class Wire(enum.Enum):
     POSTGRESQL = "postgresql"
     TLS = "tls"
     HTTP = "http"
+    HTTP2 = "http2"
     UNKNOWN = "unknown"
 
 
@@ -85,9 +89,9 @@ def recognise(head: bytes) -> Wire | None:
         if len(head) < 2:
             return None
         return Wire.TLS if head.startswith(_TLS_HANDSHAKE) else Wire.UNKNOWN
-    for method in _HTTP_METHODS:
+    for method in (*_HTTP_METHODS, _HTTP2):
         if head.startswith(method):
-            return Wire.HTTP
+            return Wire.HTTP2 if method is _HTTP2 else Wire.HTTP
         if method.startswith(head):
             return None
     return Wire.UNKNOWN
@@ -119,6 +123,13 @@ class OpenStream:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenHttp:
+    """The app speaks HTTP; ``rest`` is everything it has said so far."""
+
+    rest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardCancel:
     """Pass a CancelRequest on, and close the connection without a reply once that is done."""
 
@@ -134,7 +145,7 @@ class Refuse:
     reason: str
 
 
-Command = Send | BeginTls | OpenStream | ForwardCancel | Refuse
+Command = Send | BeginTls | OpenStream | OpenHttp | ForwardCancel | Refuse
 
 
 # --- the conversation ---------------------------------------------------------------------------------------
@@ -144,7 +155,7 @@ class _State(enum.Enum):
     FIRST = "first"
     PACKET = "packet"
     TLS = "tls"
-    HTTP = "http"
+    WEB = "web"
     DONE = "done"
 
 
@@ -152,7 +163,7 @@ class StartupConversation:
     """One app's start-up: bytes in, commands out.
 
     ``tls_available`` says whether a certificate is configured. Nothing is kept once a command that ends the
-    conversation (OpenStream, ForwardCancel, Refuse) has been given; bytes after it must not be fed.
+    conversation (OpenStream, OpenHttp, ForwardCancel, Refuse) has been given; bytes after it must not be fed.
     """
 
     __slots__ = ("_asked_gss", "_asked_ssl", "_buffer", "_direct", "_state", "_tls_available", "encrypted")
@@ -169,9 +180,7 @@ class StartupConversation:
     @property
     def wire(self) -> Wire | None:
         """What the app speaks, as far as it is known."""
-        if self._state is _State.FIRST:
-            return None
-        return Wire.HTTP if self._state is _State.HTTP else Wire.POSTGRESQL
+        return None if self._state in {_State.FIRST, _State.WEB} else Wire.POSTGRESQL
 
     @property
     def done(self) -> bool:
@@ -181,20 +190,23 @@ class StartupConversation:
     def receive(self, data: bytes) -> list[Command]:
         """Take what the app sent (over TLS: decrypted) and say what is to be done, in order."""
         self._buffer += data
-        if self._state is _State.FIRST:
-            match recognise(self._buffer):
+        if self._state in {_State.FIRST, _State.WEB}:
+            wire = recognise(self._buffer)
+            match wire:
                 case None:
                     return []
+                case Wire.HTTP:
+                    return self._end(OpenHttp(self._buffer))
+                case Wire.HTTP2:
+                    return self._end(Refuse(http2_refusal(), "HTTP/2"))
+                case _ if self._state is _State.WEB:
+                    return self._end(Refuse(b"", "direct TLS without ALPN"))
                 case Wire.TLS:
                     return self._direct_tls()
-                case Wire.HTTP:
-                    self._state = _State.HTTP
                 case Wire.POSTGRESQL:
                     self._state = _State.PACKET
                 case Wire.UNKNOWN:
                     return self._end(Refuse(b"", "unrecognised"))
-        if self._state is _State.HTTP:
-            return self._http()
         if self._state is _State.PACKET:
             return self._packets()
         return []
@@ -203,8 +215,11 @@ class StartupConversation:
         """The TLS handshake is done; ``alpn`` is what it agreed on."""
         self.encrypted = True
         if self._direct and alpn != ALPN:
-            return self._end(Refuse(b"", "direct TLS without ALPN"))
-        self._state = _State.PACKET
+            if alpn not in {None, ALPN_HTTP}:
+                return self._end(Refuse(b"", "direct TLS without ALPN"))
+            self._state = _State.WEB
+        else:
+            self._state = _State.PACKET
         return []
 
     def _direct_tls(self) -> list[Command]:
@@ -217,12 +232,6 @@ class StartupConversation:
         self._buffer = b""
         self._state = _State.TLS
         return [BeginTls(received)]
-
-    def _http(self) -> list[Command]:
-        head, end, _ = self._buffer.partition(b"\r\n\r\n")
-        if not end and len(head) <= HTTP_HEAD_MAX:
-            return []
-        return self._end(Refuse(http_not_implemented(head_only=head.startswith(b"HEAD ")), "http"))
 
     def _packets(self) -> list[Command]:
         commands: list[Command] = []
@@ -274,19 +283,3 @@ class StartupConversation:
         self._state = _State.DONE
         self._buffer = b""
         return [command]
-
-
-def http_not_implemented(*, head_only: bool = False) -> bytes:
-    """Answer an HTTP request: nothing here serves it, said in the shape that OpenAI's SDKs show to people."""
-    error = {
-        "message": "This port carries PostgreSQL to a gate; its HTTP API is not implemented yet.",
-        "type": "not_implemented_error",
-        "param": None,
-        "code": "not_implemented",
-    }
-    body = json.dumps({"error": error}).encode() + b"\n"
-    head = (
-        "HTTP/1.1 501 Not Implemented\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + (b"" if head_only else body)

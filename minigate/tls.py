@@ -17,7 +17,7 @@ from typing import Any
 
 from cryptography import x509
 
-from minigate.startup import ALPN
+from minigate.startup import ALPN, ALPN_HTTP
 from tunnel_proto.errors import ConfigError
 
 _READ_SIZE = 64 * 1024
@@ -42,7 +42,7 @@ class Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        context.set_alpn_protocols([ALPN])
+        context.set_alpn_protocols([ALPN, ALPN_HTTP])
         context.num_tickets = 0  # a session on loopback is never resumed
         try:
             context.load_cert_chain(certificate, key, password=_no_password)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import ssl
 import struct
@@ -124,14 +123,6 @@ async def test_a_start_up_packet_that_is_too_long_is_refused_and_the_error_arriv
         assert (await app.error())["C"] == "08P01"
         assert await app.rest() == b""
         assert wire.gate.opened == []
-
-
-async def test_http_is_answered_and_closed() -> None:
-    async with open_wire() as wire, connect(wire) as app:
-        app.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-        head, _, body = (await app.rest()).partition(b"\r\n\r\n")
-        assert b" 501 " in head
-        assert json.loads(body)["error"]["type"] == "not_implemented_error"
 
 
 async def test_garbage_is_closed_without_a_word() -> None:
@@ -288,6 +279,7 @@ async def test_direct_tls_without_alpn_is_closed(key_pair: KeyPair) -> None:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", wire.port, ssl=_client_context(key_pair), server_hostname="localhost"
         )
+        writer.write(STARTUP)
         assert await App(reader, writer).rest() == b""
         writer.close()
         assert wire.connections.counts.refused["direct TLS without ALPN"] == 1

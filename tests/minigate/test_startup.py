@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import struct
+from http import HTTPStatus
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigate.http_reply import http_error
 from minigate.startup import (
     ALPN,
-    HTTP_HEAD_MAX,
+    ALPN_HTTP,
     BeginTls,
     Command,
     ForwardCancel,
+    OpenHttp,
     OpenStream,
     Refuse,
     Send,
@@ -72,7 +75,8 @@ def _refusal(commands: list[Command]) -> tuple[str, str, str]:
         (b"POST", None),
         (b"POST ", Wire.HTTP),
         (b"GET / HTTP/1.0", Wire.HTTP),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Wire.HTTP),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Wire.HTTP2),
+        (b"PR", None),
         (b"POSTS", Wire.UNKNOWN),
         (b"get / ", Wire.UNKNOWN),
         (b"SSH-2.0-OpenSSH", Wire.UNKNOWN),
@@ -125,6 +129,8 @@ def test_chunking_changes_nothing(data: bytes, cuts: list[int], tls: bool) -> No
     for one, other in zip(whole, cut, strict=True):
         if isinstance(one, OpenStream) and isinstance(other, OpenStream):
             assert one.startup == other.startup  # what followed it comes by another way
+        elif isinstance(one, OpenHttp) and isinstance(other, OpenHttp):
+            assert one.rest.startswith(other.rest)
         elif isinstance(one, BeginTls) and isinstance(other, BeginTls):
             assert one.received.startswith(other.received)
         else:
@@ -134,7 +140,7 @@ def test_chunking_changes_nothing(data: bytes, cuts: list[int], tls: bool) -> No
 @given(st.lists(st.binary(max_size=60), max_size=12), st.booleans())
 def test_no_bytes_make_it_fail(chunks: list[bytes], tls: bool) -> None:
     for command in _talk(*chunks, tls=tls):
-        assert isinstance(command, Send | BeginTls | OpenStream | ForwardCancel | Refuse)
+        assert isinstance(command, Send | BeginTls | OpenStream | OpenHttp | ForwardCancel | Refuse)
 
 
 @given(st.binary(max_size=200))
@@ -195,12 +201,30 @@ def test_nothing_is_encrypted_twice(request_: bytes) -> None:
     assert _refusal(conversation.receive(request_))[1] == "0A000"
 
 
-def test_direct_tls_needs_its_alpn() -> None:
-    for alpn, good in ((ALPN, True), ("http/1.1", False), (None, False)):
-        conversation = StartupConversation(tls_available=True)
-        assert conversation.receive(CLIENT_HELLO) == [BeginTls(CLIENT_HELLO)]
-        commands = conversation.tls_established(alpn)
-        assert commands == ([] if good else [Refuse(b"", "direct TLS without ALPN")])
+@pytest.mark.parametrize(
+    ("alpn", "said", "kind"),
+    [
+        (ALPN, STARTUP, OpenStream),
+        (ALPN_HTTP, HTTP, OpenHttp),
+        (None, HTTP, OpenHttp),
+        (ALPN, HTTP, Refuse),
+        (ALPN_HTTP, STARTUP, Refuse),
+        (None, STARTUP, Refuse),
+        (None, CLIENT_HELLO, Refuse),
+    ],
+)
+def test_direct_tls_carries_what_its_alpn_names(alpn: str | None, said: bytes, kind: type) -> None:
+    conversation = StartupConversation(tls_available=True)
+    assert conversation.receive(CLIENT_HELLO) == [BeginTls(CLIENT_HELLO)]
+    assert conversation.tls_established(alpn) == []
+    (command,) = conversation.receive(said)
+    assert isinstance(command, kind)
+
+
+def test_direct_tls_with_another_alpn_is_closed() -> None:
+    conversation = StartupConversation(tls_available=True)
+    conversation.receive(CLIENT_HELLO)
+    assert conversation.tls_established("h2") == [Refuse(b"", "direct TLS without ALPN")]
 
 
 def test_direct_tls_without_a_certificate_gets_an_alert() -> None:
@@ -235,24 +259,31 @@ def test_old_protocols_and_missing_users_are_told_so() -> None:
 # --- HTTP
 
 
-def test_http_gets_an_honest_501() -> None:
-    (command,) = _talk(HTTP)
+def test_http_opens_a_stream_at_its_first_bytes() -> None:
+    assert _talk(HTTP[:3]) == []
+    assert _talk(HTTP[:3], HTTP[3:9]) == [OpenHttp(HTTP[:9])]
+    assert _talk(HTTP) == [OpenHttp(HTTP)]
+
+
+def test_http2_is_told_to_use_http1() -> None:
+    (command,) = _talk(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     assert isinstance(command, Refuse)
-    head, _, body = command.reply.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 501 ")
-    assert b"Connection: close" in head
-    assert b"Content-Length: %d" % len(body) in head
+    settings, goaway = command.reply[:9], command.reply[9:]
+    assert settings == bytes.fromhex("000000 04 00 00000000")
+    assert goaway[:9] == struct.pack("!I", len(goaway) - 9)[1:] + bytes.fromhex("07 00 00000000")
+    assert goaway[9:17] == bytes.fromhex("00000000 0000000d")
+    assert b"HTTP/1.1" in goaway[17:]
+
+
+def test_a_response_of_our_own_has_the_shape_of_openais_errors() -> None:
+    reply = http_error(HTTPStatus.SERVICE_UNAVAILABLE, "no_gate", "no gate is reachable")
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nRetry-After: 1\r\n" in head
+    assert b"\r\nConnection: close" in head
+    assert b"\r\nContent-Length: %d\r\n" % len(body) in head
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == "not_implemented"
-
-
-def test_a_head_request_gets_no_body() -> None:
-    (command,) = _talk(b"HEAD / HTTP/1.1\r\n\r\n")
-    assert isinstance(command, Refuse)
-    assert command.reply.endswith(b"\r\n\r\n")
-
-
-def test_an_endless_http_head_is_cut_short() -> None:
-    assert _talk(b"GET / HTTP/1.1\r\n", b"X: y\r\n" * 100) == []
-    assert isinstance(_talk(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * HTTP_HEAD_MAX)[0], Refuse)
+    assert error["code"] == "no_gate"
+    assert http_error(HTTPStatus.BAD_GATEWAY, "x", "y", head_only=True).endswith(b"\r\n\r\n")
+    assert b"Retry-After" not in http_error(HTTPStatus.BAD_GATEWAY, "x", "y")
