@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
             ExitCode.UNREACHABLE: "no gate answers",
             ExitCode.NOT_FOUND: "the thing named does not exist",
             ExitCode.REFUSED: "refused, in conflict with what is there, or not confirmed",
-            ExitCode.CHECK_FAILED: "a check did not pass (db check, audit verify, doctor, config check)",
+            ExitCode.CHECK_FAILED: "a check did not pass (db add|check, audit verify, doctor, config check)",
         }[self]
 
 
@@ -78,7 +78,7 @@ class GateError(CommandError):
         super().__init__(message, hint=hint)
         self.status = status
         self.problem = problem
-        self.code = exit_code_of(status)
+        self.code = ExitCode.CHECK_FAILED if problem == "upstream" else exit_code_of(status)
 
 
 def exit_code_of(status: int) -> ExitCode:

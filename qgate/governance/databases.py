@@ -168,7 +168,7 @@ class Databases:
         return {"name": name, "rotated_at": row["rotated_at"], "role": role, "sessions_on_old": sessions}
 
     async def _try(self, route: Route, credentials: Credentials) -> None:
-        found = await Inspection(route, credentials).run()
+        found = await Inspection(route, credentials, registered=False).run()
         if not found.ok:
             step = next(step for step in found.steps if not step.ok)
             raise UpstreamRefusedError(

@@ -95,9 +95,10 @@ class Findings:
 class Inspection:
     """One inspection of one route."""
 
-    def __init__(self, route: Route, credentials: Credentials) -> None:
+    def __init__(self, route: Route, credentials: Credentials, *, registered: bool = True) -> None:
         self._route = route
         self._credentials = credentials
+        self._registered = registered
         self._found = Findings()
 
     async def run(self) -> Findings:
@@ -130,7 +131,7 @@ class Inspection:
             )
         except UpstreamError as error:
             self._found.steps.append(
-                Step(step, ok=False, detail=error.cause, next=error.hint or _advice(error, self._route.name))
+                Step(step, ok=False, detail=error.cause, next=error.hint or self._advice(error))
             )
             return None
         self._found.steps.append(
@@ -185,15 +186,17 @@ class Inspection:
         else:
             self._found.steps.append(Step("read-only role", ok=True, detail=f"{role} may write to no table"))
 
-
-def _advice(error: UpstreamError, route: str) -> str:
-    cause = error.cause
-    if "28P01" in cause:
-        return (
-            f"check the password: meshctl db remove {route}, then meshctl db add {route} with the right one"
-        )
-    if "3D000" in cause:
-        return "check the database name in the DSN"
-    if "28000" in cause:
-        return "check the server's pg_hba.conf for this host, role and database"
-    return "check host, port and firewall from the gate's machine"
+    def _advice(self, error: UpstreamError) -> str:
+        cause = error.cause
+        if "28P01" in cause:
+            if not self._registered:
+                return "give the right password and try again"
+            name = self._route.name
+            return (
+                f"check the password: meshctl db remove {name}, then meshctl db add {name} with the right one"
+            )
+        if "3D000" in cause:
+            return "check the database name in the DSN"
+        if "28000" in cause:
+            return "check the server's pg_hba.conf for this host, role and database"
+        return "check host, port and firewall from the gate's machine"

@@ -97,6 +97,7 @@ async def test_a_database_that_does_not_answer_is_not_registered(
         await pool.databases.add(NewDatabase("orders", upstream.replace(before, after)), by=BY)
     assert "secret" not in refused.value.message + refused.value.hint
     assert refused.value.hint
+    assert "db remove" not in refused.value.hint  # there is nothing to remove
     assert await pool.databases.list() == []
 
 
