@@ -8,13 +8,34 @@ are opened one call at a time.
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from qgate.governance.policy import ApiKey, CapabilityPolicy, digest_of
 from qgate.governance.registry import DEFAULTS
+
+if TYPE_CHECKING:
+    from qgate.capability.finops.budgets import Budget
+    from qgate.capability.finops.prices import Price
+    from qgate.capability.providers.catalogue import Provider
+
+__all__ = [
+    "ApiKey",
+    "App",
+    "CapabilityPolicy",
+    "Directory",
+    "Limits",
+    "Node",
+    "Route",
+    "Snapshot",
+    "password_purpose",
+    "secret_purpose",
+    "with_limits",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +56,8 @@ class App:
 
     `verifiers` are SCRAM-SHA-256 verifiers in PostgreSQL's text form, newest first, each with the unix time
     until which it is accepted (None: no end); more than one exists while a rotation overlaps. `databases`
-    are route names. `sidecars` and `statement_classes` None mean any.
+    are route names. `sidecars` and `statement_classes` None mean any. `policy` is what it may ask of models;
+    None: nothing.
     """
 
     name: str
@@ -48,6 +70,7 @@ class App:
     statement_classes: frozenset[str] | None = None
     replication: bool = False
     revoked: bool = False
+    policy: CapabilityPolicy | None = None
 
     def usable(self, now: float) -> bool:
         """Whether it may log in, and stay, at unix time `now`."""
@@ -106,7 +129,8 @@ class Snapshot:
 
     `apps` and `routes` by name, `nodes` by X25519 public key. `passwords` holds sealed passwords by (route
     name, read-only?), current before pending. `secrets` holds further sealed secrets by name. `settings`
-    holds only what differs from the registry's defaults.
+    holds only what differs from the registry's defaults. `keys` are apps' keys by digest, `providers` by
+    name, `prices` what an administrator set, by model, `budgets` by id.
     """
 
     apps: Mapping[str, App] = field(default_factory=dict)
@@ -115,6 +139,11 @@ class Snapshot:
     passwords: Mapping[tuple[str, bool], tuple[bytes, ...]] = field(default_factory=dict, repr=False)
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[bytes, ApiKey] = field(default_factory=dict, repr=False)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
 
 
 Unseal = Callable[[bytes, str], bytes]
@@ -144,6 +173,42 @@ class Directory:
     def app(self, login: str) -> App | None:
         """The app of that login name, revoked and expired ones included: the caller must ask `App.usable`."""
         return self._snapshot.apps.get(login)
+
+    def app_of_key(self, key: str, now: float) -> App | None:
+        """The app that this key lets in at unix time `now`; None where the key or its app is no longer good.
+
+        A key has 256 random bits, so it is looked up by its plain digest.
+        """
+        digest = digest_of(key)
+        found = self._snapshot.keys.get(digest)
+        if found is None or not hmac.compare_digest(found.digest, digest) or not found.usable(now):
+            return None
+        app = self._snapshot.apps.get(found.app)
+        return app if app is not None and app.usable(now) else None
+
+    def alias(self, name: str) -> str | None:
+        """What an alias stands for: a model's name or a `qg://` request."""
+        return self._snapshot.aliases.get(name)
+
+    def aliases(self) -> Mapping[str, str]:
+        """All aliases with what they stand for."""
+        return MappingProxyType(dict(self._snapshot.aliases))
+
+    def providers(self) -> Mapping[str, Provider]:
+        """All providers by name, disabled ones included."""
+        return MappingProxyType(dict(self._snapshot.providers))
+
+    def open_key(self, sealed: bytes, purpose: str) -> bytes:
+        """A provider's key for one call; VaultError where it was sealed for something else."""
+        return self._unseal(sealed, purpose)
+
+    def prices(self) -> Mapping[str, Price]:
+        """Prices that an administrator set."""
+        return self._snapshot.prices
+
+    def budgets(self) -> Mapping[str, Budget]:
+        """All budgets by id."""
+        return self._snapshot.budgets
 
     def route(self, name: str) -> Route | None:
         """The route of that name."""
@@ -223,6 +288,10 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
         ("route", before.routes, after.routes),
         ("setting", before.settings, after.settings),
         ("secret", before.secrets, after.secrets),
+        ("alias", before.aliases, after.aliases),
+        ("provider", before.providers, after.providers),
+        ("price", before.prices, after.prices),
+        ("budget", before.budgets, after.budgets),
     ):
         for name in old.keys() | new.keys():
             if old.get(name) != new.get(name):
@@ -230,6 +299,9 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for public in before.nodes.keys() | after.nodes.keys():
         if before.nodes.get(public) != after.nodes.get(public):
             yield f"node:{(after.nodes.get(public) or before.nodes[public]).name}"
+    for digest in before.keys.keys() | after.keys.keys():
+        if before.keys.get(digest) != after.keys.get(digest):
+            yield f"key:{(after.keys.get(digest) or before.keys[digest]).app}"
     for key in before.passwords.keys() | after.passwords.keys():
         if before.passwords.get(key) != after.passwords.get(key):
             yield f"password:{key[0]}"

@@ -51,6 +51,7 @@ class DirectoryWatch:
         async with self._reading:
             snapshot = await read_snapshot(self._store)
             boxes = [*snapshot.secrets.values(), *(box for row in snapshot.passwords.values() for box in row)]
+            boxes += [one.sealed_key for one in snapshot.providers.values() if one.sealed_key is not None]
             self._vault.settle(frozenset(self._vault.key_of(box) for box in boxes))
             self.directory.replace(snapshot)
 
@@ -117,6 +118,9 @@ class DirectoryWatch:
             if app.expires_at is not None:
                 found.append((app.expires_at, f"app:{app.name}"))
             found += [(until, f"app:{app.name}") for _, until in app.verifiers if until is not None]
+        for key in self.directory.snapshot.keys.values():
+            if key.valid_until is not None:
+                found.append((key.valid_until, f"key:{key.app}"))
         return found
 
     def _note(self, *, fresh: bool, reason: str = "") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from qgate.governance.directory import App, Limits, with_limits
+from qgate.governance.directory import App, CapabilityPolicy, Limits, with_limits
 from qgate.store.database import Connection
 
 _SELECT = """
@@ -34,6 +34,7 @@ def _app(row: Mapping[str, Any], defaults: Limits) -> App:
         statement_classes=None if row["statement_classes"] is None else frozenset(row["statement_classes"]),
         replication=row["replication"],
         revoked=row["revoked_at"] is not None,
+        policy=None if row["policy"] is None else CapabilityPolicy.from_json(row["policy"]),
     )
 
 
@@ -66,8 +67,9 @@ async def add_app(
     await connection.execute(
         """
         INSERT INTO apps
-            (name, expires_at, limits, sidecars, read_only, statement_classes, replication, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            (name, expires_at, limits, sidecars, read_only, statement_classes, replication, created_at,
+             policy)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         """,
         app.name,
         expires_at,
@@ -77,6 +79,7 @@ async def add_app(
         None if app.statement_classes is None else sorted(app.statement_classes),
         app.replication,
         created_at,
+        None if app.policy is None else app.policy.as_json(),
     )
     await connection.executemany(
         "INSERT INTO app_databases (app, route) VALUES ($1, $2)",
@@ -84,6 +87,13 @@ async def add_app(
     )
     for verifier, _ in app.verifiers:
         await add_verifier(connection, app.name, verifier, created_at)
+
+
+async def put_policy(connection: Connection, name: str, policy: CapabilityPolicy | None) -> None:
+    """Set what an app may ask of models."""
+    await connection.execute(
+        "UPDATE apps SET policy = $2 WHERE name = $1", name, None if policy is None else policy.as_json()
+    )
 
 
 async def add_verifier(connection: Connection, app: str, verifier: str, created_at: datetime) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from qgate.governance.directory import Limits, Snapshot
 from qgate.governance.registry import DEFAULTS
+from qgate.store.api_keys import all_api_keys
 from qgate.store.apps import all_apps
+from qgate.store.budgets import all_budgets
 from qgate.store.database import Store
 from qgate.store.nodes import all_nodes
+from qgate.store.providers import all_aliases, all_prices, all_providers
 from qgate.store.routes import all_passwords, all_routes
 from qgate.store.secrets import all_secrets
 from qgate.store.settings import all_settings
@@ -27,4 +30,9 @@ async def read_snapshot(store: Store) -> Snapshot:
             passwords=await all_passwords(connection),
             secrets=await all_secrets(connection),
             settings=settings,
+            keys={key.digest: key for key in await all_api_keys(connection)},
+            aliases=await all_aliases(connection),
+            providers={provider.name: provider for provider in await all_providers(connection)},
+            prices=await all_prices(connection),
+            budgets={budget.id: budget for budget in await all_budgets(connection)},
         )

@@ -1,0 +1,1 @@
+"""What capabilities cost and what they may cost."""

@@ -1,0 +1,1 @@
+"""Model APIs of others, reached with keys that only the vault knows."""

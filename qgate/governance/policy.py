@@ -1,0 +1,104 @@
+"""What an app may ask of the mesh's models, and the keys by which it is known over HTTP. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+KEY_PREFIX: Final = "qg_"
+KEY_RANDOM_BYTES: Final = 32  # 256 bits, 43 url-safe characters: nothing to guess, so a fast digest will do
+KEY_SHOWN: Final = 10  # characters of a key that lists show: the prefix and 42 bits of it
+_KEY: Final = re.compile(r"qg_[A-Za-z0-9_-]{43}", re.ASCII)
+
+DATA_LEVELS: Final = ("any", "local-only")
+ISOLATION_LEVELS: Final = ("shared", "dedicated")
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityPolicy:
+    """What an app may ask of models. None means any, or no bound.
+
+    `models` are glob patterns over model names. `data` is "any" or "local-only" (its content stays on workers
+    and servers of the company). `isolation` is the least that its content needs: "shared" (a batched child,
+    its KV state wiped) or "dedicated" (a child of its own). `max_tokens` bounds one answer, the two rates a
+    minute. `share` weighs the app against others that wait. `kindred` lets a stream move to another model
+    with the same tokenizer, `reuse` lets the app's own prefixes be kept between its requests.
+    """
+
+    models: tuple[str, ...] = ("*",)
+    tasks: frozenset[str] | None = None
+    data: str = "any"
+    providers: frozenset[str] | None = None
+    pools: frozenset[str] | None = None
+    isolation: str = "shared"
+    max_tokens: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    share: int = 1
+    kindred: bool = False
+    reuse: bool = False
+    team: str | None = None
+
+    def allows_model(self, name: str) -> bool:
+        """Whether the app may use the model of that name."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.models)
+
+    def allows_task(self, task: str) -> bool:
+        """Whether the app may ask for that task."""
+        return self.tasks is None or task in self.tasks
+
+    def allows_provider(self, name: str) -> bool:
+        """Whether the app's content may go to that provider, as far as its name says."""
+        return self.providers is None or name in self.providers
+
+    def as_json(self) -> dict[str, Any]:
+        """For the store and for replies: sets as sorted lists."""
+        shown: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, frozenset):
+                value = sorted(value)
+            shown[one.name] = list(value) if isinstance(value, tuple) else value
+        return shown
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> CapabilityPolicy:
+        """Read back what `as_json` wrote. Keys that this version does not know are left out."""
+        known = {one.name for one in fields(cls)}
+        given = {name: one for name, one in value.items() if name in known}
+        for name in ("tasks", "providers", "pools"):
+            if given.get(name) is not None:
+                given[name] = frozenset(given[name])
+        if "models" in given:
+            given["models"] = tuple(given["models"])
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of an app, as its SHA-256 digest; `prefix` are its first characters, `valid_until` unix time."""
+
+    id: str
+    app: str
+    prefix: str
+    digest: bytes = field(repr=False)
+    valid_until: float | None = None
+    revoked: bool = False
+
+    def usable(self, now: float) -> bool:
+        """Whether it is accepted at unix time `now`."""
+        return not self.revoked and (self.valid_until is None or now < self.valid_until)
+
+
+def digest_of(key: str) -> bytes:
+    """What of a key is stored, and what it is looked up by (32 bytes)."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def looks_like_key(text: str) -> bool:
+    """Whether `text` has a key's form."""
+    return _KEY.fullmatch(text) is not None
