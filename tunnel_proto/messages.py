@@ -281,7 +281,7 @@ class Answer:
 class Sampling:
     """How the next token is chosen; None leaves the engine's default. ``seed`` None: a random one."""
 
-    max_tokens: int | None = has(maybe(whole(0, TOKENS_MAX)), None)
+    max_tokens: int | None = has(maybe(whole()), None)
     temperature: float | None = has(maybe(real(0.0, 100.0)), None)
     top_p: float | None = has(maybe(real(0.0, 1.0)), None)
     top_k: int | None = has(maybe(whole(0, 1_000_000)), None)
