@@ -12,9 +12,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from minigate.connections import LINGER_S, Connections
-from minigate.enrolment import Enrolment, load_enrolment
+from minigate.enrolment import load_enrolment
 from minigate.listener import Listener
-from minigate.mark import Mark
 from minigate.metrics import MinigateCollector, status
 from minigate.settings import MARK_FILE, OFFER_FILE, ListenSettings, MinigateSettings
 from minigate.starting import Door, StartingApp
@@ -25,7 +24,9 @@ from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.link import StreamError, TunnelClient
+from tunnel_proto.mark import Mark
 from tunnel_proto.monitor import Monitor
+from tunnel_proto.node_directory import Enrolment
 
 log = structlog.get_logger()
 

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigate.enrolment import install, load_enrolment, write_offer
-from minigate.mark import Mark
 from minigate.settings import MinigateSettings
 from tests.minigate.gates import address
 from tests.minigate.tunnel import enrol
 from tunnel_proto.enrolment import read_offer
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.identity import Identity, load_identity
+from tunnel_proto.mark import Mark
 from tunnel_proto.settings import load, loads
 
 
