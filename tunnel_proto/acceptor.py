@@ -16,6 +16,7 @@ from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.compression import ContextPool
 from tunnel_proto.configuration import SessionStats, TunnelSettings
 from tunnel_proto.constants import FIRST_MESSAGE_TIMEOUT_S, OPENING_MAX, FrameType, StreamCode
+from tunnel_proto.durability import Durability
 from tunnel_proto.errors import (
     AuthenticationFailed,
     LocalProtocolError,
@@ -249,6 +250,7 @@ class Arrival(asyncio.Protocol):
             return
         self._handshake = None
         self._server.admission.refund(self._host)
+        self._server.durability_due()
         assert self._transport is not None
         self._transport.write(handshake.message_2())
         self._spoken = True
@@ -331,8 +333,9 @@ class TunnelServer:
     """Listens for known nodes and keeps their sessions; to anyone else it does not say a byte.
 
     ``authorise(hello, remote_static)`` checks chain, enrolment, revocation and replay mark and raises
-    AuthenticationFailed (`tunnel_proto.authorisation.Authorisation` is one); ``marks`` is written to disk
-    when the server closes. ``on_stream`` sets ``stream.receiver`` before it returns, or resets the stream.
+    AuthenticationFailed (`tunnel_proto.authorisation.Authorisation` is one); ``marks``, which it keeps, are
+    synced to the disk a second later. ``on_stream`` sets ``stream.receiver`` before it returns, or resets
+    the stream.
     """
 
     def __init__(
@@ -359,7 +362,7 @@ class TunnelServer:
         self.refusals = Refusals()
         self.arrivals: set[Arrival] = set()
         self.draining = False
-        self._marks = marks
+        self._durability = Durability(marks) if marks is not None else None
         self._on_session = on_session
         self._on_session_closed = on_session_closed
         self._node = node
@@ -416,8 +419,13 @@ class TunnelServer:
                     await session.pump.wait_until(lambda pump: not pump.connected)
         for session in sessions:
             session.pump.drop("the gate is shutting down")
-        if self._marks is not None:
-            self._marks.sync()
+        if self._durability is not None:
+            await self._durability.close()
+
+    def durability_due(self) -> None:
+        """A handshake was accepted, and its mark belongs on the disk."""
+        if self._durability is not None:
+            self._durability.due()
 
     def welcome(self, hello: Hello, peer: NodeCertificate) -> Welcome:
         """What message 2 says to a known node."""

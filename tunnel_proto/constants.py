@@ -40,6 +40,7 @@ HANDSHAKE_FAILURES_PER_S: Final = 1.0  # then this many: about 0.3 ms of a core 
 ADMISSION_ADDRESSES_MAX: Final = 8192  # buckets remembered, about 200 bytes each
 
 MARKS_COMPACT_MIN: Final = 1024  # lines; below 90 KiB a replay-mark file is not worth rewriting
+MARKS_SYNC_S: Final = 1.0  # how long an accepted mark may wait for the disk, which a power cut needs
 MARKS_COMPACT_FACTOR: Final = 4  # lines a node before it is: rewriting adds a third to what is written
 
 # --- Records: on the wire ---------------------------------------------------------------------------------

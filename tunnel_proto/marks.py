@@ -2,12 +2,15 @@
 
 The responder's marks are a text file that only grows: one line for each accepted handshake, written
 before the handshake is answered, so that a process killed at any moment has forgotten nothing it acted
-on. (After a power cut the last seconds may be missing; what a replay then gains is one answer its sender
-cannot read.) The initiator's own mark is one number, so that a clock stepping back cannot lock it out.
+on. Two things may be missing from it, and what a replay then gains is one answer its sender cannot read:
+after a power cut the marks of the last second (MARKS_SYNC_S), and what a full disk did not take, which is
+kept in memory and written once there is room. Refusing instead would let a full disk lock all nodes out.
+The initiator's own mark is one number, so that a clock stepping back cannot lock it out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -30,13 +33,17 @@ class ReplayMarks:
 
     The file belongs to one process at a time. Raises ConfigError when it cannot be used. A torn end,
     as a killed process leaves it, is cut off; damage with sound lines behind it is refused.
+
+    ``problem`` says why marks are in memory only, and is empty while the file has them all.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._marks: dict[bytes, int] = {}
+        self._unwritten: dict[bytes, int] = {}
         self._lines = 0
         self._size = 0
+        self.problem = ""
         self._descriptor = _open_locked(path)
         try:
             self._read()
@@ -46,20 +53,18 @@ class ReplayMarks:
         self._compact_at = self._threshold()
 
     def accept(self, key: bytes, timestamp: int) -> None:
-        """Record a handshake's timestamp, durably against this process's end, or raise AuthenticationFailed.
+        """Record a handshake's timestamp, or raise AuthenticationFailed when it is not newer than the mark.
 
-        To be called last, when everything else about the handshake is proved. Refused are timestamps
-        that are not newer than the key's mark, and any whose mark cannot be written.
+        To be called last, when everything else about the handshake is proved. The mark is in the file when
+        this returns, unless `problem` says otherwise.
         """
         if len(key) != KEY_BYTES or not 0 < timestamp <= TIMESTAMP_MAX:
             raise AuthenticationFailed("a timestamp out of range")
         if timestamp <= self._marks.get(key, 0):
             raise AuthenticationFailed("a replayed handshake, or the node's clock went back")
-        try:
-            self._append(_line(key, timestamp))
-        except OSError as error:
-            raise AuthenticationFailed(f"no replay mark can be written: {error.strerror}") from None
         self._marks[key] = timestamp
+        self._unwritten[key] = timestamp
+        self._write()
         if self._lines >= self._compact_at:
             self._compact()
 
@@ -68,15 +73,28 @@ class ReplayMarks:
         return dict(self._marks)
 
     def load(self, marks: Mapping[bytes, int]) -> None:
-        """Take over marks kept elsewhere where they are newer; raises OSError when they cannot be written."""
+        """Take over marks kept elsewhere where they are newer."""
         newer = {key: mark for key, mark in marks.items() if mark > self._marks.get(key, 0)}
-        if newer:
-            self._append(b"".join(_line(key, mark) for key, mark in newer.items()), len(newer))
-            self._marks.update(newer)
+        self._marks.update(newer)
+        self._unwritten.update(newer)
+        self._write()
 
-    def sync(self) -> None:
-        """Wait for the disk; marks accepted before survive a power cut."""
-        os.fsync(self._descriptor)
+    def sync_later(self) -> Callable[[], None]:
+        """Write what is left and give what waits for the disk; that may be called in another thread.
+
+        Afterwards the marks survive a power cut. Either part may raise OSError; the second must be called. It
+        holds a descriptor of its own, since the file may be replaced or closed meanwhile.
+        """
+        self._write()
+        descriptor = os.dup(self._descriptor)
+
+        def wait() -> None:
+            try:
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+
+        return wait
 
     def close(self) -> None:
         """Give the file to the next process."""
@@ -84,16 +102,25 @@ class ReplayMarks:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _append(self, lines: bytes, count: int = 1) -> None:
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        lines = b"".join(_line(key, mark) for key, mark in self._unwritten.items())
         written = 0
         try:
+            if self.problem:
+                os.ftruncate(self._descriptor, self._size)  # half a line would spoil the next
             while written < len(lines):
                 written += os.write(self._descriptor, lines[written:])
-        except OSError:
-            os.ftruncate(self._descriptor, self._size)  # half a line would spoil the next
-            raise
+        except OSError as error:
+            self.problem = f"cannot write {self._path}: {error.strerror}"
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+            return
+        self.problem = ""
         self._size += len(lines)
-        self._lines += count
+        self._lines += len(self._unwritten)
+        self._unwritten.clear()
 
     def _read(self) -> None:
         content = _read_all(self._descriptor)
@@ -138,6 +165,8 @@ class ReplayMarks:
         os.close(self._descriptor)
         self._descriptor, self._size, self._lines = descriptor, len(content), len(self._marks)
         self._compact_at = self._threshold()
+        self._unwritten.clear()
+        self.problem = ""
         _sync_directory(self._path.parent)
 
 

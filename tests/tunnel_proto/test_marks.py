@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from structlog.testing import capture_logs
 
+from tunnel_proto import durability
 from tunnel_proto.constants import MARKS_COMPACT_MIN, TIMESTAMP_MAX
+from tunnel_proto.durability import Durability
 from tunnel_proto.errors import AuthenticationFailed, ConfigError
 from tunnel_proto.marks import ReplayMarks, TimestampMark
 
@@ -152,10 +157,9 @@ def test_marks_survive_a_compaction_that_fails(tmp_path: Path, monkeypatch: pyte
     marks.close()
 
 
-def test_a_mark_that_cannot_be_written_admits_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "marks"
-    marks = ReplayMarks(path)
-    marks.accept(A, 1)
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Half a line still goes; tests leave it with ``monkeypatch.undo``."""
     write = os.write
 
     def half_then_full(descriptor: int, data: bytes) -> int:
@@ -163,14 +167,97 @@ def test_a_mark_that_cannot_be_written_admits_nobody(tmp_path: Path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(descriptor, data[:20])
 
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "write", half_then_full)
-        with pytest.raises(AuthenticationFailed, match="No space left"):
-            marks.accept(A, 2)
+    monkeypatch.setattr(os, "write", half_then_full)
+    yield
+    monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_refuses_nobody_and_marks_are_written_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "marks"
+    marks = ReplayMarks(path)
     marks.accept(A, 2)
+    marks.load({C: 9})
+    refused(marks, A, 2)
+    refused(marks, C, 9)
+    assert "No space left" in marks.problem
+    assert path.read_bytes() == b""
+    monkeypatch.undo()
+    marks.accept(B, 1)
+    assert not marks.problem
+    marks.close()
+    marks = ReplayMarks(path)
+    assert marks.snapshot() == {A: 2, B: 1, C: 9}
+    marks.close()
+
+
+def test_a_full_file_system(tmp_path: Path) -> None:
+    """/dev/full takes nothing, for real."""
+    path = tmp_path / "marks"
+    marks = ReplayMarks(path)
+    sound = os.dup(marks._descriptor)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, marks._descriptor)
+    marks.accept(A, 2)
+    refused(marks, A, 1)
+    assert "No space left" in marks.problem
+    os.dup2(sound, marks._descriptor)
+    marks.sync_later()()
+    assert not marks.problem
+    os.close(sound)
+    os.close(full)
     marks.close()
     marks = ReplayMarks(path)
     assert marks.snapshot() == {A: 2}
+    marks.close()
+
+
+async def test_marks_reach_the_disk_soon_after_a_handshake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    fdatasync = os.fdatasync
+
+    def noted(descriptor: int) -> None:
+        fdatasync(descriptor)
+        loop.call_soon_threadsafe(synced.set)
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    monkeypatch.setattr(durability, "MARKS_SYNC_S", 0.01)
+    marks = ReplayMarks(tmp_path / "marks")
+    disk = Durability(marks)
+    marks.accept(A, 1)
+    disk.due()
+    disk.due()
+    await synced.wait()
+    synced.clear()
+    await disk.close()
+    await synced.wait()
+    marks.close()
+
+
+@pytest.mark.usefixtures("full_disk")
+async def test_a_full_disk_is_said_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durability, "MARKS_SYNC_S", 0.01)
+    marks = ReplayMarks(tmp_path / "marks")
+    disk = Durability(marks)
+    with capture_logs() as said:
+        marks.accept(A, 1)
+        disk.due()
+        while not said:
+            await asyncio.sleep(0)
+        monkeypatch.undo()
+        monkeypatch.setattr(durability, "MARKS_SYNC_S", 0.01)
+        while len(said) < 2:
+            await asyncio.sleep(0)
+    assert [one["log_level"] for one in said] == ["warning", "info"]
+    await disk.close()
+    assert not marks.problem
     marks.close()
 
 
@@ -180,7 +267,7 @@ def test_marks_of_the_store_are_taken_over_where_newer(tmp_path: Path) -> None:
     marks.accept(B, 10)
     marks.load({A: 5, B: 20, C: 1})
     marks.load({})
-    marks.sync()
+    marks.sync_later()()
     refused(marks, B, 20)
     marks.close()
     marks = ReplayMarks(tmp_path / "marks")
