@@ -7,6 +7,7 @@ inside a session is `qgate.postgres.session`.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
 import os
 import time
@@ -188,6 +189,21 @@ class PostgresFront:
 
     # --- what a session asks
 
+    def admit(self, proven: App) -> App:
+        """The app as it is now that it has proven itself; 28P01 when it changed while it did so.
+
+        A session is told of later changes (`_recheck`); before this it is nobody's. Other limits are no
+        obstacle.
+        """
+        now = self.directory.app(proven.name)
+        if now is None or not now.usable(self._wall()):
+            raise PostgresError(f'password authentication failed for user "{proven.name}"', sqlstate="28P01")
+        if dataclasses.replace(now, limits=proven.limits) != proven:
+            raise PostgresError(
+                f'app "{proven.name}" was changed while it logged in', sqlstate="28P01", hint="Connect again."
+            )
+        return now
+
     async def open(self, session: FrontSession, app: App, startup: pgwire.Startup) -> tuple[Route, Lease]:
         """Find the route, wait for a place, lease a connection. PostgresError says why not."""
         route = self.directory.route(startup.database)
@@ -219,10 +235,9 @@ class PostgresFront:
         try:
             lease = await self._lease(route, app, user, startup, session.sidecar)
         except BaseException:
-            slots.give()
-            self._forget_slots(app.name)
+            self.leave(app.name)
             raise
-        return route, lease
+        return self.directory.route(route.name) or route, lease
 
     async def _lease(self, route: Route, app: App, user: str, startup: pgwire.Startup, sidecar: str) -> Lease:
         parameters = upstream_parameters(startup, app.name, sidecar)
@@ -233,15 +248,19 @@ class PostgresFront:
                 passwords = self.directory.passwords(route, read_only=app.read_only)
                 key_name = route.sslkey_secret
                 client_key = None if key_name is None else self.directory.secret(key_name)
-            except VaultError as error:
+            except (VaultError, LookupError) as error:
                 raise UpstreamError(
-                    "the gate cannot open its credentials", sqlstate="08001", cause=error.message
+                    "the gate cannot open its credentials", sqlstate="08001", cause=_cause(error)
                 ) from None
             upstream = await connect(
                 route, user, passwords, parameters=parameters, cache=self._cache, client_key=client_key
             )
-            if upstream.password_index and passwords:
-                self.directory.promote(route, passwords[upstream.password_index], read_only=app.read_only)
+            try:
+                if upstream.password_index and passwords:
+                    self.directory.promote(route, passwords[upstream.password_index], read_only=app.read_only)
+            except BaseException:
+                upstream.abort()
+                raise
             return upstream
 
         try:
@@ -319,16 +338,15 @@ class PostgresFront:
         if lease is not None:
             if lease.upstream.pid is not None:
                 self._by_key.pop((lease.upstream.pid, session.cancel_key), None)
-            slots = self._app_slots.get(session.app_name)
-            if slots is not None:
-                slots.give()
-                self._forget_slots(session.app_name)
+            self.leave(session.app_name)
         if not self._sessions:
             self._empty.set()
 
-    def _forget_slots(self, app: str) -> None:
-        slots = self._app_slots.get(app)
-        if slots is not None and slots.unused:
+    def leave(self, app: str) -> None:
+        """Give back the place that `open` took for a session of ``app``."""
+        slots = self._app_slots[app]
+        slots.give()
+        if slots.unused:
             del self._app_slots[app]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -399,7 +417,7 @@ class PostgresFront:
             session.revoke(f'app "{before.name}" may no longer use database "{session.database}"')
         elif now.sidecars is not None and session.sidecar not in now.sidecars:
             session.revoke(f'app "{before.name}" may no longer come from this sidecar')
-        elif (now.read_only, now.statement_classes) != (before.read_only, before.statement_classes):
+        elif _rights(now) != _rights(before):
             session.revoke(f'what app "{before.name}" may do was changed')
         else:
             session.app = now
@@ -485,6 +503,10 @@ def upstream_parameters(startup: pgwire.Startup, app: str, sidecar: str) -> dict
     return parameters
 
 
+def _rights(app: App) -> tuple[bool, bool, frozenset[str] | None]:
+    return app.read_only, app.replication, app.statement_classes
+
+
 def _verdict(app: str, allowed: frozenset[str]) -> Callable[[Fingerprint], str]:
     def judge(found: Fingerprint) -> str:
         excess = found.classes - allowed
@@ -493,6 +515,10 @@ def _verdict(app: str, allowed: frozenset[str]) -> Callable[[Fingerprint], str]:
         return f'app "{app}" may not run {" or ".join(sorted(excess))} statements'
 
     return judge
+
+
+def _cause(error: VaultError | LookupError) -> str:
+    return error.message if isinstance(error, VaultError) else f"missing: {error}"
 
 
 def _bytes(metadata: Mapping[str, Any], name: str) -> bytes:

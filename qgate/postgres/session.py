@@ -137,40 +137,56 @@ class FrontSession:
         if login is None:
             self._early.append(data)  # no credit returns for it, so it is bounded by the stream's window
             return
-        self._consumed(len(data))
         try:
             out = login.receive(data)
+            app = None if login.proven is None else self._front.admit(login.proven)
         except PostgresError as error:
+            self._consumed(len(data))
             self._front.refused(self, error, login.outcome)
             self.end(error, StreamCode.REFUSED)
             return
-        if login.proven is None:
+        except Exception:
+            self._consumed(len(data))
+            self._fault()
+            return
+        rest = b"" if app is None else login.rest()
+        self._consumed(len(data) - len(rest))
+        if app is None:
             if out:
                 self.stream.write(out, boundary=True, sensitive=True)
             return
-        self.app = login.proven
+        self.app = app
         self._login = None
         self._greeting = out
         self._stop_timer()
-        if rest := login.rest():
-            self._early.append(rest)
-        self._opening = self._front.spawn(self._open(self.app))
+        if rest:
+            self._early.append(rest)  # its credit returns once the relay has taken it
+        self._opening = self._front.spawn(self._open(app))
 
     async def _open(self, app: App) -> None:
+        """Get a lease and begin to relay; `_finish` cancels this."""
         try:
             route, lease = await self._front.open(self, app, self.startup)
         except PostgresError as error:
+            self._opening = None
             self._front.refused(self, error, "")
             self._stream_write(self._greeting, sensitive=True)
             self.end(error, StreamCode.REFUSED)
             return
-        finally:
+        except Exception:
             self._opening = None
+            self._fault()
+            return
+        self._opening = None
         if self._ended:
             self._front.pool.give_back(lease, reusable=not lease.upstream.cancelled)
+            self._front.leave(app.name)
             return
         self.route, self.lease = route, lease
-        self._relay()
+        try:
+            self._relay()
+        except Exception:
+            self._fault()
 
     def _relay(self) -> None:
         """Show the app that it is logged in, and begin to relay."""
@@ -241,8 +257,6 @@ class FrontSession:
         """The stream is gone."""
         del error
         self._closed = True
-        if self._opening is not None:
-            self._opening.cancel()
         self._finish()
 
     def pause_writing(self) -> None:
@@ -403,10 +417,13 @@ class FrontSession:
 
     def _fault(self) -> None:
         """A fault of our own: this session ends, the others go on."""
+        error = PostgresError("internal error of the gate", sqlstate="XX000")
+        self._front.fault(self)
         if self.conversation is not None:
             self.conversation.tainted = True
-        self._front.fault(self)
-        self.end(PostgresError("internal error of the gate", sqlstate="XX000"), StreamCode.INTERNAL)
+        else:
+            self._front.refused(self, error, "fault")
+        self.end(error, StreamCode.INTERNAL)
 
     def revoke(self, message: str) -> None:
         """The right to be here was withdrawn."""
@@ -503,11 +520,15 @@ class FrontSession:
         self._ended = True
         self._relaying = None
         self._early.clear()
+        if self._opening is not None:
+            self._opening.cancel()  # it gives back what it holds
+            self._opening = None
         lease, conversation = self.lease, self.conversation
-        if lease is not None and conversation is not None:
+        if lease is not None:
             if self._closed or self._ending is not None:
                 self._front.ended(self, "08006")
-            self._front.pool.give_back(lease, reusable=conversation.reusable)
+            reusable = conversation is not None and conversation.reusable
+            self._front.pool.give_back(lease, reusable=reusable)
         self._front.gone(self)
 
     def _stop_timer(self) -> None:
