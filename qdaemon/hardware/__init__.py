@@ -1,0 +1,1 @@
+"""What the machine is and does: CPU, memory and its bandwidth, disks, networks, GPUs."""
