@@ -69,3 +69,9 @@ def _npgsql(value: str) -> str:
     if any(character in value for character in ";='\" "):
         return '"' + value.replace('"', '""') + '"'
     return value
+
+
+def openai_settings(key: str, host: str, port: int) -> dict[str, str]:
+    """What an OpenAI SDK reads from its environment, for `key` behind a sidecar."""
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return {"OPENAI_BASE_URL": f"http://{bracketed}:{port}/v1", "OPENAI_API_KEY": key}

@@ -178,11 +178,20 @@ APP_COLUMNS = (
     Column("NAME", "name"),
     Column("STATE", "state"),
     Column("DATABASES", "databases"),
+    Column("MODELS", "policy.models"),
     Column("EXPIRES", "expires_at", moment),
     Column("SIDECARS", "sidecars"),
     Column("READ-ONLY", "read_only"),
     Column("SESSIONS", "sessions", right=True),
     Column("CREATED", "created_at", moment),
+)
+
+KEY_COLUMNS = (
+    Column("ID", "id"),
+    Column("KEY", "prefix", lambda prefix: f"{prefix}..."),
+    Column("STATE", "state"),
+    Column("CREATED", "created_at", moment),
+    Column("EXPIRES", "valid_until", moment),
 )
 
 SIDECAR_COLUMNS = (

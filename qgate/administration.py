@@ -7,6 +7,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from qgate.governance.api_keys import ApiKeys
 from qgate.governance.apps import Apps
 from qgate.governance.backup import Backups
 from qgate.governance.databases import Databases
@@ -29,6 +30,7 @@ class Administration:
     ) -> None:
         self.databases = Databases(office, rotation)
         self.apps = Apps(office, iterations=settings.postgres.scram_iterations)
+        self.api_keys = ApiKeys(office)
         self.sidecars = Sidecars(office)
         self.preferences = Preferences(office)
         self.samples = Sample(office, self.databases)

@@ -11,12 +11,15 @@ from urllib.parse import quote
 import typer
 
 from meshctl import view
-from meshctl.cli import options
-from meshctl.drivers import DEFAULT_PORT, Credential, connection_strings
+from meshctl.cli import app_key, app_policy, options
+from meshctl.drivers import DEFAULT_PORT, Credential, connection_strings, openai_settings
+from meshctl.errors import UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
 
 commands = options.group("Pseudo-credentials: an app logs in with these, the gate holds the real ones.")
+commands.add_typer(app_key.commands, name="key")
+commands.command("policy")(app_policy.policy)
 
 Host = Annotated[str, typer.Option("--host", help="Where the app reaches its sidecar, for the URLs shown.")]
 Port = Annotated[
@@ -37,11 +40,23 @@ def create(
         str, typer.Argument(metavar="NAME", help="A name for the app; its login.", show_default=False)
     ],
     databases: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--db", metavar="DB", help="A database it may use; repeat for more.", show_default=False
         ),
-    ],
+    ] = None,
+    models: app_policy.Models = None,
+    tasks: app_policy.Tasks = None,
+    local_only: app_policy.LocalOnly = None,
+    providers: app_policy.Providers = None,
+    isolation: app_policy.Isolation = None,
+    team: app_policy.Team = None,
+    rpm: app_policy.Rpm = None,
+    tpm: app_policy.Tpm = None,
+    max_tokens: app_policy.MaxTokens = None,
+    share: app_policy.Share = None,
+    kindred: app_policy.Kindred = None,
+    reuse: app_policy.Reuse = None,
     expires_in: Annotated[
         str | None,
         typer.Option("--expires-in", metavar="TIME", help="End of life, as 12h or 30d.", show_default=False),
@@ -74,9 +89,27 @@ def create(
 ) -> None:
     """Make an app and show its password, this once, as URLs for the common drivers.
 
-    The gate keeps a SCRAM verifier only: a lost password cannot be shown again, but `app rotate` makes a
-    new one.
+    With --models (or another option about models) it gets an API key too, for any OpenAI SDK. The gate keeps
+    a SCRAM verifier and a digest only: what is lost cannot be shown again, but `app rotate` makes a new
+    password and `app key create` a new key.
     """
+    allowed = app_policy.given(
+        models=models,
+        tasks=tasks,
+        local_only=local_only,
+        providers=providers,
+        isolation=isolation,
+        team=team,
+        rpm=rpm,
+        tpm=tpm,
+        max_tokens=max_tokens,
+        share=share,
+        kindred=kindred,
+        reuse=reuse,
+    )
+    databases = databases or []
+    if not databases and not allowed:
+        raise UsageError("An app needs a database, or models.", hint="--db NAME, or --models '*'")
     gate = options.connect(gate_dir, socket)
     body: dict[str, Any] = {
         "name": name,
@@ -89,6 +122,7 @@ def create(
         "read_only": read_only or None,
         "statement_classes": classes or None,
         "replication": replication or None,
+        "policy": {key: value for key, value in allowed.items() if value is not None} if allowed else None,
     }
     reply = gate.post("/apps", {key: value for key, value in body.items() if value is not None})
     _show_credential(reply, databases, host, port or _dev_port(gate.socket_path), output)
@@ -155,19 +189,25 @@ def _show_credential(
     reply: dict[str, Any], databases: list[str], host: str, port: int, output: Output
 ) -> None:
     app = reply["app"]
+    if (app.get("policy")) and "qg" not in databases:
+        databases = [*databases, "qg"]
     urls = {
         database: connection_strings(Credential(app["name"], reply["password"], database, host, port))
         for database in databases
     }
+    key = reply.get("api_key")
+    sdk = openai_settings(key, host, port) if key else {}
     if output is not Output.TABLE:
-        emit({**reply, "urls": urls}, [], output)
+        emit({**reply, "urls": urls, **({"openai": sdk} if sdk else {})}, [], output)
         return
-    note(f"App {app['name']}. The password is shown this once.")
+    note(f"App {app['name']}. The password {'and the key are' if key else 'is'} shown this once.")
     shown = [view.Table(("", ""), (("password", str(reply["password"])),))]
     shown += [
         view.Table(("", ""), tuple(strings.items()), title=f"database {database}")
         for database, strings in urls.items()
     ]
+    if sdk:
+        shown.append(view.Table(("", ""), tuple(sdk.items()), title="models"))
     emit(reply, shown, output)
 
 

@@ -15,6 +15,7 @@ PEM_MAX = 65_536
 Name = Annotated[str, Field(pattern=NAME)]
 Secret = Annotated[str, Field(max_length=1024)]
 Pem = Annotated[str, Field(max_length=PEM_MAX)]
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(ge=0, le=3.2e9)]
 
 
@@ -59,17 +60,46 @@ class DatabaseBody(Body):
     check: bool = True
 
 
+class PolicyBody(Body):
+    """What an app may ask of models; a key left out keeps what it was, or the default."""
+
+    models: Annotated[list[Pattern], Field(min_length=1, max_length=1000)] = ["*"]
+    tasks: Annotated[list[Annotated[str, Field(max_length=63)]], Field(max_length=64)] | None = None
+    data: Literal["any", "local-only"] = "any"
+    providers: Annotated[list[Name], Field(max_length=1000)] | None = None
+    pools: Annotated[list[Name], Field(max_length=1000)] | None = None
+    isolation: Literal["shared", "dedicated"] = "shared"
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    requests_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1, le=10_000_000_000)] | None = None
+    share: Annotated[int, Field(ge=1, le=1000)] = 1
+    kindred: bool = False
+    reuse: bool = False
+    team: Name | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Only what the caller named."""
+        return self.model_dump(exclude_unset=True)
+
+
+class ApiKeyBody(Body):
+    """How long a key is to be good; left out, until it is revoked."""
+
+    expires_in_s: Annotated[float, Field(gt=0, le=3.2e9)] | None = None
+
+
 class AppBody(Body):
     """An application that gets pseudo-credentials."""
 
     name: Name
-    databases: Annotated[list[Name], Field(min_length=1, max_length=1000)]
+    databases: Annotated[list[Name], Field(max_length=1000)] = []
     expires_in_s: Seconds | None = None
     limits: LimitsBody = LimitsBody()
     sidecars: Annotated[list[Name], Field(max_length=10_000)] | None = None
     read_only: bool = False
     statement_classes: Annotated[list[str], Field(max_length=32)] | None = None
     replication: bool = False
+    policy: PolicyBody | None = None
 
 
 class AppRotationBody(Body):

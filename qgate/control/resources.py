@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from qgate.control.bodies import (
+    ApiKeyBody,
     AppBody,
     AppRotationBody,
     BackupBody,
     DatabaseBody,
+    PolicyBody,
     SettingBody,
     SidecarBody,
 )
 from qgate.governance.apps import NewApp
 from qgate.governance.databases import NewDatabase
+from qgate.governance.policy import CapabilityPolicy
 
 if TYPE_CHECKING:
     from qgate.administration import Administration
@@ -83,7 +86,7 @@ def _databases(administration: Administration) -> APIRouter:
 
 def _apps(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/apps", tags=["apps"])
-    apps = administration.apps
+    apps, keys = administration.apps, administration.api_keys
 
     @router.get("")
     async def list_apps() -> dict[str, Any]:
@@ -92,7 +95,7 @@ def _apps(administration: Administration) -> APIRouter:
 
     @router.post("", status_code=201)
     async def create_app(body: AppBody, by: By) -> dict[str, Any]:
-        """Create an app; its password is in this answer and nowhere else."""
+        """Create an app; its password and its key are in this answer and nowhere else."""
         new = NewApp(
             name=body.name,
             databases=tuple(body.databases),
@@ -102,6 +105,7 @@ def _apps(administration: Administration) -> APIRouter:
             read_only=body.read_only,
             statement_classes=None if body.statement_classes is None else tuple(body.statement_classes),
             replication=body.replication,
+            policy=None if body.policy is None else CapabilityPolicy.from_json(body.policy.given()),
         )
         return await apps.create(new, by=by)
 
@@ -114,6 +118,36 @@ def _apps(administration: Administration) -> APIRouter:
     async def revoke_app(name: str, by: By) -> dict[str, Any]:
         """End an app and its live sessions."""
         return await apps.revoke(name, by=by)
+
+    @router.get("/{name}/policy")
+    async def show_policy(name: str) -> dict[str, Any]:
+        """What an app may ask of models; null: nothing."""
+        return await apps.policy(name)
+
+    @router.patch("/{name}/policy")
+    async def change_policy(name: str, body: PolicyBody, by: By) -> dict[str, Any]:
+        """Change the keys that are named; the others stay as they are."""
+        return await apps.change_policy(name, body.given(), by=by)
+
+    @router.delete("/{name}/policy")
+    async def drop_policy(name: str, by: By) -> dict[str, Any]:
+        """Let an app ask for no model any more; its databases stay."""
+        return await apps.change_policy(name, None, by=by)
+
+    @router.get("/{name}/keys")
+    async def list_keys(name: str) -> dict[str, Any]:
+        """An app's keys by their first characters, revoked ones included."""
+        return {"items": await keys.list(name)}
+
+    @router.post("/{name}/keys", status_code=201)
+    async def create_key(name: str, by: By, body: ApiKeyBody | None = None) -> dict[str, Any]:
+        """One more key; it is in this answer and nowhere else."""
+        return await keys.create(name, expires_in_s=body.expires_in_s if body else None, by=by)
+
+    @router.delete("/{name}/keys/{key}")
+    async def revoke_key(name: str, key: str, by: By) -> dict[str, Any]:
+        """Refuse a key from now on, here and at every gate of the pool."""
+        return await keys.revoke(name, key, by=by)
 
     return router
 

@@ -1,4 +1,7 @@
-"""Apps: pseudo-credentials for applications. A password is shown once; only its SCRAM verifier is kept."""
+"""Apps: pseudo-credentials for applications, and what they may ask of models.
+
+A password and a key are shown once; only the SCRAM verifier of the one and the digest of the other are kept.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,23 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from qgate.governance.api_keys import mint, unknown_app
 from qgate.governance.databases import unknown_database
-from qgate.governance.directory import App, Limits, with_limits
+from qgate.governance.directory import App, CapabilityPolicy, Limits, with_limits
 from qgate.governance.office import Office, iso
-from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.governance.policy import checked_policy
+from qgate.governance.problems import ConflictError, InvalidRequestError
 from qgate.postgres.statement import STATEMENT_CLASSES
-from qgate.store.apps import add_app, add_verifier, end_verifiers, find_app, list_apps, revoke_app
+from qgate.store.api_keys import add_api_key, revoke_api_keys
+from qgate.store.apps import (
+    add_app,
+    add_verifier,
+    end_verifiers,
+    find_app,
+    list_apps,
+    put_policy,
+    revoke_app,
+)
 from tunnel_proto.scram import make_verifier, parse_verifier
 
 PASSWORD_BYTES: Final = 24  # 192 bits, 32 characters that need no quoting in any URL
@@ -22,7 +36,7 @@ SALT_BYTES: Final = 16
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NewApp:
-    """What is asked when an app is created. None means any sidecar, any class, no expiry."""
+    """What is asked when an app is created. None means any sidecar, any class, no expiry, no models."""
 
     name: str
     databases: tuple[str, ...]
@@ -32,6 +46,7 @@ class NewApp:
     read_only: bool = False
     statement_classes: tuple[str, ...] | None = None
     replication: bool = False
+    policy: CapabilityPolicy | None = None
 
 
 class Apps:
@@ -47,7 +62,10 @@ class Apps:
             return [self._shown(row) for row in await list_apps(connection)]
 
     async def create(self, new: NewApp, *, by: str) -> dict[str, Any]:
-        """Create an app: `{app, password}`. Nobody can show the password again.
+        """Create an app: `{app, password, api_key}`. Nobody can show the last two again.
+
+        The password opens its databases, and `qg` where it has a policy; the key is for HTTP, None without a
+        policy.
 
         ConflictError for a name in use, UnknownNameError for a database that is none.
         """
@@ -67,7 +85,9 @@ class Apps:
             read_only=new.read_only,
             statement_classes=None if new.statement_classes is None else frozenset(new.statement_classes),
             replication=new.replication,
+            policy=new.policy,
         )
+        key, record = mint(new.name)
         async with self._office.store.transaction() as connection:
             existing = await find_app(connection, new.name)
             if existing is not None and existing["revoked_at"] is None:
@@ -76,9 +96,52 @@ class Apps:
                     hint=f"meshctl app rotate {new.name} gives it a new password",
                 )
             await add_app(connection, app, limits=new.limits, created_at=at, expires_at=expires)
-        detail = {"databases": sorted(app.databases), "expires_at": iso(expires), "read_only": new.read_only}
+            if app.policy is not None:
+                await add_api_key(connection, record, created_at=at, valid_until=None)
+        detail: dict[str, Any] = {
+            "databases": sorted(app.databases),
+            "expires_at": iso(expires),
+            "read_only": new.read_only,
+        }
+        if app.policy is not None:
+            detail |= {"policy": app.policy.as_json(), "key": record.prefix}
         await self._office.changed("app.create", new.name, by, detail)
-        return {"app": await self._show(new.name), "password": password}
+        return {
+            "app": await self._show(new.name),
+            "password": password,
+            "api_key": None if app.policy is None else key,
+        }
+
+    async def policy(self, name: str) -> dict[str, Any]:
+        """What an app may ask of models: `{app, policy}`."""
+        app = self._office.directory.app(name)
+        if app is None or app.revoked:
+            raise unknown_app(name)
+        return {"app": name, "policy": None if app.policy is None else app.policy.as_json()}
+
+    async def change_policy(self, name: str, changes: Mapping[str, Any] | None, *, by: str) -> dict[str, Any]:
+        """Replace the named fields of an app's policy, or take all of it away with None: `{app, policy}`.
+
+        InvalidRequestError for what can never hold, UnknownNameError for a provider that is none.
+        """
+        async with self._office.store.transaction() as connection:
+            row = await find_app(connection, name)
+            if row is None or row["revoked_at"] is not None:
+                raise unknown_app(name)
+            if changes is None:
+                if not row["databases"]:
+                    raise ConflictError(
+                        f"{name} has no database, so nothing would be left of it",
+                        hint=f"meshctl app revoke {name}",
+                    )
+                policy = None
+            else:
+                policy = CapabilityPolicy.from_json({**(row["policy"] or {}), **changes})
+                checked_policy(policy, providers=self._office.directory.providers())
+            await put_policy(connection, name, policy)
+        shown = None if policy is None else policy.as_json()
+        await self._office.changed("app.policy", name, by, {"policy": shown})
+        return {"app": name, "policy": shown}
 
     async def rotate(self, name: str, *, overlap_s: float | None, by: str) -> dict[str, Any]:
         """A new password; the old one stays valid for `overlap_s`: `{app, password, old_valid_until}`.
@@ -94,7 +157,7 @@ class Apps:
         async with self._office.store.transaction() as connection:
             row = await find_app(connection, name)
             if row is None or row["revoked_at"] is not None:
-                raise _unknown_app(name)
+                raise unknown_app(name)
             if row["verifiers"] and overlap_s > 0:
                 kept = parse_verifier(row["verifiers"][0])
                 salt, iterations = kept.salt, kept.iterations
@@ -112,14 +175,19 @@ class Apps:
         sessions = self._office.live.app_sessions(name)
         async with self._office.store.transaction() as connection:
             if not await revoke_app(connection, name, self._office.now()):
-                raise _unknown_app(name)
+                raise unknown_app(name)
+            await revoke_api_keys(connection, name, self._office.now())
         await self._office.changed("app.revoke", name, by, {"sessions_ended": sessions})
         return {"name": name, "sessions_ended": sessions}
 
     def _check(self, new: NewApp) -> None:
         directory = self._office.directory
-        if not new.databases:
-            raise InvalidRequestError("an app needs at least one database", hint="--db NAME")
+        if not new.databases and new.policy is None:
+            raise InvalidRequestError(
+                "an app needs at least one database, or models", hint="--db NAME, or --models '*'"
+            )
+        if new.policy is not None:
+            checked_policy(new.policy, providers=directory.providers())
         for name in new.databases:
             route = directory.route(name)
             if route is None:
@@ -159,6 +227,7 @@ class Apps:
             "sidecars": row["sidecars"],
             "replication": row["replication"],
             "limits": row["limits"],
+            "policy": row["policy"],
             "sessions": self._office.live.app_sessions(row["name"]),
             "verifiers": sum(until is None or until > now for until in row["untils"]),
         }
@@ -170,7 +239,3 @@ def _state(row: Mapping[str, Any], now: datetime) -> str:
     if row["expires_at"] is not None and row["expires_at"] <= now:
         return "expired"
     return "active"
-
-
-def _unknown_app(name: str) -> UnknownNameError:
-    return UnknownNameError(f"there is no app {name}, or it is revoked already", hint="meshctl app list")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
+
+from qgate.governance.problems import InvalidRequestError, UnknownNameError
+from tunnel_proto.tasks import TASKS
 
 KEY_PREFIX: Final = "qg_"
 KEY_RANDOM_BYTES: Final = 32  # 256 bits, 43 url-safe characters: nothing to guess, so a fast digest will do
@@ -78,6 +82,37 @@ class CapabilityPolicy:
         return cls(**given)
 
 
+def checked_policy(policy: CapabilityPolicy, *, providers: Collection[str]) -> CapabilityPolicy:
+    """`policy` itself. InvalidRequestError for what no app can be given, UnknownNameError for no provider."""
+    if not policy.models or not all(policy.models):
+        raise InvalidRequestError("an app that may use no model needs no policy", hint="--models '*'")
+    for task in sorted(policy.tasks or ()):
+        if task not in TASKS:
+            near = difflib.get_close_matches(task, TASKS, n=1)
+            raise InvalidRequestError(
+                f"there is no task {task!r}",
+                hint=f"did you mean {near[0]}?" if near else f"choose from {', '.join(TASKS)}",
+            )
+    for name in sorted(policy.providers or ()):
+        if name not in providers:
+            raise UnknownNameError(f"there is no provider {name}", hint="meshctl provider list")
+    for what, value, choices in (
+        ("data", policy.data, DATA_LEVELS),
+        ("isolation", policy.isolation, ISOLATION_LEVELS),
+    ):
+        if value not in choices:
+            raise InvalidRequestError(f"{what} must be one of {', '.join(choices)}, not {value!r}")
+    for what, bound in (
+        ("max_tokens", policy.max_tokens),
+        ("requests_per_minute", policy.requests_per_minute),
+        ("tokens_per_minute", policy.tokens_per_minute),
+        ("share", policy.share),
+    ):
+        if bound is not None and bound < 1:
+            raise InvalidRequestError(f"{what} must be at least 1, not {bound}")
+    return policy
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key of an app, as its SHA-256 digest; `prefix` are its first characters, `valid_until` unix time."""
@@ -96,7 +131,7 @@ class ApiKey:
 
 def digest_of(key: str) -> bytes:
     """What of a key is stored, and what it is looked up by (32 bytes)."""
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def looks_like_key(text: str) -> bool:
