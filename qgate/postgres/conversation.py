@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from qgate.postgres.fingerprint import Fingerprint, Fingerprints
+from qgate.postgres.fingerprint import Fingerprint, Fingerprints, classes_within
 from tunnel_proto.pgwire import (
     MAX_MESSAGE,
     PostgresError,
@@ -73,8 +73,10 @@ _REPLIES: Final = frozenset(b"CZEGIs")
 _Pending = tuple[int, Fingerprint | None, float, int]
 Finished = Callable[[Fingerprint | None, int, int, int, float, float, str], None]
 """Called per finished statement: fingerprint, rows, bytes up, bytes down, started, duration (s), outcome."""
-Verdict = Callable[[Fingerprint], str]
-"""Called per statement where policy restricts: why it is denied, or an empty string."""
+Verdict = Callable[[frozenset[str]], str]
+"""Called per message where policy restricts, with the classes of its statements: why it is denied, or an
+empty string.
+"""
 
 
 class Conversation:
@@ -283,27 +285,32 @@ class Conversation:
 
     def _query(self, payload: bytes, now: float, length: int) -> bytes | None:
         """A Query with (the beginning of) its payload; what replaces it when denied."""
-        found = self._fingerprints.of(payload[:-1] if payload.endswith(b"\0") else payload)
+        text = payload[:-1] if payload.endswith(b"\0") else payload
+        found = self._fingerprints.of(text)
         if self._unsynced or self._copy_in:
             self.tainted = True
         if not self._ignoring:
             self._pending.append((QUERY, found, now, length + 1))
-        return None if self._verdict is None else self._judge(0x51, b"", found, length)
+        return None if self._verdict is None else self._judge(0x51, b"", found, text, length)
 
     def _parse(self, payload: bytes, length: int) -> bytes | None:
         """A Parse with (the beginning of) its payload; what replaces it when denied."""
         name, _, rest = payload.partition(b"\0")
-        found = self._fingerprints.of(rest.partition(b"\0")[0])
+        text = rest.partition(b"\0")[0]
+        found = self._fingerprints.of(text)
         self._unsynced = True
         self._bound_bytes += length + 1
         self._parsed = found
         if name in self._prepared or len(self._prepared) < MAX_PREPARED:
             self._prepared[name] = found
-        return None if self._verdict is None else self._judge(0x50, name, found, length)
+        return None if self._verdict is None else self._judge(0x50, name, found, text, length)
 
-    def _judge(self, kind: int, name: bytes, found: Fingerprint, length: int) -> bytes | None:
+    def _judge(self, kind: int, name: bytes, found: Fingerprint, text: bytes, length: int) -> bytes | None:
         assert self._verdict is not None
-        why = _TOO_LONG if length >= self._examine else self._verdict(found)
+        if length >= self._examine:
+            why = _TOO_LONG
+        else:
+            why = self._verdict(classes_within(text) if found.partial else found.classes)
         return self._deny(kind, name, why) if why else None
 
     def _deny(self, kind: int, name: bytes, why: str) -> bytes:
@@ -323,7 +330,7 @@ class Conversation:
             self.tainted = True
         if not self._ignoring:
             self._pending.append((QUERY, found, now, length + 1))
-        return None if self._verdict is None else self._judge(0x51, b"", found, 0)
+        return None if self._verdict is None else self._judge(0x51, b"", found, b"", 0)
 
     def _bind(self, data: bytes, at: int, end: int) -> None:
         stop = data.find(b"\0", at, end)

@@ -65,12 +65,15 @@ class Fingerprint:
     """``text`` is normalised and free of literals, ``id`` 16 hex digits of it, ``classes`` the statements'.
 
     ``own_entry`` says that each execution deserves an audit entry of its own (DDL, a change of role).
+    ``partial`` says that only the first `MAX_EXAMINED` bytes were looked at: ask `classes_within` for the
+    classes of the whole.
     """
 
     id: str
     text: str
     classes: frozenset[str]
     own_entry: bool
+    partial: bool = False
 
 
 class Fingerprints:
@@ -158,7 +161,13 @@ def normalise(text: bytes) -> Fingerprint:
     joined = _join(out)[:MAX_TEXT]
     identity = hashlib.blake2b(joined.encode("utf-8", "replace"), digest_size=8).hexdigest()
     classes = classes_of(whole)
-    return Fingerprint(identity, joined, classes, own_entry=bool(classes & _OWN_ENTRY))
+    own_entry = bool(classes & _OWN_ENTRY)
+    return Fingerprint(identity, joined, classes, own_entry, partial=len(text) > MAX_EXAMINED)
+
+
+def classes_within(text: bytes) -> frozenset[str]:
+    """The classes of all statements in ``text``, however long it is."""
+    return classes_of(text.decode("utf-8", "replace"))
 
 
 def _append_literal(out: list[str]) -> None:

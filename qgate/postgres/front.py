@@ -20,8 +20,8 @@ import structlog
 from qgate.governance.directory import App, Directory, Route
 from qgate.postgres.authentication import AppLogin, Offer
 from qgate.postgres.back import ConnectCache, connect, send_cancel
-from qgate.postgres.conversation import Conversation
-from qgate.postgres.fingerprint import Fingerprint, Fingerprints
+from qgate.postgres.conversation import Conversation, Verdict
+from qgate.postgres.fingerprint import Fingerprints
 from qgate.postgres.journal import AuditSink, Journal
 from qgate.postgres.login import UpstreamError
 from qgate.postgres.pool import Lease, LeaseKey, Pool
@@ -507,9 +507,9 @@ def _rights(app: App) -> tuple[bool, bool, frozenset[str] | None]:
     return app.read_only, app.replication, app.statement_classes
 
 
-def _verdict(app: str, allowed: frozenset[str]) -> Callable[[Fingerprint], str]:
-    def judge(found: Fingerprint) -> str:
-        excess = found.classes - allowed
+def _verdict(app: str, allowed: frozenset[str]) -> Verdict:
+    def judge(classes: frozenset[str]) -> str:
+        excess = classes - allowed
         if not excess:
             return ""
         return f'app "{app}" may not run {" or ".join(sorted(excess))} statements'

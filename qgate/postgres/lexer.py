@@ -18,21 +18,29 @@ NUMBER: Final = "number"
 PARAMETER: Final = "parameter"
 OPERATOR: Final = "operator"
 
-_HEAD: Final = r"""
-  (?P<space>\s+|--[^\r\n]*)
+# White space between the parts of one string constant: it holds a line break.
+_CONTINUED: Final = r"(?>(?:[ \t\f\v]|--[^\r\n]*)*[\r\n](?:[ \t\n\r\f\v]|--[^\r\n]*[\r\n])*)"
+# A word begins with a letter or anything beyond ASCII, and goes on with digits and dollars too.
+_TEMPLATE: Final = r"""
+  (?P<space>[ \t\n\r\f\v]+|--[^\r\n]*)
 | (?P<comment>/\*)
-| (?P<escape>[eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z))
-| (?P<string>(?:[bBxXnN]|[uU]&)?'%s(?:'|\Z))
+| (?P<escape>[eE]'(?:[^'\\]|\\.|''|'CONTINUED')*(?:'|\\?\Z))
+| (?P<string>[bBxX]'[^']*(?:'|\Z)|(?:[nN]|[uU]&)?'PLAIN(?:'|\Z))
 | (?P<quoted>(?:[uU]&)?"(?:[^"]|"")*(?:"|\Z))
-| (?P<parameter>\$\d+)
-| (?P<dollar>\$(?:[^\W\d]\w*)?\$)
-| (?P<number>0[xXoObB][0-9a-fA-F_]+|(?:\d[\d_]*(?:\.(?!\.)[\d_]*)?|\.\d[\d_]*)(?:[eE][+-]?\d[\d_]*)?)
-| (?P<word>[^\W\d][\w$]*)
-| (?P<operator>(?:(?!--|/\*)[-+*/<>=~!@\#%%^&|`?:])+)
+| (?P<parameter>\$[0-9]+)
+| (?P<dollar>\$(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]*)?\$)
+| (?P<number>
+      # Before PostgreSQL 16 these were a number and a word, whose dollar opens no string.
+      (?:0[xXoObB]|[0-9]+_)[0-9A-Za-z_$\x80-\U0010ffff]*
+    | (?:[0-9]+(?:\.(?!\.)[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][+-]?[0-9][0-9_]*)?)
+| (?P<word>[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_$\x80-\U0010ffff]*)
+| (?P<operator>(?:(?!--|/\*)[-+*/<>=~!@\#%^&|`?:])+)
 | (?P<other>.)
-"""
-_STANDARD: Final = re.compile(_HEAD % r"(?:[^']|'')*", re.VERBOSE | re.DOTALL)
-_BACKSLASH: Final = re.compile(_HEAD % r"(?:[^'\\]|\\.|'')*", re.VERBOSE | re.DOTALL)
+""".replace("CONTINUED", _CONTINUED)
+_STANDARD: Final = re.compile(_TEMPLATE.replace("PLAIN", "(?:[^']|'')*"), re.VERBOSE | re.DOTALL)
+_BACKSLASH: Final = re.compile(
+    _TEMPLATE.replace("PLAIN", rf"(?:[^'\\]|\\.|''|'{_CONTINUED}')*"), re.VERBOSE | re.DOTALL
+)
 _SIGN_KEEPERS: Final = frozenset("~!@#%^&|`?")
 _COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 

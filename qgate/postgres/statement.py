@@ -8,6 +8,7 @@ gets the classes of every reading.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -56,12 +57,23 @@ _WRITES: Final = frozenset({"insert", "update", "delete", "merge"})
 _Token = tuple[str, str]
 
 
+_SECOND_BYTE: Final = re.compile(r"(?<=[\x80-\U0010ffff])[@\[\\\]^`{|}~]")
+"""What in client encodings like SJIS may be the second half of a character."""
+
+
 def classes_of(text: str) -> frozenset[str]:
     """Classes of every statement in ``text``; empty for a text that holds none."""
+    found = _readings(text)
+    if _SECOND_BYTE.search(text) is not None:
+        found |= _readings(_SECOND_BYTE.sub("x", text))
+    return frozenset(found)
+
+
+def _readings(text: str) -> set[str]:
     found = _classes(tokens(text))
     if "\\'" in text:
         found |= _classes(tokens(text, backslash_escapes=True))
-    return frozenset(found)
+    return found
 
 
 def _classes(stream: Iterable[_Token]) -> set[str]:

@@ -42,7 +42,9 @@ class Talk:
         self.walk = Conversation(
             fingerprints=Fingerprints(),
             finished=self._finished,
-            verdict=None if allowed is None else (lambda f: "" if f.classes <= allowed else "not for you"),
+            verdict=None
+            if allowed is None
+            else (lambda classes: "" if classes <= allowed else "not for you"),
             marker="qgate_denied_5e_",
         )
 
@@ -354,6 +356,20 @@ def test_a_denied_statement_split_over_reads_never_reaches_the_server() -> None:
 )
 def test_hidden_statements_are_seen(text: str) -> None:
     assert text.encode() not in Talk(ONLY_SELECT).app(query(text))
+
+
+@pytest.mark.parametrize(
+    "filler",
+    ["SELECT '" + "x" * 70_000 + "'", "SELECT 1" + ",1" * 20_000, "SELECT a -- " + "x" * 70_000 + "\n"],
+)
+def test_the_end_of_a_long_statement_is_judged_too(filler: str) -> None:
+    for denied in (False, True):
+        text = filler + "; DROP TABLE t" * denied
+        unrestricted, talk = Talk(), Talk(ONLY_SELECT)
+        talk.walk._fingerprints = unrestricted.walk._fingerprints
+        for one in (unrestricted, talk):  # what one app's text was cached as may not serve another's
+            for sent in (query(text), parse(text)):
+                assert (one.app(sent) != sent) == (denied and one is talk)
 
 
 def test_a_statement_too_long_to_examine_is_denied_and_dropped() -> None:
