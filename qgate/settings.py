@@ -131,6 +131,28 @@ class PostgresSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """The HTTP that apps speak through their sidecars."""
+
+    max_body: int = option(
+        16 * 1024 * 1024,
+        "Bytes of a request's body; a longer one is refused with 413 before it is read.",
+        unit="bytes",
+        minimum=1024,
+        maximum=1 << 30,
+    )
+    hosts: tuple[str, ...] = option(
+        (),
+        "Names besides localhost, 127.0.0.1 and [::1] that a request's Host header may hold, without a port; "
+        "others are refused, so that no web page can reach the API by a name of its own.",
+    )
+    origins: tuple[str, ...] = option(
+        (),
+        'Origins of web pages that may call the API, as "https://app.example.com"; others are refused.',
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class GateSettings:
     """A whole `qgate.toml`."""
 
@@ -150,6 +172,7 @@ class GateSettings:
     log: LogSettings = field(default_factory=LogSettings)
     tunnel: TunnelSettings = field(default_factory=TunnelSettings)
     postgres: PostgresSettings = field(default_factory=PostgresSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
 
     def __post_init__(self) -> None:
         if problem := name_problem(self.name):

@@ -1,0 +1,66 @@
+"""Where requests for capabilities come in, whatever protocol brought them: intake, engine, what there is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qgate.capability.work import Event, Finished, Work
+from qgate.governance.directory import App
+from qgate.http.intake import Intake
+from qgate.http.running import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model that an app may name. ``owner`` is its node or provider; ``created`` unix time, 0: unknown."""
+
+    name: str
+    owner: str
+    kinds: tuple[str, ...] = ()
+    context: int = 0
+    created: int = 0
+    state: str = ""
+    size: int = 0
+    family: str = ""
+    quant: str = ""
+    parameters: int = 0
+    version: str = ""
+
+
+class Catalogue(Protocol):
+    """What there is to run requests on, as far as an app may see it."""
+
+    def models(self, app: App) -> Iterable[ModelCard]:
+        """The models that the app may name, one card a name."""
+
+
+class Receipts(Protocol):
+    """Receipts by id."""
+
+    async def get(self, receipt_id: str, app: str | None) -> Mapping[str, Any] | None:
+        """The signed document, None where there is none of this app (None: of any app)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every surface needs."""
+
+    intake: Intake
+    engine: Runner
+    catalogue: Catalogue
+    receipts: Receipts | None = None
+
+    async def run(self, work: Work) -> AsyncGenerator[Event, None]:
+        """The engine's events; the app's rate learns what they cost."""
+        usage = None
+        try:
+            async with contextlib.aclosing(self.engine.run(work)) as events:
+                async for event in events:
+                    if type(event) is Finished:
+                        usage = event.usage
+                    yield event
+        finally:
+            self.intake.used(work, usage)
