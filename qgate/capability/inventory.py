@@ -1,60 +1,548 @@
-"""What there is to run requests on: workers' models, providers' models, the gate's own engine."""
+"""What there is to run requests on: workers' models, providers' models, the gate's own engine.
+
+A live object: reports change single rows of its columns, and a decision reads the columns as they are. What
+a daemon says is believed within bounds (`estimates`) and only until the gate knows better: speeds that were
+measured replace those that were claimed, and a model that a node claims but refuses to serve is left alone
+for a while that doubles each time. What was learned of a node outlives its connection, so that a new one
+does not clear a bad record.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from qgate.capability import columns
+from qgate.capability.breaker import Breaker, BreakerLimits
+from qgate.capability.candidate import (
+    ISOLATION_RANK,
+    MODEL_TASKS,
+    NLP_MODEL,
+    NLP_NODE,
+    Candidate,
+    NlpEngine,
+    ProviderModel,
+    exact_class,
+    prior_of,
+)
+from qgate.capability.columns import GroupColumns, NodeColumns, Rows
+from qgate.capability.deployment import Deployment, Group, Place
+from qgate.capability.estimates import Estimate
 from qgate.capability.work import Kind, NodeKind, Price
+from tunnel_proto.messages import Hardware, ModelState
+
+if TYPE_CHECKING:
+    from qgate.capability.work import Work
+    from tunnel_proto.messages import Report as InventoryReport
+
+__all__ = ["Candidate", "Inventory", "NlpEngine", "ProviderModel"]
+
+MODELS_PER_WORKER: Final = 512
+"""Models of one worker that are looked at; a daemon that lists more is not believed about the rest."""
+
+REMEMBERED: Final = 1024
+"""Deployments of one node whose measurements are kept."""
+
+BATCH_SLOWDOWN: Final = 0.4
+"""How much each further sequence in a batch slows every other: 209 tokens/s alone and 4 x 91 with four, as
+llama.cpp showed on two cores."""
+
+READ_RATE: Final = 300e6
+"""Bytes/s at which a model is taken to load where nothing is known, and the seconds that any load takes."""
+LOAD_LEAST_S: Final = 0.3
+
+ANSWER_TOKENS: Final = 200
+"""Tokens of an answer that is queued for, where no request of the deployment was measured."""
+
+REFUTED_FIRST_S: Final = 60.0
+REFUTED_MOST_S: Final = 3600.0
+CONTEXT_MAX: Final = 2**31 - 1
+
+_KINDS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "chat": columns.CHAT | columns.OBEYS,
+        "completion": columns.COMPLETION,
+        "embedding": columns.EMBEDDING,
+        "analysis": columns.ANALYSIS,
+    }
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One model on one node. Speeds in tokens/s (0: not known), times in seconds, `context` in tokens.
+class Inventory:
+    """Every deployment, and what is known of each. `pool` is this gate's own. All times are monotonic."""
 
-    `fingerprint` is the class within which a stream moves exactly (weights, template and build), `tokenizer`
-    the wider one within which it moves to kindred weights; "" is in no class. `isolation` is "dedicated",
-    "wiped" (shared, state overwritten after each request), "stateless" (declared by an external engine), or
-    "none". `price` None: free.
-    """
+    def __init__(self, *, pool: str = "", limits: BreakerLimits | None = None) -> None:
+        self.pool = pool
+        self.rows = Rows()
+        self.node_columns = NodeColumns()
+        self.group_columns = GroupColumns()
+        self.nodes: dict[tuple[str, str], Place] = {}
+        self.groups: dict[tuple[str, str], Group] = {}
+        self.by_name: dict[str, dict[str, Group]] = {}
+        self.epoch = 0  # grows when a group comes or goes
+        self.deployments: dict[int, Deployment] = {}  # by row
+        self.nlp: Deployment | None = None
+        self.limits = limits or BreakerLimits()
+        self._open: dict[int, Breaker] = {}  # by row: those that wait for their time
+        self._open_nodes: dict[int, tuple[Place, Breaker]] = {}
+        self._refuted: dict[int, float] = {}
 
-    kind: NodeKind
-    node: str
-    model: str
-    version: str = ""
-    kinds: frozenset[Kind] = frozenset()
-    tasks: frozenset[str] = frozenset()
-    context: int = 0
-    resident: bool = True
-    load_cost_s: float = 0.0
-    queue_s: float = 0.0
-    speed: float = 0.0
-    prefill: float = 0.0
-    quality: float = 0.5
-    price: Price | None = None
-    isolation: str = "none"
-    fingerprint: str = ""
-    tokenizer: str = ""
-    local: bool = True
-    data_levels: frozenset[str] = frozenset({"any"})
-    pool: str = ""
-    engine: str = ""
+    # --- workers
+
+    def workers_changed(self, name: str, report: InventoryReport, now: float = 0.0) -> None:
+        """Take a worker's report: with `full` its models are all there are, else those that changed."""
+        node = self._node("worker", name)
+        if report.hardware is not None:
+            node.hardware = report.hardware
+        came = not node.live
+        node.live = True
+        node.draining = report.draining
+        node.reported = report.jobs_running + report.jobs_queued
+        node.capacity = report.slots
+        seen: set[tuple[str, str]] = set()
+        node.truncated = max(0, len(report.models) - MODELS_PER_WORKER)
+        for model in report.models[:MODELS_PER_WORKER]:
+            key = (model.name, model.sha256)
+            seen.add(key)
+            deployment = node.deployments.get(key)
+            if deployment is None:
+                if not report.full:
+                    # The same name with other bytes replaces what had it.
+                    self._drop_named(node, model.name)
+                if len(node.deployments) >= MODELS_PER_WORKER and not report.full:
+                    node.truncated += 1
+                    continue
+                deployment = self._add(node, model.name, model.sha256)
+            self._describe(deployment, model)
+            self._refresh(deployment, now)
+        if report.full:
+            for key in [key for key in node.deployments if key not in seen]:
+                self._remove(node.deployments[key])
+        else:
+            for gone in report.gone:
+                self._drop_named(node, gone)
+        if came:
+            for deployment in node.deployments.values():
+                self._refresh(deployment, now)
+        self._weigh(node)
+
+    def load_progress(self, name: str, model: str, share: float, now: float = 0.0) -> None:
+        """A load goes on: what is left of it costs less."""
+        node = self.nodes.get(("worker", name))
+        for deployment in node.deployments.values() if node else ():
+            if deployment.group.name == model and not deployment.resident and deployment.state is not None:
+                left = 1.0 - min(1.0, max(0.0, share))
+                self.rows.load[deployment.row] = _load_cost(deployment.state, deployment.estimate) * left
+        del now
+
+    def worker_gone(self, name: str) -> None:
+        """Its connection is over; what was learned of it stays."""
+        node = self.nodes.get(("worker", name))
+        if node is None:
+            return
+        node.live = False
+        for deployment in list(node.deployments.values()):
+            self._remove(deployment)
+        self._weigh(node)
+
+    def worker_names(self) -> list[str]:
+        """Workers that are connected, in order."""
+        return sorted(node.name for node in self.nodes.values() if node.kind == "worker" and node.live)
+
+    # --- the gate's own engine, and providers
+
+    def nlp_changed(self, engine: NlpEngine | None) -> None:
+        """The gate's own engine came, changed, or went."""
+        node = self._node("nlp", NLP_NODE)
+        for deployment in list(node.deployments.values()):
+            self._remove(deployment)
+        self.nlp = None
+        node.live = engine is not None
+        if engine is not None:
+            deployment = self._add(node, NLP_MODEL, engine.version)
+            deployment.kinds = frozenset(
+                {"analysis", "embedding"} if "embed" in engine.quality else {"analysis"}
+            )
+            deployment.isolation = "dedicated"
+            deployment.quality = dict(engine.quality)
+            deployment.slots = engine.parallel
+            node.capacity = engine.parallel
+            if not deployment.estimate.service.count:
+                deployment.estimate.service.value = engine.parallel / engine.per_second
+            rows, row = self.rows, deployment.row
+            rows.can[row] = columns.LOCAL | columns.SHARED | columns.DEDICATED | columns.FITS
+            rows.can[row] |= sum(_KINDS[kind] for kind in deployment.kinds)
+            rows.context[row] = min(CONTEXT_MAX, engine.input_max)
+            deployment.group.kinds = deployment.kinds
+            self.nlp = deployment
+            self._refresh(deployment, 0.0)
+        self._weigh(node)
+
+    def providers_changed(self, models: Sequence[ProviderModel]) -> None:
+        """Every model of every provider, as it is now; what is missing is gone."""
+        wanted: dict[tuple[str, str, str], ProviderModel] = {
+            (one.provider, one.model, one.version): one for one in models
+        }
+        for node in [node for node in self.nodes.values() if node.kind == "provider"]:
+            for (name, version), deployment in list(node.deployments.items()):
+                if (node.name, name, version) not in wanted:
+                    self._remove(deployment)
+            node.live = bool(node.deployments)
+        for one in wanted.values():
+            node = self._node("provider", one.provider)
+            node.live = True
+            node.local = one.local
+            deployment = node.deployments.get((one.model, one.version)) or self._add(
+                node, one.model, one.version
+            )
+            deployment.kinds = one.kinds
+            deployment.isolation = one.isolation
+            deployment.price = one.price
+            deployment.slots = one.max_parallel
+            rows, row = self.rows, deployment.row
+            rows.can[row] = columns.FITS | columns.PROVIDED | _isolated(one.isolation)
+            rows.can[row] |= (columns.LOCAL if one.local else 0) | sum(_KINDS[kind] for kind in one.kinds)
+            rows.context[row] = min(one.context or CONTEXT_MAX, CONTEXT_MAX)
+            deployment.group.kinds = one.kinds
+            self._qualify(deployment.group, one.quality, one.price)
+            self._refresh(deployment, 0.0)
+        for node in self.nodes.values():
+            if node.kind == "provider":
+                self._weigh(node)
+
+    # --- what requests show
+
+    def began(self, candidate: Candidate, now: float) -> None:
+        """An attempt starts there."""
+        deployment = self.find(candidate)
+        if deployment is not None:
+            deployment.mine += 1
+            deployment.node.running += 1
+            deployment.breaker.began()
+            deployment.node.breaker.began()
+            self._refresh(deployment, now)
+            self._weigh(deployment.node)
+
+    def ended(self, candidate: Candidate, now: float) -> None:
+        """An attempt is over there, however it went."""
+        deployment = self.find(candidate)
+        if deployment is not None:
+            deployment.mine = max(0, deployment.mine - 1)
+            deployment.node.running = max(0, deployment.node.running - 1)
+            deployment.breaker.abandoned()
+            deployment.node.breaker.abandoned()
+            self._refresh(deployment, now)
+            self._weigh(deployment.node)
+
+    def observed(
+        self,
+        candidate: Candidate,
+        now: float,
+        *,
+        first_token_s: float | None = None,
+        prompt_tokens: int = 0,
+        decode: tuple[int, float] | None = None,
+        service_s: float | None = None,
+    ) -> None:
+        """An attempt succeeded there; what it showed replaces what was claimed. Times in seconds."""
+        deployment = self.find(candidate)
+        if deployment is None:
+            return
+        slow = float(self.node_columns.slow[deployment.node.index])
+        alone = (decode[0], decode[1] / slow) if decode is not None else None
+        prefill = (prompt_tokens, first_token_s / slow) if first_token_s and not deployment.busy > 1 else None
+        estimate = deployment.estimate
+        estimate.observe(now, first_token_s=first_token_s, decode=alone, prefill=prefill, service_s=service_s)
+        if deployment.state is not None and alone is not None and estimate.speed.count:
+            deployment.node.trust.observe(estimate.speed.value, _claimed(deployment.state))
+        deployment.breaker.succeeded()
+        deployment.node.breaker.succeeded()
+        deployment.node.refusals.pop((candidate.model, candidate.version), None)
+        self._refresh(deployment, now)
+        self._weigh(deployment.node)
+
+    def failed(
+        self,
+        candidate: Candidate,
+        now: float,
+        reason: str,
+        *,
+        whole_node: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """An attempt failed there through no fault of its own."""
+        deployment = self.find(candidate)
+        if deployment is None:
+            return
+        deployment.breaker.failed(now, reason, retry_after_s=retry_after_s)
+        if whole_node:
+            deployment.node.breaker.failed(now, reason, retry_after_s=retry_after_s)
+        self._refresh(deployment, now)
+        self._weigh(deployment.node)
+
+    def refuted(self, candidate: Candidate, now: float) -> None:
+        """The node refused a model that it claims to have, or served another in its place."""
+        node = self.nodes.get((candidate.kind, candidate.node))
+        if node is None:
+            return
+        key = (candidate.model, candidate.version)
+        count = node.refusals.get(key, (0, 0.0))[0] + 1
+        pause = min(REFUTED_FIRST_S * 2.0 ** min(count - 1, 16), REFUTED_MOST_S)
+        _bound(node.refusals)
+        node.refusals[key] = (count, now + pause)
+        deployment = node.deployments.get(key)
+        if deployment is not None:
+            self._refresh(deployment, now)
+
+    def poll(self, now: float) -> None:
+        """Let time pass: breakers whose pause is over take a probe."""
+        if self._open or self._open_nodes or self._refuted:
+            for row in [row for row, breaker in self._open.items() if breaker.poll(now)]:
+                self._refresh(self.deployments[row], now)
+            for index in [i for i, (_, breaker) in self._open_nodes.items() if breaker.poll(now)]:
+                self._weigh(self._open_nodes[index][0])
+            for row in [row for row, until in self._refuted.items() if now >= until]:
+                self._refresh(self.deployments[row], now)
+
+    # --- questions
+
+    def find(self, candidate: Candidate) -> Deployment | None:
+        """The deployment behind a candidate, None where it is gone."""
+        node = self.nodes.get((candidate.kind, candidate.node))
+        return None if node is None else node.deployments.get((candidate.model, candidate.version))
+
+    def candidate(self, row: int, quality: float | None = None) -> Candidate:
+        """The deployment of `row` as a candidate, as it is now."""
+        deployment = self.deployments[row]
+        node, group, rows = deployment.node, deployment.group, self.rows
+        local = bool(rows.can[row] & columns.LOCAL)
+        decode, prefill = float(rows.decode[row]), float(rows.prefill[row])
+        return Candidate(
+            kind=node.kind,
+            node=node.name,
+            model=group.name,
+            version=group.version,
+            kinds=deployment.kinds,
+            tasks=frozenset(deployment.quality) if deployment.quality else _tasks(deployment.kinds),
+            context=int(rows.context[row]),
+            resident=deployment.resident,
+            load_cost_s=float(rows.load[row]),
+            queue_s=float(rows.queue[row]),
+            speed=1 / decode if decode else 0.0,
+            prefill=1 / prefill if prefill else 0.0,
+            quality=group.quality if quality is None else quality,
+            price=deployment.price,
+            isolation=deployment.isolation,
+            fingerprint=deployment.fingerprint,
+            tokenizer=deployment.tokenizer,
+            local=local,
+            data_levels=frozenset({"any", "local-only"} if local else {"any"}),
+            pool=node.pool,
+            engine=deployment.engine,
+        )
+
+    def candidates(self, work: Work | None = None) -> Sequence[Candidate]:
+        """Every deployment; with `work` those of its kind. For lists: placing uses the columns."""
+        found = (self.candidate(row) for row in sorted(self.deployments))
+        if work is None:
+            return list(found)
+        return [one for one in found if work.kind in one.kinds or work.request.task in one.tasks]
+
+    def models(self) -> Iterator[tuple[str, str, Group]]:
+        """Every (name, version, group) that some node has."""
+        for (name, version), group in sorted(self.groups.items()):
+            yield name, version, group
+
+    # --- rows
+
+    def _node(self, kind: NodeKind, name: str) -> Place:
+        node = self.nodes.get((kind, name))
+        if node is None:
+            index = self.node_columns.take()
+            node = Place(index, kind, name, self.pool, Breaker(self.limits))
+            node.local = kind != "provider"
+            self.node_columns.slow[index] = 1.0
+            self.nodes[kind, name] = node
+        return node
+
+    def _add(self, node: Place, name: str, version: str) -> Deployment:
+        group = self.groups.get((name, version))
+        if group is None:
+            group = Group(self.group_columns.take(), name, version)
+            self.group_columns.input[group.index] = self.group_columns.output[group.index] = 0
+            self.group_columns.quality[group.index] = group.quality
+            self.groups[name, version] = group
+            self.by_name.setdefault(name, {})[version] = group
+            self.epoch += 1
+        estimate = node.estimates.get((name, version))
+        if estimate is None:
+            _bound(node.estimates)
+            estimate = node.estimates[name, version] = Estimate()
+        row = self.rows.take()
+        deployment = Deployment(node, group, row, estimate, Breaker(self.limits))
+        node.deployments[name, version] = deployment
+        group.deployments[row] = deployment
+        group.ordered = None
+        self.deployments[row] = deployment
+        self.rows.node[row] = node.index
+        self.rows.group[row] = group.index
+        self.rows.load[row] = self.rows.fingerprint[row] = self.rows.tokenizer[row] = 0
+        return deployment
+
+    def _remove(self, deployment: Deployment) -> None:
+        row, group, node = deployment.row, deployment.group, deployment.node
+        del self.deployments[row], group.deployments[row], node.deployments[group.name, group.version]
+        group.ordered = None
+        self._open.pop(row, None)
+        self._refuted.pop(row, None)
+        self.rows.bad[row] = columns.DEAD
+        self.rows.can[row] = 0
+        self.rows.free(row)
+        if not group.deployments:
+            del self.groups[group.name, group.version]
+            versions = self.by_name[group.name]
+            del versions[group.version]
+            if not versions:
+                del self.by_name[group.name]
+            self.group_columns.free(group.index)
+            self.epoch += 1
+
+    def _drop_named(self, node: Place, name: str) -> None:
+        for deployment in [one for one in node.deployments.values() if one.group.name == name]:
+            self._remove(deployment)
+
+    def _describe(self, deployment: Deployment, model: ModelState) -> None:
+        """Write down what a worker says of one model."""
+        rows, row, before = self.rows, deployment.row, deployment.state
+        deployment.state = model
+        deployment.reported = model.running + model.queued
+        deployment.mine_reported = deployment.mine
+        if before is not None and before == model:
+            return
+        deployment.slots = model.slots
+        deployment.resident = model.state in {"resident", "external"}
+        deployment.broken = model.state == "failed"
+        deployment.engine = model.engine
+        deployment.isolation = _isolation(model)
+        deployment.fingerprint = exact_class(model)
+        deployment.tokenizer = model.tokenizer_sha if model.engine == "llama" else ""
+        deployment.kinds = frozenset(cast("Kind", kind) for kind in model.kinds if kind in _KINDS)
+        can = columns.LOCAL | sum(_KINDS[kind] for kind in deployment.kinds) | _isolated(deployment.isolation)
+        # Our own runtime gives a request a child of its own where it is asked to.
+        can |= columns.DEDICATED if model.engine == "llama" else 0
+        can |= columns.FITS if deployment.resident or _fits(model, deployment.node.hardware) else 0
+        rows.can[row] = can
+        rows.context[row] = min(model.context or model.context_train or CONTEXT_MAX, CONTEXT_MAX)
+        rows.fingerprint[row] = columns.token(deployment.fingerprint)
+        rows.tokenizer[row] = columns.token(deployment.tokenizer)
+        rows.load[row] = 0.0 if deployment.resident else _load_cost(model, deployment.estimate)
+        if before is None:
+            group = deployment.group
+            group.kinds |= deployment.kinds
+            if len(group.deployments) == 1 or not group.quality:
+                self._qualify(group, prior_of(model.params, model.quant), None)
+
+    def _qualify(self, group: Group, quality: float, price: Price | None) -> None:
+        group.quality = min(1.0, max(0.0, quality))
+        table, index = self.group_columns, group.index
+        table.quality[index] = group.quality
+        table.input[index] = float(price.input) / 1e6 if price is not None else 0.0
+        table.output[index] = float(price.output) / 1e6 if price is not None else 0.0
+
+    def _refresh(self, deployment: Deployment, now: float) -> None:
+        """Recompute what changes from moment to moment: speed, queue, faults."""
+        rows, row, node, state = self.rows, deployment.row, deployment.node, deployment.state
+        estimate = deployment.estimate
+        claimed = _claimed(state) if state is not None else 0.0
+        trust = node.trust.value
+        if node.kind == "nlp":
+            rows.decode[row] = rows.prefill[row] = 0.0
+        else:
+            usual = 60.0 if node.kind == "provider" else 0.0
+            speed = estimate.speed_of(claimed or usual, trust)
+            prefill = state.prefill_tps if state is not None else 0.0
+            rows.decode[row] = 1.0 / speed
+            rows.prefill[row] = 1.0 / estimate.prefill_of(prefill or usual * 50, speed, trust)
+        service = estimate.service.value or ANSWER_TOKENS * float(rows.decode[row])
+        slots, busy = deployment.slots, deployment.busy
+        rows.queue[row] = (busy - slots + 1) / slots * service if slots and busy >= slots else 0.0
+        bad = 0
+        breaker = deployment.breaker
+        if breaker.state != "closed":
+            bad |= 0 if breaker.lets_pass else columns.BREAKER
+        if breaker.state == "open":
+            self._open[row] = breaker
+        else:
+            self._open.pop(row, None)
+        refusal = node.refusals.get((deployment.group.name, deployment.group.version))
+        if refusal is not None and now < refusal[1]:
+            bad |= columns.REFUTED
+            self._refuted[row] = refusal[1]
+        else:
+            self._refuted.pop(row, None)
+        if deployment.broken:
+            bad |= columns.BROKEN
+        if node.kind == "provider" and slots and deployment.mine >= slots:
+            bad |= columns.FULL
+        rows.bad[row] = bad
+
+    def _weigh(self, node: Place) -> None:
+        """Recompute a node's own columns."""
+        table, index = self.node_columns, node.index
+        bad = 0 if node.live else columns.DEAD
+        bad |= columns.DRAINING if node.draining else 0
+        if node.breaker.state != "closed" and not node.breaker.lets_pass:
+            bad |= columns.BREAKER
+        if node.breaker.state == "open":
+            self._open_nodes[index] = (node, node.breaker)
+        else:
+            self._open_nodes.pop(index, None)
+        table.bad[index] = bad
+        table.abroad[index] = 0.0 if node.local else 1.0
+        busy = max(node.running, node.reported)
+        if node.kind == "worker":
+            at_once = min(busy, node.capacity) if node.capacity else busy
+            table.slow[index] = 1.0 + BATCH_SLOWDOWN * at_once
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderModel:
-    """One model of a provider, as the directory and the price table know it.
+def _tasks(kinds: Iterable[Kind]) -> frozenset[str]:
+    kinds = frozenset(kinds)
+    tasks = MODEL_TASKS | {"chat"} if "chat" in kinds else frozenset()
+    tasks |= {"complete"} if "completion" in kinds else frozenset()
+    return tasks | {"embed"} if "embedding" in kinds else tasks
 
-    `version` is the provider's own id of it. `quality` is a prior of 0 to 1. `local`: the operator says that
-    the endpoint is in house, so that `data=local-only` may go there. `input_only` models embed.
-    """
 
-    provider: str
-    model: str
-    version: str = ""
-    kinds: frozenset[Kind] = frozenset({"chat"})
-    context: int = 0
-    quality: float = 0.8
-    price: Price | None = None
-    local: bool = False
-    isolation: str = "stateless"
-    max_parallel: int = 0  # 0: no bound of ours
+def _claimed(model: ModelState) -> float:
+    return model.tps_measured or model.tps_predicted
+
+
+def _isolation(model: ModelState) -> str:
+    if model.engine == "llama":
+        return "dedicated" if model.isolation == "dedicated" else "wiped"
+    return model.isolation or "declared-none"
+
+
+def _isolated(level: str) -> int:
+    rank = ISOLATION_RANK.get(level, 0)
+    return (columns.SHARED if rank >= 2 else 0) | (columns.DEDICATED if rank >= 3 else 0)
+
+
+def _fits(model: ModelState, hardware: Hardware | None) -> bool:
+    """Whether it could be loaded once the node has made room; its daemon has the last word."""
+    if not model.memory_needed or hardware is None:
+        return True
+    memory = min(hardware.memory, hardware.memory_limit or hardware.memory)
+    vram = sum(gpu.vram for gpu in hardware.gpus)
+    return not memory or model.memory_needed <= memory + vram
+
+
+def _load_cost(model: ModelState, estimate: Estimate) -> float:
+    if estimate.load.count:
+        return estimate.load.value
+    return max(LOAD_LEAST_S, model.load_s or model.size / READ_RATE) * (1.0 - model.progress)
+
+
+def _bound(kept: dict[Any, Any]) -> None:
+    if len(kept) >= REMEMBERED:
+        del kept[next(iter(kept))]

@@ -1,0 +1,78 @@
+"""What the inventory keeps of each model on each node, beside its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qgate.capability.breaker import Breaker
+from qgate.capability.estimates import Estimate, Trust
+from qgate.capability.work import Kind, NodeKind, Price
+from tunnel_proto.messages import Hardware, ModelState
+
+
+@dataclass(slots=True, eq=False)
+class Deployment:
+    """One model on one node: its row, what is claimed of it, and what was seen."""
+
+    node: Place
+    group: Group
+    row: int
+    estimate: Estimate
+    breaker: Breaker
+    kinds: frozenset[Kind] = frozenset()
+    isolation: str = "declared-none"
+    engine: str = ""
+    fingerprint: str = ""
+    tokenizer: str = ""
+    resident: bool = True
+    broken: bool = False
+    state: ModelState | None = None  # as a worker last reported it
+    quality: Mapping[str, float] = field(default_factory=dict)  # by task, of the gate's own engine
+    price: Price | None = None
+    slots: int = 0  # requests at once; 0: no bound known
+    reported: int = 0  # running and queued, as the node said
+    mine: int = 0  # this gate's own attempts under way
+    mine_reported: int = 0  # the same when the node last spoke
+
+    @property
+    def busy(self) -> int:
+        """Requests there now: what the node said, and what we have sent since."""
+        return max(self.mine, self.reported + self.mine - self.mine_reported)
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """A model's exact version, on however many nodes."""
+
+    index: int
+    name: str
+    version: str
+    kinds: frozenset[Kind] = frozenset()
+    quality: float = 0.5
+    deployments: dict[int, Deployment] = field(default_factory=dict)  # by row
+    ordered: Any = None  # their rows as an array, until one comes or goes
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A worker, the gate's engine or a provider; it stays known when its connection ends."""
+
+    index: int
+    kind: NodeKind
+    name: str
+    pool: str
+    breaker: Breaker
+    live: bool = False
+    draining: bool = False
+    local: bool = True
+    hardware: Hardware | None = None
+    deployments: dict[tuple[str, str], Deployment] = field(default_factory=dict)  # by (model, version)
+    estimates: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+    refusals: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)  # how often, until when
+    trust: Trust = field(default_factory=Trust)
+    reported: int = 0  # requests of every model, as the node said
+    running: int = 0  # this gate's own attempts
+    capacity: int = 0
+    truncated: int = 0  # models beyond the bound, not looked at
