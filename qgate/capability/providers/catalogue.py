@@ -15,8 +15,10 @@ DEFAULT_URLS: Final[Mapping[str, str]] = {
     "openai": "https://api.openai.com/v1",
     "anthropic": "https://api.anthropic.com",
 }
-ISOLATION_DECLARED: Final = ("declared-none", "declared-shared", "declared-wiped", "declared-dedicated")
-"""What a provider's operator says of state kept between two requests; nothing here can check it."""
+ISOLATION_DECLARED: Final = ("none", "stateless", "dedicated")
+"""What is declared of state that outlives a request: it may serve another client's (none), it does not
+(stateless), or no other client's requests run there at all (dedicated). Nothing here can check it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Provider:
     url: str
     models: tuple[ProviderModel, ...] = ()
     local: bool = False
-    isolation: str = "declared-none"
+    isolation: str = "stateless"
     sealed_key: bytes | None = field(default=None, repr=False)
     enabled: bool = True
     connect_timeout_s: float = 10.0

@@ -1,0 +1,389 @@
+"""Attempts at model APIs over HTTPS: one pooled client session, a task an attempt.
+
+A provider's key is opened for the one call that carries it and is in no message, log or repr. Redirects are
+not followed. The answer is asked for without compression, so that each chunk can be passed on when it comes.
+Nothing of a request or an answer is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from typing import Final
+
+import aiohttp
+import structlog
+
+from qgate.capability.providers import http_errors
+from qgate.capability.providers.anthropic import AnthropicDialect
+from qgate.capability.providers.catalogue import Provider, key_purpose
+from qgate.capability.providers.dialect import (
+    Dialect,
+    InvalidAnswerError,
+    StreamedError,
+    UntranslatableError,
+)
+from qgate.capability.providers.openai import OpenAIDialect
+from qgate.capability.providers.sse import EventStream, EventStreamError
+from qgate.capability.work import Attempt, Failure, Running, Sink
+from qgate.governance.directory import Directory
+from qgate.vault import VaultError
+
+BODY_MAX: Final = 64 << 20
+"""Bytes of an answer that is not streamed; a thousand embeddings of 4,096 numbers have about 50 MB."""
+ERROR_BODY_MAX: Final = 64 << 10
+KEEP_ALIVE_S: Final = 30.0
+DRAIN_S: Final = 0.5
+DRAIN_MAX: Final = 16 << 10
+_DIALECTS: Final = {"openai": OpenAIDialect, "anthropic": AnthropicDialect}
+
+log = structlog.get_logger(__name__)
+
+
+class ProviderExecutor:
+    """Carries out attempts at the directory's providers. `open` before the first one, `close` at the end.
+
+    `clock` gives unix seconds. `tls` is what a server must prove; None: the system's certificates.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        clock: Callable[[], float] = time.time,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._tls = tls
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._busy: Counter[str] = Counter()
+
+    async def open(self) -> None:
+        """Make the client session, on the loop that will use it."""
+        self._session = client_session(self._tls)
+
+    async def close(self) -> None:
+        """Cancel what runs and close every connection."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def running(self, provider: str) -> int:
+        """How many attempts are under way at a provider."""
+        return self._busy[provider]
+
+    def start(self, attempt: Attempt, sink: Sink) -> Running:
+        """Begin, without waiting."""
+        call = _ProviderCall(attempt, sink)
+        name = attempt.candidate.node
+        provider = self._directory.providers().get(name)
+        if provider is None or not provider.enabled or self._session is None:
+            what = "is not there any more" if provider is None else "is switched off"
+            sink.failed(Failure("unavailable", f"{name} {what}", retriable=True, blame="provider"))
+            return call
+        if attempt.emitted or attempt.emitted_text:
+            sink.failed(
+                Failure("stream_interrupted", f"{name} cannot go on with another's answer", blame="provider")
+            )
+            return call
+        if self._busy[name] >= provider.max_concurrent:
+            sink.failed(
+                Failure(
+                    "queue_full",
+                    f"{name} has {provider.max_concurrent} requests of this gate already",
+                    retriable=True,
+                    retry_after_s=1.0,
+                    blame="provider",
+                )
+            )
+            return call
+        try:
+            key = self._key(provider)
+        except VaultError as error:
+            log.warning("a provider's key cannot be opened", provider=name, reason=error.message)
+            sink.failed(
+                Failure(
+                    "provider_error",
+                    f"the key for {name} cannot be opened",
+                    retriable=True,
+                    blame="provider",
+                )
+            )
+            return call
+        self._busy[name] += 1
+        task = asyncio.get_running_loop().create_task(
+            call.run(self._session, provider, key, self._clock), name=f"provider {name}"
+        )
+        call.task = task
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._ended(name, done))
+        return call
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._busy[name] -= 1
+
+    def _key(self, provider: Provider) -> str:
+        if provider.sealed_key is None:
+            return ""
+        return self._directory.open_key(provider.sealed_key, key_purpose(provider)).decode()
+
+
+class _ProviderCall:
+    """One attempt under way: an `Running`."""
+
+    def __init__(self, attempt: Attempt, sink: Sink) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self._attempt = attempt
+        self._sink = sink
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._chunks = 0
+
+    def cancel(self) -> None:
+        """Drop the connection, which tells the provider."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def pause(self) -> None:
+        """Read no further; the provider's sending comes to a halt by itself."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._flowing.set()
+
+    async def run(
+        self, session: aiohttp.ClientSession, provider: Provider, key: str, clock: Callable[[], float]
+    ) -> None:
+        """Everything from the request to `done` or `failed`."""
+        failure: Failure
+        try:
+            dialect = _DIALECTS[provider.kind](self._attempt, provider)
+            async with asyncio.timeout(self._total(provider)):
+                failed = await self._exchange(session, dialect, key, clock)
+            if failed is None:
+                return
+            failure = failed
+        except UntranslatableError as error:
+            failure = Failure(
+                "unsupported", f"{provider.name}: {error.message}", retriable=True, blame="provider"
+            )
+        except StreamedError as error:
+            failure = http_errors.stream_failure(error.error, provider=provider.name, key=key, now=clock())
+        except (InvalidAnswerError, EventStreamError) as error:
+            failure = http_errors.invalid(provider.name, str(error))
+        except TimeoutError:
+            failure = self._late(provider, "did not end its answer in time")
+        except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
+            failure = self._network(provider, error)
+        except Exception as error:  # a defect must end the attempt, not the client's patience
+            log.error("an attempt at a provider failed", provider=provider.name, error=type(error).__name__)
+            failure = Failure("internal_error", "a defect of the gate", retriable=True, blame="provider")
+        self._sink.failed(self._interrupted(provider, failure))
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, dialect: Dialect, key: str, clock: Callable[[], float]
+    ) -> Failure | None:
+        provider = dialect.provider
+        call = dialect.call(key)
+        data = json.dumps(call.body, ensure_ascii=False, separators=(",", ":"), default=_plain)
+        request = session.post(
+            call.url,
+            data=data.encode("utf-8", "replace"),
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **call.headers},
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_timeout_s),
+            allow_redirects=False,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(provider.connect_timeout_s + provider.first_byte_timeout_s):
+                    response = await stack.enter_async_context(request)
+            except TimeoutError:
+                return self._late(provider, "did not begin to answer in time")
+            if response.status != 200:
+                body = await self._beginning(response, provider)
+                return http_errors.failure_of(
+                    response.status,
+                    response.headers,
+                    body,
+                    provider=provider.name,
+                    key=key,
+                    now=clock(),
+                )
+            if problem := _unusable(response, stream=self._attempt.work.stream):
+                return http_errors.invalid(provider.name, problem)
+            self._sink.accepted(state="resident")
+            if self._attempt.work.stream:
+                return await self._stream(response, dialect)
+            return await self._whole(response, dialect)
+
+    async def _stream(self, response: aiohttp.ClientResponse, dialect: Dialect) -> Failure | None:
+        provider, events = dialect.provider, EventStream()
+        reading = self._read(response, provider, progress=lambda: events.lines)
+        async with contextlib.aclosing(reading):
+            async for data in reading:
+                for event in events.feed(data):
+                    piece = dialect.event(event.name, event.data)
+                    if piece is not None:
+                        self._chunks += 1
+                        self._sink.chunk(piece.chunk)
+                if dialect.complete:
+                    break
+            ended = dialect.ended()
+            if dialect.complete and ended is not None:
+                self._sink.done(*ended, model_version=dialect.version)
+                await _drain(response)
+                return None
+        if ended is None or events.inside:
+            return Failure(
+                "stream_interrupted",
+                f"{provider.name} broke off in the middle of its answer",
+                retriable=True,
+                blame="provider",
+            )
+        self._sink.done(*ended, model_version=dialect.version)
+        return None
+
+    async def _whole(self, response: aiohttp.ClientResponse, dialect: Dialect) -> Failure | None:
+        provider, body = dialect.provider, bytearray()
+        reading = self._read(response, provider, progress=lambda: len(body))
+        async with contextlib.aclosing(reading):
+            async for data in reading:
+                body += data
+                if len(body) > BODY_MAX:
+                    return http_errors.invalid(provider.name, f"it has more than {BODY_MAX >> 20} MiB")
+        kept = bytes(body)
+        reason, usage, result = dialect.answer(kept)
+        self._sink.done(
+            reason, usage, result=result, raw=dialect.whole_answer(kept), model_version=dialect.version
+        )
+        return None
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, provider: Provider, *, progress: Callable[[], int]
+    ) -> AsyncGenerator[bytes]:
+        """What arrives, for as long as something whole arrives within the idle time.
+
+        A trickle of single bytes that never makes a line is as good as silence.
+        """
+        loop = asyncio.get_running_loop()
+        seen, until = progress(), loop.time() + provider.idle_timeout_s
+        while True:
+            if not self._flowing.is_set():
+                await self._flowing.wait()
+                until = loop.time() + provider.idle_timeout_s
+            try:
+                async with asyncio.timeout_at(until):
+                    data = await response.content.readany()
+            except TimeoutError:
+                raise _StalledError(f"{provider.name} fell silent in the middle of its answer") from None
+            if not data:
+                return
+            yield data
+            if progress() != seen:
+                seen, until = progress(), loop.time() + provider.idle_timeout_s
+
+    async def _beginning(self, response: aiohttp.ClientResponse, provider: Provider) -> bytes:
+        """As much of an error's body as is worth reading."""
+        body = bytearray()
+        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(provider.idle_timeout_s):
+                while len(body) < ERROR_BODY_MAX and (data := await response.content.readany()):
+                    body += data
+        return bytes(body[:ERROR_BODY_MAX])
+
+    def _total(self, provider: Provider) -> float:
+        deadline = self._attempt.deadline_s
+        return provider.total_timeout_s if deadline is None else min(deadline, provider.total_timeout_s)
+
+    def _interrupted(self, provider: Provider, failure: Failure) -> Failure:
+        """The same failure as seen by a client who has part of the answer already."""
+        if not self._chunks or failure.code == "stream_interrupted":
+            return failure
+        return Failure(
+            "stream_interrupted",
+            f"{provider.name} broke off in the middle of its answer: {failure.message}",
+            retriable=True,
+            retry_after_s=failure.retry_after_s,
+            blame=failure.blame,
+            status=failure.status,
+        )
+
+    def _late(self, provider: Provider, what: str) -> Failure:
+        return Failure("unavailable", f"{provider.name} {what}", retriable=True, blame="provider")
+
+    def _network(self, provider: Provider, error: Exception) -> Failure:
+        name = provider.name
+        if isinstance(error, _StalledError):
+            return Failure("unavailable", str(error), retriable=True, blame="provider")
+        if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError):
+            return Failure(
+                "provider_error",
+                f"{name} could not prove who it is (TLS certificate)",
+                retriable=True,
+                blame="provider",
+            )
+        if isinstance(error, aiohttp.ClientConnectorError):
+            what = f"{name} cannot be reached"
+        elif isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+            what = f"{name} ended the connection in the middle of its answer"
+        elif isinstance(error, aiohttp.ClientResponseError):
+            return http_errors.invalid(name, "it is not HTTP")
+        else:
+            what = f"the connection to {name} was lost"
+        return Failure("unavailable", what, retriable=True, blame="network")
+
+
+class _StalledError(OSError):
+    """A provider stopped sending."""
+
+
+def client_session(tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
+    """A session as providers are spoken to: verified TLS, no cookies, nothing from the environment."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            ssl=tls if tls is not None else True, limit=0, keepalive_timeout=KEEP_ALIVE_S
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        headers={"User-Agent": "qgate-mesh"},
+    )
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read past the end of a stream that is over, so that the connection can be used again."""
+    left = DRAIN_MAX
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(DRAIN_S):
+            while left > 0 and (data := await response.content.readany()):
+                left -= len(data)
+
+
+def _unusable(response: aiohttp.ClientResponse, *, stream: bool) -> str:
+    """Why an answer with status 200 cannot be read; "" where it can."""
+    if response.headers.get("Content-Encoding", "identity").lower() not in {"", "identity"}:
+        return "it is compressed, although it was asked not to be"
+    wanted = "text/event-stream" if stream else "application/json"
+    if response.content_type != wanted:
+        return f"it is {response.content_type[:60]}, not {wanted}"
+    return ""
+
+
+def _plain(value: object) -> object:
+    """Mappings and tuples that are no JSON types of their own."""
+    if hasattr(value, "items"):
+        return dict(value.items())
+    return list(value)  # type: ignore[call-overload]
