@@ -90,7 +90,10 @@ class Table:
 
 
 class Rows(Table):
-    """One row a deployment. Times in seconds; `prefill` and `decode` in seconds a token."""
+    """One row a deployment. Times in seconds; `prefill` and `decode` in seconds a token.
+
+    `load` is what passes before the first token is worked on: a model's load, a provider's answer time.
+    """
 
     __slots__ = (
         "bad",
@@ -132,13 +135,12 @@ class Rows(Table):
 
 
 class NodeColumns(Table):
-    """One row a node. `slow` multiplies the time of its tokens, `latency` seconds are added."""
+    """One row a node. `slow` multiplies the time of its tokens."""
 
-    __slots__ = ("abroad", "bad", "latency", "slow")
-    _TYPES = {"abroad": np.float32, "bad": np.uint32, "latency": np.float32, "slow": np.float32}  # noqa: RUF012
+    __slots__ = ("abroad", "bad", "slow")
+    _TYPES = {"abroad": np.float32, "bad": np.uint32, "slow": np.float32}  # noqa: RUF012
     abroad: Floats  # 1.0 where content leaves the company
     bad: Bits
-    latency: Floats
     slow: Floats
 
 

@@ -55,6 +55,10 @@ LOAD_LEAST_S: Final = 0.3
 ANSWER_TOKENS: Final = 200
 """Tokens of an answer that is queued for, where no request of the deployment was measured."""
 
+PROVIDER_SPEED: Final = 60.0
+PROVIDER_FIRST_TOKEN_S: Final = 0.6
+"""What a provider's model is taken to do (tokens/s, seconds) until one request was measured."""
+
 REFUTED_FIRST_S: Final = 60.0
 REFUTED_MOST_S: Final = 3600.0
 CONTEXT_MAX: Final = 2**31 - 1
@@ -327,7 +331,7 @@ class Inventory:
             tasks=frozenset(deployment.quality) if deployment.quality else _tasks(deployment.kinds),
             context=int(rows.context[row]),
             resident=deployment.resident,
-            load_cost_s=float(rows.load[row]),
+            load_cost_s=0.0 if deployment.resident else float(rows.load[row]),
             queue_s=float(rows.queue[row]),
             speed=1 / decode if decode else 0.0,
             prefill=1 / prefill if prefill else 0.0,
@@ -348,6 +352,11 @@ class Inventory:
         if work is None:
             return list(found)
         return [one for one in found if work.kind in one.kinds or work.request.task in one.tasks]
+
+    def reopenings(self) -> list[float]:
+        """When each open breaker lets a probe through."""
+        nodes = (breaker for _, breaker in self._open_nodes.values())
+        return [breaker.until for breaker in (*self._open.values(), *nodes)]
 
     def models(self) -> Iterator[tuple[str, str, Group]]:
         """Every (name, version, group) that some node has."""
@@ -458,12 +467,16 @@ class Inventory:
         trust = node.trust.value
         if node.kind == "nlp":
             rows.decode[row] = rows.prefill[row] = 0.0
+            rows.load[row] = estimate.service.value
+        elif node.kind == "provider":
+            rows.decode[row] = 1.0 / estimate.speed_of(PROVIDER_SPEED)
+            rows.prefill[row] = 0.0  # within the time to its first token
+            rows.load[row] = estimate.first_token.value or PROVIDER_FIRST_TOKEN_S
         else:
-            usual = 60.0 if node.kind == "provider" else 0.0
-            speed = estimate.speed_of(claimed or usual, trust)
+            speed = estimate.speed_of(claimed, trust)
             prefill = state.prefill_tps if state is not None else 0.0
             rows.decode[row] = 1.0 / speed
-            rows.prefill[row] = 1.0 / estimate.prefill_of(prefill or usual * 50, speed, trust)
+            rows.prefill[row] = 1.0 / estimate.prefill_of(prefill, speed, trust)
         service = estimate.service.value or ANSWER_TOKENS * float(rows.decode[row])
         slots, busy = deployment.slots, deployment.busy
         rows.queue[row] = (busy - slots + 1) / slots * service if slots and busy >= slots else 0.0

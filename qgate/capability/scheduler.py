@@ -1,0 +1,412 @@
+"""Where a request goes: filters, one score, an order. Pure; docs/scheduler.md has the formula.
+
+Every deployment is judged by one function, `Scheduler.judge`, over columns: which filters refuse it (bits),
+and what it would cost in seconds (predicted time, and quality, money and distance turned into seconds by the
+request's preference). Placing takes the lowest; `explain` shows the very same numbers with the reasons in
+words. Among candidates that are as good as the best, two are drawn and the better is taken (Mitzenmacher's
+power of two choices), so that several gates with reports of the same age do not all pick the same node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from qgate.capability import columns
+from qgate.capability.candidate import MODEL_TASKS, Candidate
+from qgate.capability.columns import Bits, Floats, Ints
+from qgate.capability.reasons import refusal, words
+from qgate.capability.work import Ledger, Problem
+
+if TYPE_CHECKING:
+    from qgate.capability.demand import Demand
+    from qgate.capability.deployment import Group
+    from qgate.capability.inventory import Inventory
+    from qgate.capability.preferences import ScheduleSettings, Weights
+
+ORDERED: Final = 6
+"""Candidates of a plan: more than a request is ever tried on."""
+
+SLACK_S: Final = 0.01
+"""Candidates this close to the best are as good as it, whatever the tolerance."""
+
+RANK_S: Final = 10_000.0
+"""Between two embedding models: vectors of different models do not compare, so load never decides."""
+
+CACHED: Final = 256
+
+ALL_MODELS: Final = ("*",)
+
+
+class Randomness(Protocol):
+    """What is drawn from; `random.Random` is one."""
+
+    def randrange(self, stop: int, /) -> int:
+        """A number from 0 to `stop` - 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Columns over the rows that were looked at: faults (0: may be used), score and its parts."""
+
+    rows: Ints
+    bad: Bits
+    score: Floats
+    seconds: Floats
+    money: Floats
+    quality: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Candidates in the order in which to try them, with their predicted seconds; or why there is none.
+
+    `shift` says which budget kept the request from what would have been taken otherwise.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    seconds: tuple[float, ...] = ()
+    problem: Problem | None = None
+    shift: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One line of an explanation. `verdict` is "chosen", "possible" or "refused"; money per request."""
+
+    candidate: Candidate
+    verdict: str
+    score: float
+    seconds: float
+    price: float
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Every candidate with its score and why it was or was not taken, the best first."""
+
+    items: tuple[Judgement, ...]
+    weights: Weights
+    demand: Demand
+    chosen: Candidate | None = None
+    problem: Problem | None = None
+    total: int = 0
+    equals: int = 0  # how many are as good as the best
+
+
+@dataclass(slots=True)
+class _Groups:
+    """What one kind of request finds in every group; good until a group comes or goes."""
+
+    epoch: int
+    bad: Bits
+    rank: Floats | None = None
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Places requests on what an inventory holds."""
+
+    inventory: Inventory
+    ledger: Ledger
+    _cache: dict[Any, _Groups] = field(default_factory=dict)
+
+    def plan(
+        self, demand: Demand, settings: ScheduleSettings, *, now: float, random: Randomness | None = None
+    ) -> Plan:
+        """The candidates to try, best first. Without `random` ties go to the lower row."""
+        judged, shift = self.judge(demand, settings, now=now)
+        order, _ = self._order(judged, demand, settings, random)
+        if not order:
+            return Plan(problem=refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now))
+        return Plan(
+            candidates=tuple(
+                self.inventory.candidate(int(judged.rows[at]), float(judged.quality[at])) for at in order
+            ),
+            seconds=tuple(float(judged.seconds[at]) for at in order),
+            shift=shift,
+        )
+
+    def explain(
+        self, demand: Demand, settings: ScheduleSettings, *, now: float, limit: int = 500
+    ) -> Explanation:
+        """Judge every deployment there is and say why; the best `limit` of them in words."""
+        judged, _ = self.judge(demand, settings, now=now, everything=True)
+        order, equals = self._order(judged, demand, settings, None)
+        best = order[0] if order else -1
+        by_score = np.lexsort((judged.rows, judged.score, judged.bad != 0))
+        items = []
+        for at in by_score[:limit]:
+            at = int(at)
+            row, bad = int(judged.rows[at]), int(judged.bad[at])
+            if bad & columns.DEAD and row not in self.inventory.deployments:
+                continue
+            candidate = self.inventory.candidate(row, float(judged.quality[at]))
+            seconds = float(judged.seconds[at])
+            items.append(
+                Judgement(
+                    candidate=candidate,
+                    verdict="chosen" if at == best else "refused" if bad else "possible",
+                    score=float(judged.score[at]),
+                    seconds=seconds,
+                    price=float(judged.money[at]),
+                    reasons=words(self.inventory, demand, row, bad, seconds),
+                )
+            )
+        problem = None
+        if not order:
+            problem = refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now)
+        return Explanation(
+            items=tuple(items),
+            weights=settings.weights(demand.work.request.prefer),
+            demand=demand,
+            chosen=self.inventory.candidate(int(judged.rows[best]), float(judged.quality[best]))
+            if order
+            else None,
+            problem=problem,
+            total=len(self.inventory.deployments),
+            equals=equals,
+        )
+
+    def judge(
+        self, demand: Demand, settings: ScheduleSettings, *, now: float, everything: bool = False
+    ) -> tuple[Judged, str]:
+        """Filters and score of every row that can matter (`everything`: of all), and a budget's shift."""
+        inventory = self.inventory
+        inventory.poll(now)
+        table, request = inventory.rows, demand.work.request
+        weights = settings.weights(request.prefer)
+        rows = self._rows(request.model, everything=everything)
+        whole = rows is None
+        if rows is None:
+            rows = np.arange(table.high, dtype=np.int32)
+
+        def column(values: Any) -> Any:
+            return values[: table.high] if whole else values.take(rows)
+
+        node, group = column(table.node), column(table.group)
+        groups = self._groups(demand, everything=everything)
+        can = column(table.can)
+        need = np.uint32(demand.need)
+        if settings.undeclared == "any":
+            need &= ~np.uint32(columns.SHARED)
+        elif settings.undeclared == "providers" and need & columns.SHARED:
+            can = can | ((can & columns.PROVIDED) // (columns.PROVIDED // columns.SHARED))
+        bad = need & ~can
+        bad |= column(table.bad)
+        bad |= self._nodes(demand).take(node)
+        bad |= groups.bad.take(group)
+        room = demand.input_tokens + (request.max_tokens or 1 if demand.output_most else 0)
+        bad |= (column(table.context) < room) * np.uint32(columns.CONTEXT)
+
+        seconds = demand.input_tokens * column(table.prefill)
+        seconds += demand.output_tokens * column(table.decode)
+        seconds *= inventory.node_columns.slow.take(node)
+        seconds += column(table.queue)
+        seconds += column(table.load)
+        if demand.deadline_s is not None:
+            bad |= (seconds > demand.deadline_s) * np.uint32(columns.DEADLINE)
+
+        prices = inventory.group_columns
+        money = demand.input_tokens * prices.input + demand.output_tokens * prices.output
+        if request.budget is not None:
+            most = demand.input_most * prices.input + demand.output_most * prices.output
+            bad |= ((most > float(request.budget)) * np.uint32(columns.BUDGET)).take(group)
+        quality = self._quality(demand)
+        of_group = weights.quality * (1.0 - quality) + weights.money * money
+        if groups.rank is not None:
+            of_group = of_group + groups.rank
+        score = weights.time * seconds
+        score += of_group.astype(np.float32).take(group)
+        if weights.abroad:
+            score += np.float32(weights.abroad) * inventory.node_columns.abroad.take(node)
+        if demand.fingerprint or demand.tokenizer or demand.version:
+            bad |= self._elsewhere(demand, column, group)
+        shift = self._budgets(demand, rows, bad, score, weights)
+        for kind, name, model, version in demand.tried:
+            place = inventory.nodes.get((kind, name))
+            deployment = place.deployments.get((model, version)) if place is not None else None
+            if deployment is not None:
+                bad |= (rows == deployment.row) * np.uint32(columns.TRIED)
+        return Judged(
+            rows, bad, score, seconds, money.astype(np.float32).take(group), quality.take(group)
+        ), shift
+
+    # --- parts of a judgement
+
+    def _rows(self, model: str | None, *, everything: bool) -> Any:
+        """Rows to look at, None for all of them."""
+        if model is None or everything:
+            return None
+        found = [self._ordered(group) for group in named(self.inventory, model)]
+        if not found:
+            return np.zeros(0, np.int32)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    @staticmethod
+    def _ordered(group: Group) -> Any:
+        if group.ordered is None:
+            group.ordered = np.fromiter(group.deployments, np.int32, len(group.deployments))
+        return group.ordered
+
+    def _nodes(self, demand: Demand) -> Bits:
+        """Faults of every node."""
+        inventory, request = self.inventory, demand.work.request
+        table = inventory.node_columns
+        policy = demand.work.app.policy
+        bad = table.bad
+        if request.worker is not None:
+            bad = bad | np.uint32(columns.WORKER)
+            place = inventory.nodes.get(("worker", request.worker))
+            if place is not None:
+                bad[place.index] = table.bad[place.index]
+        pools = policy.pools if policy is not None else None
+        away = request.pool is not None and inventory.pool and request.pool != inventory.pool
+        if away or (pools is not None and inventory.pool and inventory.pool not in pools):
+            bad = bad | np.uint32(columns.POOL)
+        if policy is not None and policy.providers is not None:
+            bad = bad.copy()
+            for (kind, name), place in inventory.nodes.items():
+                if kind == "provider" and name not in policy.providers:
+                    bad[place.index] |= columns.PROVIDER
+        return bad
+
+    def _groups(self, demand: Demand, *, everything: bool) -> _Groups:
+        """Faults of every group, kept for requests of the same kind."""
+        inventory, work = self.inventory, demand.work
+        policy, request = work.app.policy, work.request
+        patterns = policy.models if policy is not None else ()
+        key = (
+            patterns,
+            None if policy is None else policy.tasks,
+            work.kind,
+            request.task,
+            request.model if everything else None,
+        )
+        kept = self._cache.get(key)
+        if kept is not None and kept.epoch == inventory.epoch:
+            return kept
+        bad = np.zeros(inventory.group_columns.size, np.uint32)
+        named_groups = None
+        if everything and request.model is not None:
+            named_groups = {group.index for group in named(inventory, request.model)}
+        barred = policy is None or (policy.tasks is not None and request.task not in policy.tasks)
+        for (name, _), group in inventory.groups.items():
+            found = columns.POLICY if barred else 0
+            if named_groups is not None and group.index not in named_groups:
+                found |= columns.MODEL
+            own = inventory.nlp is not None and inventory.nlp.group is group
+            # The gate's own engine is no model that a pattern could mean.
+            if not own and policy is not None and patterns != ALL_MODELS and not policy.allows_model(name):
+                found |= columns.POLICY
+            if work.kind == "analysis":
+                tasks = inventory.nlp.quality if own and inventory.nlp is not None else MODEL_TASKS
+                if request.task not in tasks or not (own or "chat" in group.kinds):
+                    found |= columns.TASK
+            bad[group.index] = found
+        fresh = _Groups(inventory.epoch, bad)
+        if work.kind == "embedding":
+            fresh.rank = self._ranked()
+        if len(self._cache) >= CACHED:
+            self._cache.clear()
+        self._cache[key] = fresh
+        return fresh
+
+    def _ranked(self) -> Floats:
+        """Embedding models from the best prior down, by name where that is equal."""
+        rank = np.zeros(self.inventory.group_columns.size, np.float32)
+        embedding = [group for group in self.inventory.groups.values() if "embedding" in group.kinds]
+        nlp = self.inventory.nlp
+        own = nlp.group if nlp is not None else None
+        embedding.sort(key=lambda group: (group is own, -group.quality, group.name, group.version))
+        for place, group in enumerate(embedding):
+            rank[group.index] = place * RANK_S
+        return rank
+
+    def _quality(self, demand: Demand) -> Floats:
+        quality = self.inventory.group_columns.quality
+        nlp = self.inventory.nlp
+        if nlp is not None and (own := nlp.quality.get(demand.work.request.task)) is not None:
+            quality = quality.copy()
+            quality[nlp.group.index] = own
+        return quality
+
+    def _elsewhere(self, demand: Demand, column: Callable[[Any], Any], group: Ints) -> Bits:
+        """Where a stream that has begun cannot go on."""
+        table = self.inventory.rows
+        if demand.fingerprint:
+            other = column(table.fingerprint) != columns.token(demand.fingerprint)
+        elif demand.tokenizer:
+            other = column(table.tokenizer) != columns.token(demand.tokenizer)
+        else:
+            same = np.zeros(self.inventory.group_columns.size, np.bool_)
+            for (_, version), one in self.inventory.groups.items():
+                same[one.index] = version == demand.version
+            other = ~same.take(group)
+        bits: Bits = other * np.uint32(columns.MOVE)
+        return bits
+
+    def _budgets(self, demand: Demand, rows: Ints, bad: Bits, score: Floats, weights: Weights) -> str:
+        """Ask the ledger about every provider's model that is still possible."""
+        shift = ""
+        for place in self.inventory.nodes.values():
+            if place.kind != "provider" or not place.live:
+                continue
+            for deployment in place.deployments.values():
+                at = np.flatnonzero(rows == deployment.row) if len(rows) != self.inventory.rows.high else None
+                index = deployment.row if at is None else int(at[0]) if at.size else -1
+                if index < 0 or bad[index]:
+                    continue
+                verdict = self.ledger.verdict(demand.work, self.inventory.candidate(deployment.row))
+                if verdict.action == "refused":
+                    bad[index] |= columns.BUDGET
+                elif verdict.action == "prefer-local":
+                    score[index] += weights.pressure * max(0.05, min(1.0, verdict.pressure or 1.0))
+                shift = shift or (verdict.reason if verdict.action != "ok" else "")
+        return shift
+
+    def _order(
+        self, judged: Judged, demand: Demand, settings: ScheduleSettings, random: Randomness | None
+    ) -> tuple[list[int], int]:
+        """Positions in `judged`, best first, and how many are as good as the best."""
+        if not judged.rows.size:
+            return [], 0
+        left = np.where(judged.bad == 0, judged.score, np.float32(np.inf))
+        best = int(left.argmin())
+        if not np.isfinite(left[best]):
+            return [], 0
+        time = settings.weights(demand.work.request.prefer).time
+        slack = settings.tolerance * time * float(judged.seconds[best]) + SLACK_S
+        equals = np.flatnonzero(left <= left[best] + np.float32(slack))
+        if random is not None and equals.size > 1:
+            drawn = (int(equals[random.randrange(equals.size)]), int(equals[random.randrange(equals.size)]))
+            best = min(drawn, key=lambda at: (float(left[at]), at))
+        order = [best]
+        left[best] = np.inf
+        while len(order) < min(ORDERED, judged.rows.size):
+            at = int(left.argmin())
+            if not np.isfinite(left[at]):
+                break
+            order.append(at)
+            left[at] = np.inf
+        return order, int(equals.size)
+
+
+def named(inventory: Inventory, model: str) -> Sequence[Group]:
+    """The groups that a request's `model` means: a name, or NAME@ and the first digits of a SHA-256."""
+    versions = inventory.by_name.get(model)
+    if versions is not None:
+        return list(versions.values())
+    name, at, prefix = model.rpartition("@")
+    if not at or len(prefix) < 4:
+        return []
+    prefix = prefix.lower()
+    return [
+        group
+        for version, group in inventory.by_name.get(name, {}).items()
+        if version.lower().startswith(prefix)
+    ]
