@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from qgate.governance.directory import Route
@@ -247,18 +247,27 @@ async def _login(
 
 
 async def dial(
-    endpoint: Endpoint, context: ssl.SSLContext | None, *, optional: bool = False
+    endpoint: Endpoint,
+    context: ssl.SSLContext | None,
+    *,
+    optional: bool = False,
+    address: Endpoint | None = None,
 ) -> Upstream | None:
     """Connect, with TLS when a context is given. None where TLS is ``optional`` and the server declines
     it.
+
+    ``address`` is where to go where a host name has been looked up before: it may name another server now.
     """
     loop = asyncio.get_running_loop()
-    path = endpoint.socket_path
     upstream = Upstream(endpoint)
+    upstream.address = address or endpoint
+    path = upstream.address.socket_path
     if path is not None:
         await loop.create_unix_connection(lambda: upstream, path)
     else:
-        await loop.create_connection(lambda: upstream, endpoint.host, endpoint.port)
+        await loop.create_connection(lambda: upstream, upstream.address.host, upstream.address.port)
+        if (peer := upstream.transport.get_extra_info("peername")) is not None:
+            upstream.address = Endpoint(*peer[:2])
         found = upstream.transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):
             found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -306,21 +315,23 @@ async def _suits(upstream: Upstream, wanted: str) -> bool:
     raise ConfigError(f'target_session_attrs "{wanted}" is not known')
 
 
-async def send_cancel(upstream: Upstream, timeout: float) -> None:
+async def send_cancel(upstream: Upstream, timeout: float, go: Callable[[], bool] = lambda: True) -> None:
     """Ask ``upstream``'s server to cancel what it runs, over a connection of its own; waits until it was
     taken.
 
-    Never raises: a cancel is a wish. Returns within ``timeout`` seconds.
+    ``go`` is asked at the last moment whether it shall be sent. Never raises: a cancel is a wish. Returns
+    within ``timeout`` seconds.
     """
     if upstream.pid is None:
         return
-    upstream.cancelled = True
     with contextlib.suppress(OSError, PostgresError, TimeoutError):
         async with asyncio.timeout(timeout):
-            courier = await dial(upstream.endpoint, upstream.context)
+            courier = await dial(upstream.endpoint, upstream.context, address=upstream.address)
             assert courier is not None
             try:
-                courier.transport.write(pgwire.cancel_request(upstream.pid, upstream.key))
-                await courier.read()
+                if go():
+                    upstream.cancelled = True
+                    courier.transport.write(pgwire.cancel_request(upstream.pid, upstream.key))
+                    await courier.read()
             finally:
                 courier.abort()

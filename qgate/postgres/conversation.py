@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from qgate.postgres.fingerprint import Fingerprint, Fingerprints, classes_within
@@ -115,6 +115,8 @@ class Conversation:
         """
         self.timeout_cancel = False
         """Our own cancel for a statement timeout is on its way: the error it causes says so."""
+        self.turns = 0
+        """ReadyForQuery so far."""
         self.statements = 0
         self.rows = 0
         self.bytes_up = 0
@@ -134,6 +136,7 @@ class Conversation:
         self._up_skip = 0
         self._up_held = b""
         self._up_drop = False
+        self._up_asks = False  # what streams up is an operation that awaits its own end
         self._down_skip = 0
         self._down_held = b""
         self._down_counted = 0
@@ -141,6 +144,8 @@ class Conversation:
         self._reply_outcome = "ok"
         self.last_reply = 0.0
         """When the last statement was answered (the clock of ``now``); set it to the start of the lease."""
+        self.last_heard = 0.0
+        """When the client last sent anything."""
         self.boundary = True
         """Whether what ``backend()`` gave so far ends on a message boundary."""
 
@@ -171,11 +176,38 @@ class Conversation:
 
     @property
     def running_since(self) -> float | None:
-        """When the statement that is being answered began (same clock as ``now``), None when none is."""
-        for kind, _, started, _ in self._pending:
-            if kind in {QUERY, EXECUTE}:
-                return max(started, self.last_reply)
+        """Since when the server works on the statement that it answers next (same clock as ``now``), None
+        when on none.
+        """
+        if not self._copy_in:
+            for kind, _, started, _ in self._whole():
+                if kind in {QUERY, EXECUTE}:
+                    return max(started, self.last_reply)
         return None
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the server waits for the client to say more, None while it works."""
+        if self._copy_in or not self._whole():
+            return max(self.last_reply, self.last_heard)
+        return None
+
+    def _whole(self) -> Sequence[_Pending]:
+        """Operations that the server has in full."""
+        if self._up_asks and self._up_skip:
+            return list(self._pending)[:-1]
+        return self._pending
+
+    @property
+    def holds_transaction(self) -> bool:
+        """A transaction is open as far as the server has said, or one was begun that only a Sync ends."""
+        return self.status != _IDLE or self._unsynced or self._ignoring or self._copy_in
+
+    @property
+    def asked(self) -> int:
+        """The count of `turns` at which everything asked so far will have been answered."""
+        begun = sum(kind in {QUERY, SYNC} for kind, _, _, _ in self._pending)
+        return self.turns + begun + self._unsynced
 
     @property
     def waits_for_client(self) -> bool:
@@ -194,6 +226,7 @@ class Conversation:
     def frontend(self, data: bytes, now: float) -> bytes:
         """Walk what the client sent; give what goes to the server. PostgresError (08P01, 54000) to end it."""
         self.bytes_up += len(data)
+        self.last_heard = now
         at = self._up_skip
         if at:
             if at >= len(data):
@@ -214,6 +247,7 @@ class Conversation:
         end = len(data)
         replaced: list[bytes] | None = None
         kept = 0  # data[:kept] is already in ``replaced``
+        kind = 0
         unpack = _HEADER.unpack_from
         while end - at >= 5:
             kind, length = unpack(data, at)
@@ -271,6 +305,7 @@ class Conversation:
             at = after
         if at > end:
             self._up_skip = at - end
+            self._up_asks = kind in {0x51, 0x46}
             at = end
         elif at < end:
             self._up_held = data[at:end]
@@ -449,7 +484,8 @@ class Conversation:
 
     def _ready(self, status: int, now: float, down: int) -> None:
         self.status = status
-        self._ignoring = self._copy_in = False
+        self.turns += 1
+        self._ignoring = self._copy_in = self.timeout_cancel = False
         pending = self._pending
         while pending:
             kind = pending[0][0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hmac
 import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -19,7 +18,8 @@ import structlog
 
 from qgate.governance.directory import App, Directory, Route
 from qgate.postgres.authentication import AppLogin, Offer
-from qgate.postgres.back import ConnectCache, connect, send_cancel
+from qgate.postgres.back import ConnectCache, connect
+from qgate.postgres.cancels import Cancels
 from qgate.postgres.conversation import Conversation, Verdict
 from qgate.postgres.fingerprint import Fingerprints
 from qgate.postgres.journal import AuditSink, Journal
@@ -44,9 +44,6 @@ APPLICATION_NAME_MAX: Final = 63
 """Bytes PostgreSQL keeps of an application_name (NAMEDATALEN - 1)."""
 TICK_S: Final = 0.5
 """How often time limits are checked and waiting audit entries looked at, while there are any."""
-CANCEL_TIMEOUT_S: Final = 10.0
-MAX_CANCELS: Final = 64
-"""Cancels on their way at one time; more wait, and give up after the timeout."""
 
 _log = structlog.get_logger("qgate.postgres")
 
@@ -95,9 +92,8 @@ class PostgresFront:
         self._cache = ConnectCache()
         self._fingerprints = Fingerprints()
         self._sessions: dict[FrontSession, None] = {}
-        self._by_key: dict[tuple[int, bytes], FrontSession] = {}
         self._app_slots: dict[str, Slots] = {}
-        self._cancels = Slots("cancel requests", MAX_CANCELS, queue=1000)
+        self._cancels = Cancels()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dirty: list[Tally] = []
         self._flush_at = 0.0
@@ -155,37 +151,26 @@ class PostgresFront:
 
     def cancel(self, session: PeerSession, stream: Stream) -> None:
         """Take a `pg-cancel` stream: no data goes either way, whatever the outcome."""
-        metadata = stream.metadata
         stream.receiver = _Deaf()
-        pid, key = metadata.get("pid"), metadata.get("key")
-        stream.reset(StreamCode.NO_ERROR)
         self.stats.cancels_total += 1
-        if not isinstance(pid, int) or not isinstance(key, bytes):
-            return
-        target = self._by_key.get((pid, key))
-        # Only the sidecar that the session came through may cancel it, however the key became known.
-        if target is None or target.sidecar != session.peer.name:
-            return
-        if hmac.compare_digest(target.cancel_key, key):
-            self.cancel_upstream(target)
+        metadata = stream.metadata
+        target = self._cancels.target(metadata.get("pid"), metadata.get("key"), session.peer.name)
+        still = None if target is None else target.still_running()
+        if target is None or still is None:
+            stream.reset(StreamCode.NO_ERROR)
+        else:
+            self.spawn(self._cancel(target, still, stream))
 
-    def cancel_upstream(self, session: FrontSession) -> None:
-        """Cancel what ``session`` runs now, if anything."""
-        lease, conversation = session.lease, session.conversation
-        if lease is None or lease.over or conversation is None or conversation.idle:
-            return
-        lease.upstream.cancelled = True
-        self.spawn(self._send_cancel(lease.upstream))
-
-    async def _send_cancel(self, upstream: Upstream) -> None:
+    async def _cancel(self, target: FrontSession, still: Callable[[], bool], stream: Stream) -> None:
+        """The end of the stream tells the app, as PostgreSQL would, that the cancel was taken."""
         try:
-            await self._cancels.take(CANCEL_TIMEOUT_S)
-        except PostgresError:
-            return
-        try:
-            await send_cancel(upstream, CANCEL_TIMEOUT_S)
+            await self._cancels.send(target, still)
         finally:
-            self._cancels.give()
+            stream.reset(StreamCode.NO_ERROR)
+
+    def cancel_overdue(self, session: FrontSession, still: Callable[[], bool]) -> None:
+        """Cancel a statement that runs for too long, if ``still`` it does."""
+        self.spawn(self._cancels.send(session, still))
 
     # --- what a session asks
 
@@ -304,7 +289,7 @@ class PostgresFront:
         if lease.upstream.pid is not None:
             size = 32 if session.startup.negotiated >= pgwire.PROTOCOL_3_2 else 4
             session.cancel_key = os.urandom(size)
-            self._by_key[lease.upstream.pid, session.cancel_key] = session
+            self._cancels.register(lease.upstream.pid, session)
         self._journal.session(session, "session.open", detail={"reused": lease.reused})
         session.limit(self.clock())
         self._tick_soon()
@@ -337,7 +322,7 @@ class PostgresFront:
         lease = session.lease
         if lease is not None:
             if lease.upstream.pid is not None:
-                self._by_key.pop((lease.upstream.pid, session.cancel_key), None)
+                self._cancels.forget(lease.upstream.pid, session)
             self.leave(session.app_name)
         if not self._sessions:
             self._empty.set()

@@ -17,6 +17,7 @@ from qgate.postgres.authentication import AppLogin
 from qgate.postgres.conversation import Conversation
 from qgate.postgres.pool import Lease
 from qgate.postgres.tally import Tally
+from qgate.postgres.timeouts import CHECK_AT_LEAST_S, Timeouts
 from tunnel_proto import pgwire
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import MeshError
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
 
 LINGER_S: Final = 10.0
 """How long a stream that we ended may take to close, and a message under way to be completed."""
-CHECK_AT_LEAST_S: Final = 60.0
-CANCEL_GRACE_S: Final = 10.0
-"""How long a statement may go on after it was cancelled for running too long."""
-
-
-def narrower(*limits: float | None) -> float | None:
-    """The smallest of the limits that are set, None where none is."""
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 class FrontSession:
@@ -76,11 +69,8 @@ class FrontSession:
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._link_timer: asyncio.TimerHandle | None = None
-        self._cancelled_at: float | None = None
-        self._idle_limit: float | None = None
-        self._transaction_limit: float | None = None
-        self._statement_limit: float | None = None
-        self._shortest: float | None = None
+        self._holding = 0
+        self._timeouts = Timeouts()
         self.timed = False
         """Whether any time limit applies to it."""
         self.next_check = 0.0
@@ -311,13 +301,13 @@ class FrontSession:
             return
         if out:
             self._write_down(out, boundary=conversation.boundary)
-        if self._deferred and not conversation.crowded:
+        if self._deferred and not (self._holding or conversation.crowded):
             self._catch_up()
         if self._leaving and conversation.idle:
             self._leave()
 
     def _catch_up(self) -> None:
-        """Take what a client that pipelines far ahead had sent meanwhile."""
+        """Take what the client had sent while it was held back."""
         deferred, self._deferred = self._deferred, []
         for data in deferred:
             self.data_received(data, False)
@@ -356,12 +346,8 @@ class FrontSession:
         """Take over the time limits of app and route, at the start and whenever they change."""
         assert self.app is not None
         assert self.route is not None
-        mine, routes = self.app.limits, self.route.limits
-        self._idle_limit = narrower(mine.idle_timeout_s, routes.idle_timeout_s)
-        self._transaction_limit = narrower(mine.idle_in_transaction_s, routes.idle_in_transaction_s)
-        self._statement_limit = narrower(mine.statement_timeout_s, routes.statement_timeout_s)
-        self._shortest = narrower(self._idle_limit, self._transaction_limit, self._statement_limit)
-        self.timed = self._shortest is not None or self.app.expires_at is not None
+        self._timeouts = Timeouts(self.app.limits, self.route.limits)
+        self.timed = self._timeouts.any or self.app.expires_at is not None
         self.next_check = now
 
     def check(self, now: float, wall: float) -> None:
@@ -369,49 +355,49 @@ class FrontSession:
         conversation, app = self._relaying, self.app
         if conversation is None or app is None:
             return
-        self.next_check = now + CHECK_AT_LEAST_S if self._shortest is None else now + self._shortest
+        if app.expires_at is not None and wall >= app.expires_at:
+            self.revoke(f'the credential of app "{app.name}" has expired')
+            return
+        due = None if conversation.replication else self._timeouts.check(conversation, now)
+        self.next_check = now + CHECK_AT_LEAST_S if conversation.replication else self._timeouts.next_check
         if app.expires_at is not None:
-            if wall >= app.expires_at:
-                self.revoke(f'the credential of app "{app.name}" has expired')
-                return
             self.next_check = min(self.next_check, now + app.expires_at - wall)
-        if conversation.replication:
-            return
-        running = conversation.running_since
-        if running is not None:
-            limit = self._statement_limit
-            if limit is not None and not conversation.waits_for_client:
-                if now - running >= limit:
-                    self._statement_timed_out(now, running)
-                self.next_check = min(self.next_check, max(running + limit, now + limit / 4))
-            return
-        self._cancelled_at = None
-        if not conversation.idle:
-            return
-        quiet = now - conversation.last_reply
-        idle = conversation.status == 0x49
-        limit = self._idle_limit if idle else self._transaction_limit
-        if limit is not None:
-            self.next_check = min(self.next_check, now + limit - quiet)
-        if limit is None or quiet < limit:
-            return
-        what, sqlstate = ("idle-session", "57P05") if idle else ("idle-in-transaction", "25P03")
-        self.end(
-            PostgresError(f"terminating connection due to {what} timeout", sqlstate=sqlstate),
-            StreamCode.REFUSED,
-        )
+        if due == "cancel":
+            self._cancel_overdue(conversation)
+        elif due is not None:
+            self.end(due, StreamCode.REFUSED)
 
-    def _statement_timed_out(self, now: float, running: float) -> None:
-        assert self.conversation is not None
-        if self._cancelled_at is None or self._cancelled_at < running:
-            self._cancelled_at = now
-            self.conversation.timeout_cancel = True
-            self._front.cancel_upstream(self)
-        elif now - self._cancelled_at >= CANCEL_GRACE_S:
-            self.end(
-                PostgresError("terminating connection due to statement timeout", sqlstate="57014"),
-                StreamCode.REFUSED,
-            )
+    # --- cancels
+
+    def still_running(self) -> Callable[[], bool] | None:
+        """A question for later: does any of what runs now still run? None where nothing runs."""
+        conversation = self._relaying
+        if conversation is None or conversation.idle:
+            return None
+        asked = conversation.asked
+        return lambda: self._relaying is conversation and conversation.turns < asked
+
+    def _cancel_overdue(self, conversation: Conversation) -> None:
+        statements = conversation.statements
+
+        def still() -> bool:
+            same = self._relaying is conversation and conversation.statements == statements
+            conversation.timeout_cancel = same and not conversation.idle
+            return conversation.timeout_cancel
+
+        self._front.cancel_overdue(self, still)
+
+    def hold(self) -> None:
+        """A cancel is being sent: let nothing new reach the server before it was taken."""
+        self._holding += 1
+        self._deferred.append(b"")  # everything else waits behind it
+
+    def unhold(self) -> None:
+        """The cancel was taken."""
+        self._holding -= 1
+        conversation = self._relaying
+        if conversation is not None and not (self._holding or conversation.crowded):
+            self._catch_up()
 
     # --- the end
 

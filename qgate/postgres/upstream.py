@@ -61,6 +61,8 @@ class Upstream(asyncio.Protocol):
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.address = endpoint
+        """Where it is connected to, host names looked up."""
         self.context: ssl.SSLContext | None = None
         """The TLS context in use, None for a bare connection; a cancel goes the same way."""
         self.parameters: dict[str, str] = {}
