@@ -11,9 +11,10 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.errors import CheckError, CommandError
+from meshctl.errors import CheckError, CommandError, UsageError
 from meshctl.render import Output, emit, machine_text, write
 from meshctl.terminal import note
+from tunnel_proto.errors import AuthenticationFailed
 
 commands = options.group("The audit trail: append-only, hash-chained, without literals or content.")
 
@@ -88,12 +89,27 @@ def export(
 
 @commands.command("verify")
 def verify(
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Check an export instead; no gate is asked."),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option("--pool", metavar="FP", help="With --file: the pool's fingerprint (meshctl key show)."),
+    ] = None,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
     """Recompute the chain and check the signed head; exit code 6 at a changed, missing or moved entry."""
-    reply: dict[str, Any] = options.connect(gate_dir, socket).post("/audit/verify", {}, timeout=600)
+    if (file is None) != (pool is None):
+        raise UsageError(
+            "--file and --pool come together: an export proves nothing without the key it trusts."
+        )
+    if file is not None and pool is not None:
+        reply = _check_file(file, pool)
+    else:
+        reply = options.connect(gate_dir, socket).post("/audit/verify", {}, timeout=600)
     head = reply.get("head") or {}
     shown = {
         "result": "PASSED" if reply.get("ok") else "FAILED",
@@ -107,6 +123,28 @@ def verify(
     emit(reply, view.card({k: v for k, v in shown.items() if v not in {None, ""}}), output)
     if not reply.get("ok"):
         raise CheckError(f"The audit trail was altered: {reply.get('problem')}")
+
+
+def _check_file(file: Path, pool: str) -> dict[str, Any]:
+    """An export's findings, in the shape in which a gate answers."""
+    from tunnel_proto.audit_chain import check_export
+
+    try:
+        with file.open(encoding="utf-8") as lines, file.open(encoding="utf-8") as again:
+            found = check_export(lines, again, pool=pool)
+    except OSError as error:
+        raise CommandError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{file} is no export of an audit trail: {error}.") from error
+    except AuthenticationFailed as error:
+        raise CheckError(f"{file} cannot be trusted: {error.message}.") from error
+    return {
+        "ok": found.finding is None,
+        "entries": found.entries,
+        "first_bad_seq": found.finding.seq if found.finding else None,
+        "problem": found.finding.problem if found.finding else "",
+        "head": found.head.as_json() if found.head else None,
+    }
 
 
 def _line(row: dict[str, Any], output: Output) -> None:

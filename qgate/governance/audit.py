@@ -26,9 +26,9 @@ from typing import Any
 
 import structlog
 
-from qgate.governance.chain import SignedHead, canonical, link, sign_head
 from qgate.store import Store, StoreUnavailableError
 from qgate.store import audit as table
+from tunnel_proto.audit_chain import SignedHead, canonical, link, sign_head
 from tunnel_proto.certificate import OnlineKey
 
 BATCH_MAX = 2_000

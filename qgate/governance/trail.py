@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qgate.governance.audit import AuditEvent, AuditLog, read_head_file, spell_time
-from qgate.governance.chain import ChainCheck, SignedHead, sign_marker
 from qgate.store import Store
 from qgate.store import audit as table
+from tunnel_proto.audit_chain import ChainCheck, SignedHead, sign_marker
 from tunnel_proto.certificate import OnlineKey
 
 LIMIT_MAX = 10_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qgate.governance.chain import SignedHead
 from qgate.store.database import Connection
+from tunnel_proto.audit_chain import SignedHead
 
 CHANNEL = "qgate_audit"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -16,19 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qgate.governance.audit import AuditEvent, AuditLog, entry_of
-from qgate.governance.chain import (
-    GENESIS,
-    ChainCheck,
-    SignedHead,
-    canonical,
-    link,
-    sign_head,
-)
 from qgate.governance.registry import DEFAULTS
 from qgate.governance.trail import AuditTrail
 from qgate.store import Store, StoreUnavailableError
+from tunnel_proto.audit_chain import (
+    GENESIS,
+    ExportCheck,
+    canonical,
+    check_export,
+    link,
+    sign_head,
+)
 from tunnel_proto.certificate import OnlineKey, issue_online
-from tunnel_proto.identity import Identity
+from tunnel_proto.errors import AuthenticationFailed
+from tunnel_proto.identity import Identity, fingerprint
 
 POOL, ONLINE = Identity.generate(), Identity.generate()
 NOW = int(time.time())
@@ -209,16 +211,39 @@ async def test_a_head_signed_by_another_pool_is_not_genuine(gate: Gate) -> None:
     assert "another pool" in (await gate.trail.verify(heads=(forged,)))["problem"]
 
 
-async def test_export_ends_with_a_signed_head_and_can_be_checked_without_the_store(gate: Gate) -> None:
+async def test_export_ends_with_a_signed_head_and_can_be_checked_without_the_store(
+    gate: Gate, tmp_path: Path
+) -> None:
     await gate.write(25)
-    lines = [json.loads(line) async for line in gate.trail.export()]
-    head = SignedHead.from_json(lines.pop()["head"])
-    check = ChainCheck(POOL.verify_key, [head], None)
-    assert all(
-        check.entry(line["seq"], canonical(line["entry"]), bytes.fromhex(line["hash"])) for line in lines
+    lines = [line async for line in gate.trail.export()]
+    pool = fingerprint(POOL.verify_key)
+    found = check_export(lines, lines, pool=pool)
+    assert (found.finding, found.entries) == (None, 25)
+    assert found.head is not None
+    file = tmp_path / "audit.ndjson"
+    command = [sys.executable, "-m", "meshctl", "audit", "verify", "--file", str(file), "--pool", pool]
+
+    def verified() -> int:
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    file.write_text("".join(lines))
+    assert verified() == 0
+    changed = lines[9].replace("shop", "till")
+    file.write_text("".join([*lines[:9], changed, *lines[10:]]))
+    assert verified() == 6
+    assert "entry 10 was changed" in _problem(
+        check_export(lines, [*lines[:9], changed, *lines[10:]], pool=pool)
     )
-    assert check.end(head.seq, head.hash) is None
-    assert check.entries == 25
+    assert "missing" in _problem(check_export(lines, [*lines[:3], *lines[5:]], pool=pool))
+    with pytest.raises(ValueError, match="cut short"):
+        check_export(lines[:-1], lines[:-1], pool=pool)
+    with pytest.raises(AuthenticationFailed, match="another pool"):
+        check_export(lines, lines, pool=fingerprint(ONLINE.verify_key))
+
+
+def _problem(found: ExportCheck) -> str:
+    assert found.finding is not None
+    return found.finding.problem
 
 
 async def test_follow_gives_new_entries_as_they_come(gate: Gate) -> None:

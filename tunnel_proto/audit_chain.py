@@ -22,7 +22,7 @@ from typing import Any
 
 from tunnel_proto.certificate import read_online
 from tunnel_proto.errors import AuthenticationFailed
-from tunnel_proto.identity import Identity, verify
+from tunnel_proto.identity import Identity, fingerprint, verify
 
 HASH_BYTES = 32
 GENESIS = bytes(HASH_BYTES)
@@ -200,6 +200,60 @@ class ChainCheck:
         if self.finding is None:
             self.finding = Finding(seq, problem)
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class ExportCheck:
+    """What an export says when it is checked by itself; `head` is its signed head."""
+
+    entries: int
+    finding: Finding | None
+    head: SignedHead | None
+
+
+def check_export(lines: Iterable[str], again: Iterable[str], *, pool: str) -> ExportCheck:
+    """Check an exported trail against nothing but the pool's fingerprint.
+
+    ``lines`` and ``again`` are the export's lines, twice: the heads are read first, then the entries are
+    walked. Raises ValueError for what is no export, AuthenticationFailed for one of another pool.
+    """
+    marker: SignedHead | None = None
+    heads: list[SignedHead] = []
+    for number, line in enumerate(lines, 1):
+        document = _exported(line, number)
+        if "head" in document:
+            heads.append(SignedHead.from_json(document["head"]))
+        elif "marker" in document:
+            marker = SignedHead.from_json(document["marker"])
+    if not heads:
+        raise ValueError("it ends without a signed head, so it was cut short")
+    key = read_online(heads[-1].certificate).pool
+    if not hmac.compare_digest(fingerprint(key), pool.strip().lower()):
+        raise AuthenticationFailed(f"it is of another pool: {fingerprint(key)}")
+    check = ChainCheck(key, heads, marker)
+    for number, line in enumerate(again, 1):
+        document = _exported(line, number)
+        if "entry" not in document:
+            continue
+        try:
+            seq, digest = int(document["seq"]), bytes.fromhex(document["hash"])
+            entry = canonical(document["entry"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"line {number} is no entry") from None
+        if not check.entry(seq, entry, digest):
+            break
+    finding = check.end(heads[-1].seq, heads[-1].hash)
+    return ExportCheck(check.entries, finding, heads[-1])
+
+
+def _exported(line: str, number: int) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ValueError(f"line {number} is not a JSON object")
+    return document
 
 
 def _inner_seq(entry: str) -> int | None:
