@@ -20,7 +20,7 @@ from qgate.governance.registry import DEFAULTS
 
 if TYPE_CHECKING:
     from qgate.capability.finops.budgets import Budget
-    from qgate.capability.finops.prices import Price
+    from qgate.capability.finops.prices import ListedPrice
     from qgate.capability.providers.catalogue import Provider
 
 __all__ = [
@@ -142,7 +142,7 @@ class Snapshot:
     keys: Mapping[bytes, ApiKey] = field(default_factory=dict, repr=False)
     aliases: Mapping[str, str] = field(default_factory=dict)
     providers: Mapping[str, Provider] = field(default_factory=dict)
-    prices: Mapping[str, Price] = field(default_factory=dict)
+    prices: Mapping[str, ListedPrice] = field(default_factory=dict)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
 
 
@@ -202,7 +202,7 @@ class Directory:
         """A provider's key for one call; VaultError where it was sealed for something else."""
         return self._unseal(sealed, purpose)
 
-    def prices(self) -> Mapping[str, Price]:
+    def prices(self) -> Mapping[str, ListedPrice]:
         """Prices that an administrator set."""
         return self._snapshot.prices
 

@@ -10,22 +10,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from qgate.capability.finops.budgets import Budget
 from qgate.store.database import Connection
+
+CHANNEL: Final = "qgate_budget"
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """What the database answered: `granted` is None where the need did not fit into `left_over`.
 
+    `idle` is what other runs hold of the period without having spent it, told where nothing was granted.
     `remaining_s` seconds were left of the period when it answered.
     """
 
     granted: Decimal | None
     left_over: Decimal | None
     hard: Decimal | None
+    idle: Decimal
     started_at: datetime
     ends_at: datetime
     remaining_s: float
@@ -33,9 +37,9 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a budget stands in its present period: `committed` counts open slices whole, `spent` as told.
+    """How a budget stands in its present period: `committed` counts slices whole, `spent` as told.
 
-    `lost` is what open slices of gates hold that have not been heard of for a while.
+    `lost` is what runs of gates hold that have not been heard of for a while: it counts as spent.
     """
 
     id: str
@@ -107,27 +111,40 @@ async def drop_budget(connection: Connection, id: str) -> bool:  # noqa: A002 - 
 
 
 async def lease(
-    connection: Connection, budget: str, slice_id: str, gate: str, need: Decimal, want: Decimal
+    connection: Connection, budget: str, *, run: str, gate: str, need: Decimal, want: Decimal
 ) -> Lease | None:
     """Lease from a budget; None where there is no such budget."""
     row = await connection.fetchrow(
-        "SELECT * FROM lease_budget($1, $2, $3, $4, $5)", budget, slice_id, gate, need, want
+        "SELECT * FROM lease_budget($1, $2, $3, $4, $5)", budget, run, gate, need, want
     )
     return Lease(*row) if row else None
 
 
-async def settle(connection: Connection, spent: Sequence[tuple[str, Decimal, bool]]) -> None:
-    """Say what slices have spent, and which are closed; in one order, so that gates cannot deadlock."""
-    await connection.execute(
-        """
-        SELECT settle_slice(id, spent, closing)
-        FROM (SELECT * FROM unnest($1::text[], $2::numeric[], $3::boolean[]) AS u (id, spent, closing)
-              ORDER BY id) AS ordered
-        """,
-        [one[0] for one in spent],
-        [one[1] for one in spent],
-        [one[2] for one in spent],
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a run says of its slice: all that it has spent, and what it gives back (to be said once only)."""
+
+    budget: str
+    started_at: datetime
+    run: str
+    spent: Decimal
+    gives_back: Decimal
+
+
+async def settle(connection: Connection, told: Sequence[Told]) -> None:
+    """Say what slices have spent and what is given back, in one order, so that gates cannot deadlock."""
+    await connection.executemany(
+        "SELECT settle_slice($1, $2, $3, $4, $5)",
+        [
+            (one.budget, one.started_at, one.run, one.spent, one.gives_back)
+            for one in sorted(told, key=lambda one: (one.budget, one.started_at, one.run))
+        ],
     )
+
+
+async def recall(connection: Connection, budget: str) -> None:
+    """Ask the other gates to give back what they do not need of a budget."""
+    await connection.execute("SELECT pg_notify($1, $2)", CHANNEL, budget)
 
 
 async def standings(connection: Connection, *, silent_s: float) -> dict[str, Standing]:
@@ -148,7 +165,7 @@ async def standings(connection: Connection, *, silent_s: float) -> dict[str, Sta
         LEFT JOIN LATERAL (
             SELECT sum(spent) AS spent,
                    sum(granted - spent) FILTER (
-                       WHERE NOT closed AND seen_at < clock_timestamp() - make_interval(secs => $1)
+                       WHERE granted > spent AND seen_at < clock_timestamp() - make_interval(secs => $1)
                    ) AS lost
             FROM budget_slices WHERE budget = b.id AND started_at = w.begins
         ) s ON true
@@ -177,9 +194,8 @@ async def slices_of(connection: Connection, budget: str, started_at: datetime) -
     """Who holds what of a budget's period."""
     rows = await connection.fetch(
         """
-        SELECT gate, closed, count(*) AS slices, sum(granted) AS granted, sum(spent) AS spent,
-               max(seen_at) AS seen_at
-        FROM budget_slices WHERE budget = $1 AND started_at = $2 GROUP BY gate, closed ORDER BY gate, closed
+        SELECT gate, run, granted, spent, seen_at FROM budget_slices
+        WHERE budget = $1 AND started_at = $2 ORDER BY gate, seen_at
         """,
         budget,
         started_at,

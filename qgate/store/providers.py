@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from qgate.capability.finops.prices import Price
+from qgate.capability.finops.prices import ListedPrice
 from qgate.capability.providers.catalogue import Provider, ProviderModel
 from qgate.store.database import Connection
 
@@ -117,10 +117,10 @@ async def drop_alias(connection: Connection, name: str) -> bool:
     return await connection.execute("DELETE FROM aliases WHERE name = $1", name) != "DELETE 0"
 
 
-async def all_prices(connection: Connection) -> dict[str, Price]:
+async def all_prices(connection: Connection) -> dict[str, ListedPrice]:
     """Prices that an administrator set, by model or PROVIDER/MODEL."""
     return {
-        row["model"]: Price(
+        row["model"]: ListedPrice(
             input=row["input_price"],
             output=row["output_price"],
             cached=row["cached_price"],
@@ -132,7 +132,7 @@ async def all_prices(connection: Connection) -> dict[str, Price]:
     }
 
 
-async def put_price(connection: Connection, model: str, price: Price, *, by: str, at: datetime) -> None:
+async def put_price(connection: Connection, model: str, price: ListedPrice, *, by: str, at: datetime) -> None:
     """Set a model's price."""
     await connection.execute(
         """

@@ -10,35 +10,34 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final
 
+from qgate.capability.work import Price, Usage
+
 MILLION: Final = Decimal(1_000_000)
 QUANTUM: Final = Decimal("0.000000001")
 """The smallest amount that is counted; fractions of it are rounded up, against the spender."""
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """Prices per million tokens. `cached` is for prompt tokens that the provider had kept, None: as `input`.
+class ListedPrice(Price):
+    """A price with where it is from. `cached` is for prompt tokens that were kept; None: as `input`.
 
-    `as_of` is the day on which `source` said so. `request` is added once a request.
+    `request` is added once a request.
     """
 
-    input: Decimal
-    output: Decimal
-    currency: str = "USD"
     cached: Decimal | None = None
     request: Decimal = Decimal(0)
-    as_of: str = ""
     source: str = ""
 
-    def of(self, prompt: int, completion: int, cached: int = 0) -> Decimal:
-        """What so many tokens cost, rounded up. `cached` are among `prompt`."""
-        kept = min(max(cached, 0), prompt)
+    def of(self, usage: Usage) -> Decimal:
+        """What `usage` costs, rounded up."""
+        kept = min(max(usage.cached_tokens, 0), usage.prompt_tokens)
         kept_price = self.input if self.cached is None else self.cached
-        cost = (
-            self.request
-            + (self.input * (prompt - kept) + kept_price * kept + self.output * completion) / MILLION
+        millionths = (
+            self.input * (usage.prompt_tokens - kept)
+            + kept_price * kept
+            + self.output * usage.completion_tokens
         )
-        return cost.quantize(QUANTUM, rounding=ROUND_CEILING)
+        return (self.request + millionths / MILLION).quantize(QUANTUM, rounding=ROUND_CEILING)
 
     @property
     def free(self) -> bool:
@@ -58,9 +57,6 @@ class Price:
         }
 
 
-FREE: Final = Price(Decimal(0), Decimal(0), source="runs on machines of the pool")
-
-
 def plain(amount: Decimal) -> str:
     """An amount without an exponent and without zeros at its end."""
     text = f"{amount:f}"
@@ -74,18 +70,18 @@ class PriceTable:
     ("gpt-4o-2024-08-06" costs what "gpt-4o" costs unless it is listed itself).
     """
 
-    def __init__(self, shipped: Mapping[str, Price]) -> None:
+    def __init__(self, shipped: Mapping[str, ListedPrice]) -> None:
         self._shipped = shipped
 
     def __iter__(self) -> Any:
         return iter(self._shipped)
 
     @property
-    def shipped(self) -> Mapping[str, Price]:
+    def shipped(self) -> Mapping[str, ListedPrice]:
         """What ships with this version."""
         return self._shipped
 
-    def find(self, provider: str, model: str, own: Mapping[str, Price]) -> Price | None:
+    def find(self, provider: str, model: str, own: Mapping[str, ListedPrice]) -> ListedPrice | None:
         """The price of a model at a provider, or None where nobody has said."""
         for name in (f"{provider}/{model}", model, _undated(model)):
             if (price := own.get(name)) is not None:
@@ -102,10 +98,10 @@ class PriceTable:
         return cls(read(tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)))
 
 
-def read(document: Mapping[str, Any]) -> dict[str, Price]:
+def read(document: Mapping[str, Any]) -> dict[str, ListedPrice]:
     """Prices of a parsed prices.toml; ValueError names the entry that cannot be used."""
     currency = document["currency"]
-    prices: dict[str, Price] = {}
+    prices: dict[str, ListedPrice] = {}
     for source in document["source"]:
         as_of = source["as_of"]
         if not isinstance(as_of, dt.date):
@@ -113,7 +109,7 @@ def read(document: Mapping[str, Any]) -> dict[str, Price]:
         for name, given in source["models"].items():
             if name in prices:
                 raise ValueError(f"{name} is listed twice")
-            prices[name] = Price(
+            prices[name] = ListedPrice(
                 input=Decimal(given["input"]),
                 output=Decimal(given["output"]),
                 cached=Decimal(given["cached"]) if "cached" in given else None,

@@ -15,9 +15,10 @@ DEFAULT_URLS: Final[Mapping[str, str]] = {
     "openai": "https://api.openai.com/v1",
     "anthropic": "https://api.anthropic.com",
 }
-ISOLATION_DECLARED: Final = ("none", "stateless", "dedicated")
-"""What is declared of state that outlives a request: it may serve another client's (none), it does not
-(stateless), or no other client's requests run there at all (dedicated). Nothing here can check it.
+ISOLATION_DECLARED: Final = ("declared-none", "declared-shared", "declared-wiped", "declared-dedicated")
+"""What an operator declares of state that outlives a request; nothing here can check it. none: it may serve
+another client; shared: it is reused within the account at most; wiped: it ends with the request; dedicated: no
+other client's requests run there at all.
 """
 
 
@@ -64,7 +65,7 @@ class Provider:
     url: str
     models: tuple[ProviderModel, ...] = ()
     local: bool = False
-    isolation: str = "stateless"
+    isolation: str = "declared-none"
     sealed_key: bytes | None = field(default=None, repr=False)
     enabled: bool = True
     connect_timeout_s: float = 10.0

@@ -59,8 +59,8 @@ CREATE TABLE budgets (
     UNIQUE (scope, subject, period)
 );
 
--- One row a budget and period. committed = what open slices were granted + what closed slices spent; it never
--- passes the hard limit, and what was really spent never passes committed.
+-- One row a budget and period. committed = what the slices below stand for; it never passes the hard limit unless
+-- a provider charged more than the most that it was allowed to.
 CREATE TABLE budget_periods (
     budget     text NOT NULL,
     started_at timestamptz NOT NULL,
@@ -69,19 +69,19 @@ CREATE TABLE budget_periods (
     PRIMARY KEY (budget, started_at)
 );
 
--- What one run of a gate leased. A slice that its gate never closed counts whole: the gate may have spent it.
+-- What one run of a gate leased. It stands for the greater of granted and spent until the gate gives some back: a
+-- gate that was killed may have spent all of it.
 CREATE TABLE budget_slices (
-    id         text PRIMARY KEY,
     budget     text NOT NULL,
     started_at timestamptz NOT NULL,
+    run        text NOT NULL,
     gate       text NOT NULL,
     granted    numeric NOT NULL,
     spent      numeric NOT NULL DEFAULT 0,
     seen_at    timestamptz NOT NULL,
-    closed     boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (budget, started_at, run),
     FOREIGN KEY (budget, started_at) REFERENCES budget_periods (budget, started_at) ON DELETE CASCADE
 );
-CREATE INDEX budget_slices_period ON budget_slices (budget, started_at);
 
 -- Why work went elsewhere than it would have gone for its own sake.
 CREATE TABLE budget_shifts (
@@ -109,29 +109,32 @@ CREATE INDEX receipts_app ON receipts (app, at);
 CREATE INDEX receipts_at ON receipts (at);
 
 -- Leases from a budget in one statement, by the database's clock, so that a gate with a wrong one does no harm.
--- `need` must be granted, up to `want` is where there is plenty: a slice is never more than a part of what is left,
--- or the last gate to ask would find all of it in others' pockets. No row: there is no such budget (any more).
--- granted is NULL where `need` does not fit; left_over says what was left.
-CREATE FUNCTION lease_budget(a_budget text, a_slice text, a_gate text, need numeric, want numeric)
-RETURNS TABLE (granted numeric, left_over numeric, hard numeric, started_at timestamptz, ends_at timestamptz,
-               remaining_s double precision)
+-- `need` must be granted, up to `want` is where there is plenty: never more than a quarter of what is left, or the
+-- last gate to ask would find all of it in others' pockets. No row: there is no such budget (any more). granted is
+-- NULL where `need` does not fit into left_over; idle is how much of the period other runs hold and have not spent.
+CREATE FUNCTION lease_budget(a_budget text, a_run text, a_gate text, need numeric, want numeric)
+RETURNS TABLE (granted numeric, left_over numeric, hard numeric, idle numeric, started_at timestamptz,
+               ends_at timestamptz, remaining_s double precision)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     the_budget budgets%ROWTYPE;
-    at timestamptz := clock_timestamp();
+    at timestamptz;
     begins timestamptz;
     ends timestamptz;
     taken numeric;
     room numeric;
     given numeric;
+    unspent numeric := 0;
 BEGIN
     SELECT * INTO the_budget FROM budgets b WHERE b.id = a_budget FOR SHARE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
+    at := clock_timestamp();
     begins := date_trunc(the_budget.period, at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC';
-    ends := ((begins AT TIME ZONE 'UTC') + ('1 ' || the_budget.period)::interval) AT TIME ZONE 'UTC';
+    ends := (date_trunc(the_budget.period, at AT TIME ZONE 'UTC')
+        + ('1 ' || the_budget.period)::interval) AT TIME ZONE 'UTC';
     INSERT INTO budget_periods (budget, started_at, ends_at) VALUES (a_budget, begins, ends)
         ON CONFLICT (budget, started_at) DO NOTHING;
     SELECT p.committed INTO taken FROM budget_periods p
@@ -140,42 +143,48 @@ BEGIN
         given := greatest(need, want);
     ELSE
         room := the_budget.hard - taken;
-        given := greatest(need, least(want, room / 4));
-        IF need > room THEN
-            given := NULL;
-        END IF;
+        given := CASE WHEN need <= room THEN greatest(need, least(want, trunc(room / 4, 9))) END;
     END IF;
-    IF given IS NOT NULL THEN
+    IF given IS NULL THEN
+        SELECT coalesce(sum(s.granted - s.spent) FILTER (WHERE s.granted > s.spent), 0) INTO unspent
+            FROM budget_slices s
+            WHERE s.budget = a_budget AND s.started_at = begins AND s.run <> a_run;
+    ELSE
         UPDATE budget_periods p SET committed = p.committed + given
             WHERE p.budget = a_budget AND p.started_at = begins;
-        INSERT INTO budget_slices (id, budget, started_at, gate, granted, seen_at)
-            VALUES (a_slice, a_budget, begins, a_gate, given, at);
+        INSERT INTO budget_slices AS s (budget, started_at, run, gate, granted, seen_at)
+            VALUES (a_budget, begins, a_run, a_gate, given, at)
+            ON CONFLICT (budget, started_at, run)
+            DO UPDATE SET granted = s.granted + given, seen_at = excluded.seen_at;
     END IF;
-    RETURN QUERY SELECT given, room, the_budget.hard, begins, ends,
+    RETURN QUERY SELECT given, room, the_budget.hard, unspent, begins, ends,
         extract(epoch FROM ends - clock_timestamp())::double precision;
 END
 $$;
 
--- Says what a slice has spent so far; closing it gives the rest back. Spending past the grant is committed too.
-CREATE FUNCTION settle_slice(a_slice text, a_spent numeric, closing boolean) RETURNS void
-LANGUAGE plpgsql AS $$
+-- Says what a run has spent of its slice in all, and how much of the grant it gives back. The first may be said
+-- again; the second must never be, for it is an amount that is free from now on.
+CREATE FUNCTION settle_slice(a_budget text, begins timestamptz, a_run text, a_spent numeric, gives_back numeric)
+RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     it budget_slices%ROWTYPE;
-    was numeric;
-    becomes numeric;
+    new_granted numeric;
+    new_spent numeric;
 BEGIN
-    SELECT * INTO it FROM budget_slices s WHERE s.id = a_slice FOR UPDATE;
+    -- The same order of locks as in lease_budget: the period first.
+    PERFORM FROM budget_periods p WHERE p.budget = a_budget AND p.started_at = begins FOR UPDATE;
+    SELECT * INTO it FROM budget_slices s
+        WHERE s.budget = a_budget AND s.started_at = begins AND s.run = a_run FOR UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    was := CASE WHEN it.closed THEN it.spent ELSE greatest(it.granted, it.spent) END;
-    becomes := CASE WHEN closing OR it.closed THEN a_spent ELSE greatest(it.granted, a_spent) END;
-    UPDATE budget_slices s SET spent = a_spent, closed = it.closed OR closing, seen_at = clock_timestamp()
-        WHERE s.id = a_slice;
-    IF was <> becomes THEN
-        UPDATE budget_periods p SET committed = p.committed + becomes - was
-            WHERE p.budget = it.budget AND p.started_at = it.started_at;
-    END IF;
+    new_granted := it.granted - gives_back;
+    new_spent := greatest(it.spent, a_spent);
+    UPDATE budget_slices s SET granted = new_granted, spent = new_spent, seen_at = clock_timestamp()
+        WHERE s.budget = a_budget AND s.started_at = begins AND s.run = a_run;
+    UPDATE budget_periods p
+        SET committed = p.committed + greatest(new_granted, new_spent) - greatest(it.granted, it.spent)
+        WHERE p.budget = a_budget AND p.started_at = begins;
 END
 $$;
 
