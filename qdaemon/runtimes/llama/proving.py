@@ -1,0 +1,14 @@
+"""Whether llama.cpp takes a grammar. Runs in a disposable process only: a bad one may abort it."""
+
+from __future__ import annotations
+
+import llama_cpp
+
+
+def prove(grammar: str) -> str:
+    """Why llama.cpp refuses ``grammar``; empty where it does not."""
+    sampler = llama_cpp.llama_sampler_init_grammar(None, grammar.encode(), b"root")
+    if not sampler:
+        return "llama.cpp cannot parse the grammar made of this schema"
+    llama_cpp.llama_sampler_free(sampler)
+    return ""
