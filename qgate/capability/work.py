@@ -177,7 +177,8 @@ class Failure:
 
     `retriable`: the same request may succeed elsewhere. `blame` "request" is never tried again, "node" counts
     towards the request's crashes and the node's breaker, "network" towards the breaker only. `status` is a
-    provider's HTTP status.
+    provider's HTTP status. `usage` is what was certainly used where that is known (all zeros: nothing was);
+    None counts as all that was reserved.
     """
 
     code: str
@@ -187,6 +188,7 @@ class Failure:
     blame: Blame = "node"
     status: int | None = None
     crashed: bool = False  # the process that ran it died
+    usage: Usage | None = None
 
 
 class Sink(Protocol):

@@ -1,0 +1,594 @@
+"""One request's way through the mesh: a machine that hears facts and answers with commands. Pure.
+
+**Why a machine.** A request can be moved at any moment: its node may refuse, queue, load, drain, crash,
+vanish or stall, its money may be refused, its time may run out, its client may go away, and any two of these
+may cross on the wire. What must hold whatever the order:
+
+1. exactly one of `Finish`, `Fail` and `End`, and nothing after it;
+2. at most one attempt is live, and what an earlier one says is not heard;
+3. no token is lost or repeated: the next attempt begins from the very ids that were given on;
+4. each attempt that was launched on reserved money is settled exactly once;
+5. attempts are bounded, so that a request cannot roam for ever.
+
+**How a stream moves.** Once something was given on, only a node that continues the same stream will do:
+
+    class    | asks for                     | when
+    ---------+------------------------------+----------------------------------------------------------
+    exact    | the same fingerprint         | every id is known, and `move` is not "none"
+    kindred  | the same tokenizer           | as exact, none is left, the request and the app's policy opt in
+    restart  | anything that can do it      | nothing was given on (an answer not streamed is held back until
+             |                              | it is complete, so it can always be restarted)
+    none     | -                            | a stream without ids (a provider's), or nothing fits: an error
+
+Vectors restart on the same version only, so that one reply never mixes two spaces.
+
+**Who is to blame for a crash.** A batch dies as one, so being there proves little. A request is refused as
+poison when two crashes in a row found it at the same point (a neighbour will have gone on in between, for
+those that were at a crash start one at a time on their next node), or when it was at three.
+
+    state     | fact                         | next state, commands
+    ----------+------------------------------+----------------------------------------------------------
+    placing   | Planned(candidates)          | reserving: Reserve; or starting: Launch, where it is free
+              | Planned(problem)             | pausing: Wake, where one is soon free; placing: Place, where
+              |                              | there is a next class; over: Fail
+    reserving | Reserved                     | starting: Launch
+              | Denied                       | placing: Place (another), over: Fail
+    starting  | Accepted                     | waiting: Wake
+    waiting   | Progressed                   | waiting
+              | Tick, load or queue too long | starting: Halt, Launch elsewhere; over: Halt, Fail; waiting
+    s, w      | Received                     | streaming: Say
+    live      | Completed                    | over: Observe, Settle, Finish
+              | Broke                        | placing: Settle, Distrust, Place; over: Settle, Fail
+              | NodeDrains                   | starting: Halt, Launch elsewhere, where the class has another
+              | Tick, silent too long        | as Broke
+    pausing   | Tick                         | placing: Place
+    any       | Tick, deadline               | over: Halt, Settle, Fail
+              | Cancelled                    | over: Halt, Settle, End
+
+"live" is starting, waiting or streaming (s, w: the first two).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from qgate.capability.candidate import Candidate
+from qgate.capability.demand import Demand, continuation
+from qgate.capability.facts import (
+    Accepted,
+    Broke,
+    Cancelled,
+    Command,
+    Completed,
+    Denied,
+    Distrust,
+    End,
+    Fact,
+    Fail,
+    Finish,
+    Halt,
+    Launch,
+    NodeDrains,
+    Place,
+    Planned,
+    Progressed,
+    Received,
+    Reserve,
+    Reserved,
+    Say,
+    Settle,
+    Tick,
+    Wake,
+    problem_of,
+)
+from qgate.capability.live import Crashes, LiveAttempt
+from qgate.capability.preferences import ScheduleSettings
+from qgate.capability.scheduler import Plan
+from qgate.capability.work import Begun, Chunk, Failure, Hop, Moved, Problem, Usage
+
+State = Literal["placing", "reserving", "starting", "waiting", "streaming", "pausing", "over"]
+How = Literal["first", "exact", "kindred", "restart"]
+
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Text of one answer; a node that sends more has lost its mind."""
+
+REFUTING: Final = frozenset({"unknown_model", "model_not_found", "model_unknown", "wrong_version"})
+BUSY: Final = frozenset({"busy", "queue_full", "draining", "model_loading", "shutting_down"})
+"""Refusals that say nothing about a node's health."""
+
+SHA_LENGTH: Final = 64
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """The machine of one request. `now` is monotonic time in seconds, the same that `Work.deadline` is in."""
+
+    demand: Demand
+    settings: ScheduleSettings
+    max_tokens: int
+    state: State = "placing"
+    live: LiveAttempt | None = None
+    attempts: int = 0
+    hops: list[Hop] = field(default_factory=list)
+    shift: str = ""
+    ids: list[int] = field(default_factory=list)
+    first_token_at: float | None = None
+    _text: list[str] = field(default_factory=list)
+    _bytes: int = 0
+    _blind: bool = False  # something was given on that no id stands for
+    _held: list[Chunk] = field(default_factory=list)
+    _begun: Candidate | None = None  # whose `Begun` was said
+    _moved: tuple[str, str, How] | None = None  # from node, reason, class: to be said with the next output
+    _how: How = "first"
+    _aside: str = ""  # why the live attempt may be given up for a better one
+    _tried: frozenset[tuple[str, str, str, str]] = frozenset()
+    _first: Candidate | None = None
+    _chosen: Candidate | None = None
+    _reserved: bool = False
+    _failure: tuple[Failure, str] | None = None
+    _denial: Problem | None = None
+    _pause_until: float | None = None
+    _paused_before: bool = False
+    _crashes: Crashes = field(default_factory=Crashes)
+    _evaluated: int = 0
+
+    # --- facts
+
+    def begin(self, now: float) -> list[Command]:
+        """The first commands."""
+        commands: list[Command] = [Place(self.demand)]
+        return self._awake(commands, now)
+
+    def receive(self, fact: Fact, now: float) -> list[Command]:
+        """Take a fact; the commands are to be carried out in order."""
+        if self.state == "over":
+            return []
+        attempt = getattr(fact, "attempt", None)
+        if attempt is not None and (self.live is None or self.live.number != attempt):
+            return []
+        if self.live is not None and attempt is not None:
+            self.live.heard_at = now
+        commands: list[Command]
+        match fact:
+            case Planned():
+                commands = self._planned(fact.plan, now)
+            case Reserved():
+                commands = self._launch(now) if self.state == "reserving" else []
+            case Denied():
+                commands = self._denied(fact.problem)
+            case Accepted():
+                commands = self._accepted(fact, now)
+            case Progressed():
+                commands = self._progressed(fact, now)
+            case Received():
+                commands = self._received(fact.chunk, now)
+            case Completed():
+                commands = self._completed(fact, now)
+            case Broke():
+                commands = self._broke(fact.failure, now)
+            case NodeDrains():
+                commands = self._drains(fact.node)
+            case Tick():
+                commands = self._tick(now)
+            case Cancelled():
+                commands = self._cancelled()
+        return self._awake(commands, now)
+
+    # --- placing
+
+    def _planned(self, plan: Plan, now: float) -> list[Command]:
+        if self._aside:
+            return self._aside_planned(plan, now)
+        if self.state != "placing":
+            return []
+        if plan.candidates:
+            self.shift = plan.shift
+            return self._choose(plan.candidates[0], now)
+        if self._how in {"exact", "kindred"}:
+            return self._next_class(plan)
+        assert plan.problem is not None
+        problem = plan.problem
+        wait = problem.retry_after_s
+        soon = problem.code == "unavailable" and wait is not None and wait <= self.settings.retry_wait_s
+        if soon and not self._paused_before:
+            # A breaker or a full node is about to open: once per request that is worth waiting for.
+            self._paused_before = True
+            self._pause_until = now + (wait or 0.0)
+            self.state = "pausing"
+            self._tried = frozenset()
+            return []
+        return self._fail(self._best_problem(problem))
+
+    def _choose(self, candidate: Candidate, now: float) -> list[Command]:
+        self._chosen = candidate
+        if candidate.price is not None:
+            self.state = "reserving"
+            return [Reserve(candidate)]
+        self._reserved = False
+        return self._launch(now)
+
+    def _denied(self, problem: Problem) -> list[Command]:
+        if self.state != "reserving" or self._chosen is None:
+            return []
+        self._tried |= {self._chosen.key}
+        self._failure = None
+        self.shift = problem.message
+        self.state = "placing"
+        self._denial = problem
+        return [self._place()]
+
+    def _launch(self, now: float) -> list[Command]:
+        candidate = self._chosen
+        assert candidate is not None
+        assert self.live is None
+        self._reserved = candidate.price is not None
+        self.attempts += 1
+        number = self.attempts
+        self.live = LiveAttempt(number, candidate, now, now, len(self.ids), queue_s=candidate.queue_s)
+        self._first = self._first or candidate
+        self.state = "starting"
+        work = self.demand.work
+        return [
+            Launch(
+                attempt=number,
+                candidate=candidate,
+                emitted=tuple(self.ids),
+                emitted_text="".join(self._text) if self.ids else "",
+                max_tokens=max(1, self.max_tokens - len(self.ids)),
+                deadline=work.deadline,
+                alone=self._crashes.count > 0,
+            )
+        ]
+
+    def _place(self) -> Place:
+        demand = replace(self.demand, tried=self._tried)
+        origin = self._origin()
+        if origin is not None and self._how in {"exact", "kindred"}:
+            demand = continuation(demand, origin, how=self._how)
+        elif self._first is not None and self.demand.work.kind == "embedding":
+            demand = continuation(demand, self._first, how="same")
+        return Place(demand)
+
+    def _origin(self) -> Candidate | None:
+        """Whose stream is to be continued."""
+        return self._chosen
+
+    def _next_class(self, plan: Plan) -> list[Command]:
+        """Nothing continues the stream in this class: the next one, or an end."""
+        if self._how == "exact" and self._kindred_allowed():
+            self._how = "kindred"
+            return [self._place()]
+        if not self._said():
+            return self._restart()
+        assert plan.problem is not None
+        failure, node = self._failure or (Failure("node_failed", "its node is gone"), "")
+        problem = problem_of(failure, node, begun=True, detail={"attempts": self.attempts})
+        return self._fail(problem)
+
+    def _restart(self) -> list[Command]:
+        self._how = "restart"
+        self.ids.clear()
+        self._text.clear()
+        self._held.clear()
+        self._bytes = 0
+        self._blind = False
+        self._moved = None
+        self.state = "placing"
+        return [self._place()]
+
+    def _kindred_allowed(self) -> bool:
+        policy = self.demand.work.app.policy
+        origin = self._origin()
+        return (
+            self.demand.work.request.move == "kindred"
+            and policy is not None
+            and policy.kindred
+            and origin is not None
+            and bool(origin.tokenizer)
+        )
+
+    # --- a live attempt
+
+    def _accepted(self, fact: Accepted, now: float) -> list[Command]:
+        live = self.live
+        assert live is not None
+        if self.state == "starting":
+            self.state = "waiting"
+        live.accepted = True
+        if fact.queue:
+            live.idle = False
+            live.queue_until = now + self.settings.queue_wait_s
+        if fact.state in {"loading", "stored", "swapping"}:
+            self._loads(live, now)
+        return []
+
+    def _progressed(self, fact: Progressed, now: float) -> list[Command]:
+        live = self.live
+        assert live is not None
+        if self.state == "starting":
+            self.state = "waiting"
+        live.progress = (fact.state, fact.share, fact.eta_s)
+        self._loads(live, now)
+        return []
+
+    def _loads(self, live: LiveAttempt, now: float) -> None:
+        live.idle = False
+        if live.load_until is None:
+            live.load_until = now + self.settings.load_wait_s
+
+    def _received(self, chunk: Chunk, now: float) -> list[Command]:
+        live = self.live
+        assert live is not None
+        self.state = "streaming"
+        live.load_until = live.queue_until = None
+        if live.first_at is None:
+            live.first_at = now
+        self.first_token_at = self.first_token_at or now
+        live.last_at = now
+        live.tokens += len(chunk.ids) or 1
+        self.ids += chunk.ids
+        if chunk.text:
+            self._text.append(chunk.text)
+        self._bytes += len(chunk.text) + len(chunk.raw or b"")
+        self._blind |= not chunk.ids and bool(chunk.text or chunk.raw or chunk.delta)
+        if self._bytes > ANSWER_BYTES_MAX:
+            failure = Failure("invalid_response", "the node sent more text than any answer has", blame="node")
+            return [Halt(live.number), *self._broke(failure, now)]
+        if not self.demand.work.stream:
+            self._held.append(chunk)
+            return []
+        return [*self._openings(live.candidate), Say(chunk)]
+
+    def _openings(self, candidate: Candidate) -> list[Command]:
+        """What is said before the next output: who begins, or who goes on."""
+        if self._begun is None:
+            self._begun = candidate
+            self._moved = None
+            return [Say(Begun(candidate.model, candidate.version, candidate.node, candidate.kind))]
+        if self._moved is not None:
+            node, reason, how = self._moved
+            self._moved = None
+            return [Say(Moved(node, candidate.node, reason, how))]
+        return []
+
+    def _completed(self, fact: Completed, now: float) -> list[Command]:
+        live = self.live
+        assert live is not None
+        candidate = live.candidate
+        served = fact.version.lower()
+        if candidate.kind == "worker" and len(served) == SHA_LENGTH and served != candidate.version.lower():
+            failure = Failure("wrong_version", "the node served other weights than it was asked for", True)
+            return self._broke(failure, now)
+        commands: list[Command] = [live.observed(fact, now), *self._settled(fact.usage)]
+        self._evaluated += fact.usage.evaluated_tokens
+        whole = replace(
+            fact.usage,
+            completion_tokens=max(fact.usage.completion_tokens, len(self.ids)),
+            evaluated_tokens=self._evaluated,
+        )
+        self.hops.append(live.hop(fact.usage, ""))
+        commands += self._openings(candidate)
+        commands += [Say(chunk) for chunk in self._held]
+        self.live = None
+        self.state = "over"
+        return [*commands, Finish(fact.finish_reason, whole, tuple(self.hops), fact.result, fact.raw)]
+
+    def _broke(self, failure: Failure, now: float) -> list[Command]:
+        """The live attempt is over without an answer; go on elsewhere if that can help."""
+        live = self.live
+        assert live is not None
+        candidate = live.candidate
+        used = live.used(failure, len(self.ids), self.demand.input_tokens)
+        commands = self._settled(used)
+        self.hops.append(live.hop(used, failure.message[:200]))
+        self._evaluated += used.evaluated_tokens if used is not None else 0
+        self.live = None
+        self._failure = (failure, candidate.node)
+        self._tried |= {candidate.key}
+        if failure.blame != "request" and (failure.code not in BUSY or failure.retry_after_s):
+            commands.append(
+                Distrust(
+                    candidate,
+                    failure.message[:200],
+                    whole_node=failure.blame in {"network", "provider"} and failure.retry_after_s is None,
+                    retry_after_s=failure.retry_after_s,
+                    refuted=failure.code in REFUTING,
+                )
+            )
+        if failure.crashed and self._crashes.poisonous(len(self.ids)):
+            problem = Problem(
+                "this request was being worked on each time a model's process died; it is not tried again",
+                code="poison_request",
+                detail={"crashes": self._crashes.count},
+                hint="send it with isolation=dedicated to find out more, or change the request",
+            )
+            return [*commands, *self._fail(problem)]
+        if failure.blame == "request" or not failure.retriable or self.attempts >= self.settings.attempts:
+            return [*commands, *self._fail(self._failed_problem())]
+        return [*commands, *self._go_on(candidate, failure.message)]
+
+    def _go_on(self, origin: Candidate, reason: str) -> list[Command]:
+        self.state = "placing"
+        if not self.ids and not self._blind:
+            return self._restart()
+        may_move = self.demand.work.request.move != "none" and not self._blind
+        if may_move and origin.fingerprint:
+            self._how = "exact"
+        elif may_move and self._kindred_allowed():
+            self._how = "kindred"
+        elif not self._said():
+            return self._restart()
+        else:
+            return self._fail(self._failed_problem())
+        self._moved = (origin.node, reason[:200], self._how)
+        return [self._place()]
+
+    def _said(self) -> bool:
+        """Whether something of this answer was given on."""
+        return self._begun is not None
+
+    # --- giving up a live attempt for a better one
+
+    def _drains(self, node: str) -> list[Command]:
+        live = self.live
+        if live is None or live.candidate.node != node or live.candidate.kind != "worker" or self._aside:
+            return []
+        return self._look_aside("the node is draining")
+
+    def _look_aside(self, reason: str) -> list[Command]:
+        """Ask for a place that is better than where the live attempt is."""
+        live = self.live
+        assert live is not None
+        if self.attempts >= self.settings.attempts:
+            return []
+        self._aside = reason
+        demand = replace(self.demand, tried=self._tried | {live.candidate.key})
+        if self.ids or self._blind:
+            if self._blind or not live.candidate.fingerprint or self.demand.work.request.move == "none":
+                self._aside = ""
+                return []
+            demand = continuation(demand, live.candidate, how="exact")
+        elif self.demand.work.kind == "embedding":
+            demand = continuation(demand, live.candidate, how="same")
+        return [Place(demand)]
+
+    def _aside_planned(self, plan: Plan, now: float) -> list[Command]:
+        reason, self._aside = self._aside, ""
+        live = self.live
+        if live is None:
+            return []
+        found = next(
+            (one for one in plan.candidates if one.resident and not one.queue_s and one.price is None), None
+        )
+        if found is None:
+            if reason == _LOADS:
+                return self._still_loading(live)
+            return []
+        commands: list[Command] = [Halt(live.number)]
+        used = live.used(None, len(self.ids), self.demand.input_tokens)
+        commands += self._settled(used)
+        self.hops.append(live.hop(used, reason))
+        self._tried |= {live.candidate.key}
+        if self.ids:
+            self._how = "exact"
+            self._moved = (live.candidate.node, reason, "exact")
+        self.live = None
+        self._chosen = found
+        return [*commands, *self._launch(now)]
+
+    def _still_loading(self, live: LiveAttempt) -> list[Command]:
+        state, share, eta = live.progress
+        self._failure = None
+        problem = Problem(
+            f"{live.candidate.model} is still being loaded ({share:.0%})",
+            code="model_loading",
+            retry_after_s=max(1.0, min(eta if eta is not None else 5.0, 300.0)),
+            detail={
+                "state": state or "loading",
+                "progress": round(share, 3),
+                "eta_s": eta,
+                "node": live.candidate.node,
+                "model": live.candidate.model,
+            },
+            hint="send the request again after Retry-After; the load goes on",
+        )
+        used = live.used(None, len(self.ids), self.demand.input_tokens)
+        commands: list[Command] = [Halt(live.number), *self._settled(used)]
+        self.hops.append(live.hop(used, "the model is still being loaded"))
+        self.live = None
+        return [*commands, *self._fail(problem)]
+
+    # --- time
+
+    def _tick(self, now: float) -> list[Command]:
+        deadline = self.demand.work.deadline
+        live = self.live
+        if deadline is not None and now >= deadline:
+            commands = self._drop_live("the deadline passed")
+            detail = {"attempts": self.attempts}
+            problem = Problem(
+                "the deadline of the request has passed", code="deadline_exceeded", detail=detail
+            )
+            return [*commands, *self._fail(problem)]
+        if self.state == "pausing" and self._pause_until is not None and now >= self._pause_until:
+            self._pause_until = None
+            self.state = "placing"
+            return [self._place()]
+        if live is None or self._aside:
+            return []
+        if live.load_until is not None and now >= live.load_until:
+            live.load_until = None
+            return self._look_aside(_LOADS) or self._still_loading(live)
+        if live.queue_until is not None and now >= live.queue_until:
+            live.queue_until = None
+            return self._look_aside("its queue was too long")
+        if now >= live.heard_at + live.patience_s(self.settings.stall_s, self.demand.input_tokens):
+            failure = Failure("stalled", "the node has gone silent", retriable=True, blame="node")
+            return [Halt(live.number), *self._broke(failure, now)]
+        return []
+
+    def _awake(self, commands: list[Command], now: float) -> list[Command]:
+        if self.state == "over":
+            return commands
+        live = self.live
+        times = [
+            self.demand.work.deadline,
+            self._pause_until,
+            live.load_until if live is not None else None,
+            live.queue_until if live is not None else None,
+            live.heard_at + live.patience_s(self.settings.stall_s, self.demand.input_tokens)
+            if live is not None
+            else None,
+        ]
+        due = min((at for at in times if at is not None), default=None)
+        if due is not None:
+            commands.append(Wake(max(due, now)))
+        return commands
+
+    # --- ends
+
+    def _cancelled(self) -> list[Command]:
+        commands = self._drop_live("it was cancelled")
+        self.state = "over"
+        return [*commands, End(tuple(self.hops), self._usage_so_far())]
+
+    def _drop_live(self, reason: str) -> list[Command]:
+        live = self.live
+        if live is None:
+            return []
+        used = live.used(None, len(self.ids), self.demand.input_tokens)
+        self.hops.append(live.hop(used, reason))
+        self.live = None
+        return [Halt(live.number), *self._settled(used, live.number)]
+
+    def _fail(self, problem: Problem) -> list[Command]:
+        self.state = "over"
+        return [Fail(problem, tuple(self.hops), self._usage_so_far())]
+
+    def _failed_problem(self) -> Problem:
+        assert self._failure is not None
+        failure, node = self._failure
+        return problem_of(failure, node, begun=self._said(), detail={"attempts": self.attempts})
+
+    def _best_problem(self, problem: Problem) -> Problem:
+        """With every candidate tried, what the last one said tells more than that none is left."""
+        if self._failure is not None and problem.code == "unavailable":
+            return self._failed_problem()
+        return self._denial if self._denial is not None else problem
+
+    # --- money
+
+    def _settled(self, usage: Usage | None, number: int | None = None) -> list[Command]:
+        if not self._reserved:
+            return []
+        self._reserved = False
+        return [Settle(number if number is not None else self.attempts, usage)]
+
+    def _usage_so_far(self) -> Usage:
+        known = [hop.usage for hop in self.hops if hop.usage is not None]
+        prompt = max((one.prompt_tokens for one in known), default=0)
+        return Usage(prompt, len(self.ids), 0, sum(one.evaluated_tokens for one in known))
+
+
+_LOADS: Final = "its model is still being loaded"
