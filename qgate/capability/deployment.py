@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qgate.capability.breaker import Breaker
+from qgate.capability.candidate import Candidate
 from qgate.capability.estimates import Estimate, Trust
 from qgate.capability.work import Kind, NodeKind, Price
 from tunnel_proto.messages import Hardware, ModelState
@@ -31,6 +32,7 @@ class Deployment:
     state: ModelState | None = None  # as a worker last reported it
     quality: Mapping[str, float] = field(default_factory=dict)  # by task, of the gate's own engine
     price: Price | None = None
+    offer: Candidate | None = None
     slots: int = 0  # requests at once; 0: no bound known
     reported: int = 0  # running and queued, as the node said
     mine: int = 0  # this gate's own attempts under way

@@ -225,7 +225,7 @@ class Dispatch:
         self._reserved = candidate.price is not None
         self.attempts += 1
         number = self.attempts
-        self.live = LiveAttempt(number, candidate, now, now, len(self.ids), queue_s=candidate.queue_s)
+        self.live = LiveAttempt(number, candidate, now, now, len(self.ids))
         self._first = self._first or candidate
         self.state = "starting"
         work = self.demand.work

@@ -203,6 +203,7 @@ class Inventory:
             deployment.kinds = one.kinds
             deployment.isolation = one.isolation
             deployment.price = one.price
+            deployment.offer = None
             deployment.slots = one.max_parallel
             rows, row = self.rows, deployment.row
             rows.can[row] = columns.FITS | columns.PROVIDED | _isolated(one.isolation)
@@ -345,6 +346,12 @@ class Inventory:
             pool=node.pool,
             engine=deployment.engine,
         )
+
+    def offer(self, deployment: Deployment) -> Candidate:
+        """A deployment as a candidate whose changing parts may be old: what a budget looks at."""
+        if deployment.offer is None:
+            deployment.offer = self.candidate(deployment.row)
+        return deployment.offer
 
     def candidates(self, work: Work | None = None) -> Sequence[Candidate]:
         """Every deployment; with `work` those of its kind. For lists: placing uses the columns."""

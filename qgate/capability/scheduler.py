@@ -50,14 +50,22 @@ class Randomness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Columns over the rows that were looked at: faults (0: may be used), score and its parts."""
+    """Columns over the rows that were looked at: faults (0: may be used), score and its parts.
+
+    `money` and `quality` are by group; `group` says which is a row's.
+    """
 
     rows: Ints
     bad: Bits
     score: Floats
     seconds: Floats
+    group: Ints
     money: Floats
     quality: Floats
+
+    def quality_at(self, at: int) -> float:
+        """The quality of what is at this position."""
+        return float(self.quality[self.group[at]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +133,7 @@ class Scheduler:
             return Plan(problem=refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now))
         return Plan(
             candidates=tuple(
-                self.inventory.candidate(int(judged.rows[at]), float(judged.quality[at])) for at in order
+                self.inventory.candidate(int(judged.rows[at]), judged.quality_at(at)) for at in order
             ),
             seconds=tuple(float(judged.seconds[at]) for at in order),
             shift=shift,
@@ -145,7 +153,7 @@ class Scheduler:
             row, bad = int(judged.rows[at]), int(judged.bad[at])
             if bad & columns.DEAD and row not in self.inventory.deployments:
                 continue
-            candidate = self.inventory.candidate(row, float(judged.quality[at]))
+            candidate = self.inventory.candidate(row, judged.quality_at(at))
             seconds = float(judged.seconds[at])
             items.append(
                 Judgement(
@@ -153,7 +161,7 @@ class Scheduler:
                     verdict="chosen" if at == best else "refused" if bad else "possible",
                     score=float(judged.score[at]),
                     seconds=seconds,
-                    price=float(judged.money[at]),
+                    price=float(judged.money[judged.group[at]]),
                     reasons=words(self.inventory, demand, row, bad, seconds),
                 )
             )
@@ -164,7 +172,7 @@ class Scheduler:
             items=tuple(items),
             weights=settings.weights(demand.work.request.prefer),
             demand=demand,
-            chosen=self.inventory.candidate(int(judged.rows[best]), float(judged.quality[best]))
+            chosen=self.inventory.candidate(int(judged.rows[best]), judged.quality_at(best))
             if order
             else None,
             problem=problem,
@@ -232,9 +240,7 @@ class Scheduler:
             deployment = place.deployments.get((model, version)) if place is not None else None
             if deployment is not None:
                 bad |= (rows == deployment.row) * np.uint32(columns.TRIED)
-        return Judged(
-            rows, bad, score, seconds, money.astype(np.float32).take(group), quality.take(group)
-        ), shift
+        return Judged(rows, bad, score, seconds, group, money, quality), shift
 
     # --- parts of a judgement
 
@@ -361,7 +367,7 @@ class Scheduler:
                 index = deployment.row if at is None else int(at[0]) if at.size else -1
                 if index < 0 or bad[index]:
                     continue
-                verdict = self.ledger.verdict(demand.work, self.inventory.candidate(deployment.row))
+                verdict = self.ledger.verdict(demand.work, self.inventory.offer(deployment))
                 if verdict.action == "refused":
                     bad[index] |= columns.BUDGET
                 elif verdict.action == "prefer-local":
