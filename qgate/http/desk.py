@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qgate.capability.work import Event, Finished, Work
+from qgate.capability.work import Event, Finished, Usage, Work
 from qgate.governance.directory import App
 from qgate.http.intake import Intake
 from qgate.http.running import Runner
@@ -44,6 +45,29 @@ class Receipts(Protocol):
         """The signed document, None where there is none of this app (None: of any app)."""
 
 
+class Tallies:
+    """What each app has asked for since the start of this gate."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {}
+
+    def of(self, app: str) -> Mapping[str, int]:
+        """Counts by name: requests, failed, tokens_in, tokens_out."""
+        names = ("requests", "failed", "tokens_in", "tokens_out")
+        counts = self._counts.get(app, Counter())
+        return {name: counts[name] for name in names}
+
+    def count(self, app: str, usage: Usage | None) -> None:
+        """A request ended; ``usage`` None: without an answer."""
+        counts = self._counts.setdefault(app, Counter())
+        counts["requests"] += 1
+        if usage is None:
+            counts["failed"] += 1
+        else:
+            counts["tokens_in"] += usage.prompt_tokens
+            counts["tokens_out"] += usage.completion_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
     """What every surface needs."""
@@ -52,6 +76,7 @@ class Desk:
     engine: Runner
     catalogue: Catalogue
     receipts: Receipts | None = None
+    tallies: Tallies = field(default_factory=Tallies)
 
     async def run(self, work: Work) -> AsyncGenerator[Event, None]:
         """The engine's events; the app's rate learns what they cost."""
@@ -64,3 +89,4 @@ class Desk:
                     yield event
         finally:
             self.intake.used(work, usage)
+            self.tallies.count(work.app.name, usage)

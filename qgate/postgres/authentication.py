@@ -123,7 +123,7 @@ class AppLogin:
 
     def _verifiers(self) -> list[scram.Verifier]:
         app = self._app
-        if app is None or app.revoked or not app.databases:
+        if app is None or app.revoked or not (app.databases or app.policy):
             return []
         if app.sidecars is not None and self._sidecar not in app.sidecars:
             return []

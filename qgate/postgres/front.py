@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 
@@ -36,6 +36,7 @@ from tunnel_proto.constants import StreamCode
 from tunnel_proto.pgwire import PostgresError
 
 if TYPE_CHECKING:
+    from qgate.postgres.virtual_front import VirtualFront
     from qgate.settings import PostgresSettings
     from tunnel_proto.link import PeerSession, Stream
 
@@ -101,6 +102,7 @@ class PostgresFront:
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
+        self.virtual: VirtualFront | None = None  # the database `qg`, where there is one
         directory.subscribe(self._changed)
 
     @property
@@ -154,7 +156,10 @@ class PostgresFront:
         stream.receiver = _Deaf()
         self.stats.cancels_total += 1
         metadata = stream.metadata
-        target = self._cancels.target(metadata.get("pid"), metadata.get("key"), session.peer.name)
+        pid, key = metadata.get("pid"), metadata.get("key")
+        if self.virtual is not None and isinstance(pid, int) and isinstance(key, bytes):
+            self.virtual.cancel(pid, key, session.peer.name)
+        target = self._cancels.target(pid, key, session.peer.name)
         still = None if target is None else target.still_running()
         if target is None or still is None:
             stream.reset(StreamCode.NO_ERROR)
@@ -188,6 +193,16 @@ class PostgresFront:
                 f'app "{proven.name}" was changed while it logged in', sqlstate="28P01", hint="Connect again."
             )
         return now
+
+    def hand_over(self, session: FrontSession, app: App, greeting: bytes, early: bytes) -> bool:
+        """Give a session that wants the virtual database to it; False where it wants a real one."""
+        virtual = self.virtual
+        if virtual is None or not virtual.serves(app, session.database):
+            return False
+        self.gone(session)
+        stream = cast("Stream", session.stream)
+        virtual.take(stream, app, session.startup, session.sidecar, greeting, early)
+        return True
 
     async def open(self, session: FrontSession, app: App, startup: pgwire.Startup) -> tuple[Route, Lease]:
         """Find the route, wait for a place, lease a connection. PostgresError says why not."""

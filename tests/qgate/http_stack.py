@@ -115,7 +115,10 @@ class Drawer:
         return found[1] if found is not None and app in {None, found[0]} else None
 
 
-def app(name: str = "web", policy: CapabilityPolicy | None = CapabilityPolicy(), **fields: Any) -> App:
+ANYTHING = CapabilityPolicy()
+
+
+def app(name: str = "web", policy: CapabilityPolicy | None = ANYTHING, **fields: Any) -> App:
     """An app with no database."""
     return App(name=name, verifiers=(), databases=frozenset(), policy=policy, **fields)
 
