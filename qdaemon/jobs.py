@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -78,7 +78,7 @@ class Jobs:
     catalogue: Catalogue
     residency: Residency
     settings: JobSettings
-    changed: Any
+    changed: Callable[[], None]
     counts: Counts = field(default_factory=Counts)
     draining: bool = False
     live: set[Job] = field(default_factory=set)
@@ -191,13 +191,22 @@ class Jobs:
         self.residency.idle()
         self.changed()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Take no more, hand back what waits, and let what runs finish for ``timeout_s``."""
+    def hand_back(self) -> None:
+        """Take no more jobs, and give those that wait back to their gates; what runs goes on."""
         self.draining = True
-        self.changed()
         for job in list(self.live):
             if job.state == "waiting":
                 job.fail("draining", "this worker is being drained", retriable=True, blame="node")
+        self.changed()
+
+    def undrain(self) -> None:
+        """Take jobs again."""
+        self.draining = False
+        self.changed()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more, hand back what waits, and let what runs finish for ``timeout_s``."""
+        self.hand_back()
         self._empty.clear()
         if self.live:
             try:

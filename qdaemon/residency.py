@@ -72,6 +72,8 @@ class Residency:
     accuracy: dict[str, float] = field(default_factory=dict)  # by SHA-256: how far the estimate was off
     _wants: dict[str, _Want] = field(default_factory=dict)
     _alone: dict[str, tuple[Model, Child]] = field(default_factory=dict)
+    _leaving: set[object] = field(default_factory=set)
+    _waiters: list[asyncio.Future[None]] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _serial: int = 0
 
@@ -107,17 +109,34 @@ class Residency:
             )
 
     async def unload(self, model: Model, *, drain_s: float = UNLOAD_DRAIN_S) -> None:
-        """Take a model out of memory once what runs there has ended, or ``drain_s`` have passed."""
+        """Take a model out of memory once what runs there has ended.
+
+        Raises `ResidencyError` "busy" where something still runs after ``drain_s``: it goes on then, and the
+        model stays.
+        """
         self._wants.pop(model.key, None)
-        child, model.child = model.child, None
+        child = model.child
         if child is not None:
-            await child.unload(drain_s)
+            model.held = True
+            self._leaving.add(child)
+            try:
+                gone = await child.unload(drain_s)
+            finally:
+                self._leaving.discard(child)
+                model.held = False
+            if not gone:
+                self._after()
+                raise ResidencyError(
+                    "busy",
+                    f"{model.names[0]} still runs {model.running} requests after {drain_s:g} s",
+                    hint="ask again later; a request is never ended for an unload",
+                )
+            model.child = None
+            log.info("model unloaded", model=model.names[0], sha256=model.sha256[:12])
         if model.state in {"resident", "loading", "failed"}:
             model.state = "stored"
             model.problem = model.problem_code = ""
         model.memory_used = 0
-        model.held = False
-        log.info("model unloaded", model=model.names[0], sha256=model.sha256[:12])
         self._after()
 
     async def alone(self, model: Model) -> Child:
@@ -138,11 +157,17 @@ class Residency:
         for key, (_, one) in list(self._alone.items()):
             if one is child:
                 del self._alone[key]
-        await child.unload(0.0)
+        self._leaving.add(child)
+        try:
+            await child.unload(0.0, force=True)
+        finally:
+            self._leaving.discard(child)
         self._after()
 
     def child_exited(self, child: object) -> None:
         """A child is gone by itself: its jobs have been told, its model is stored again."""
+        if child in self._leaving:
+            return
         for model in self.catalogue.stored():
             if model.child is child:
                 model.child = None
@@ -163,7 +188,7 @@ class Residency:
         llama = self.settings.llama
         model.context = min(llama.context, facts.context_train or llama.context)
         model.slots = llama.slots
-        model.isolation = "dedicated" if self.settings.jobs.dedicated else "wiped"
+        model.isolation = model.isolation or "wiped"
         model.memory_needed = estimate.estimate(facts, context=model.context, slots=model.slots).total
         model.ttl_s = self._ttl(model)
         model.load_s = model.load_s or facts.weights / LOAD_RATE
@@ -216,8 +241,6 @@ class Residency:
 
     # --- the one who loads
 
-    _waiters: list[asyncio.Future[None]] = field(default_factory=list)
-
     async def run(self) -> None:
         """Load and unload; end only by cancellation."""
         while True:
@@ -241,7 +264,8 @@ class Residency:
         self._alone.clear()
         for model in self.catalogue.stored():
             model.child = None
-        await asyncio.gather(*(child.unload(0.0) for child in children), return_exceptions=True)
+        self._leaving.update(children)
+        await asyncio.gather(*(child.unload(0.0, force=True) for child in children), return_exceptions=True)
         if self.runtime is not None:
             await self.runtime.close()
 
@@ -259,7 +283,8 @@ class Residency:
         now = asyncio.get_running_loop().time()
         for key in swap.expired(self.residents(), now):
             if (model := self.catalogue.models.get(key)) is not None:
-                await self.unload(model)
+                with contextlib.suppress(ResidencyError):  # it was used at the last moment
+                    await self.unload(model)
 
     async def _serve(self, key: str, want: _Want) -> None:
         model = want.model
@@ -279,13 +304,13 @@ class Residency:
             self._failed(want, error)
             return
         if self._wants.pop(key, None) is None:  # unloaded, or given up, while it came
-            await child.unload(0.0)
+            await child.unload(0.0, force=True)
             if model.child is None and model.state == "loading":
                 model.state = "stored"
         elif want.done is None:
             self._came(model, child)
         elif want.done.done():
-            await child.unload(0.0)
+            await child.unload(0.0, force=True)
         else:
             self._alone[key] = (model, child)
             want.done.set_result(child)
@@ -329,7 +354,10 @@ class Residency:
         for key in plan.evict:
             if (idle := self.catalogue.models.get(key)) is not None:
                 log.info("model evicted", model=idle.names[0], for_model=model.names[0])
-                await self.unload(idle)
+                try:
+                    await self.unload(idle)
+                except ResidencyError:
+                    return False
                 if len(idle.queue):
                     self.want(idle)
         return True
@@ -374,6 +402,7 @@ class Residency:
         loop = asyncio.get_running_loop()
         model.child, model.state, model.progress = child, "resident", 1.0
         model.memory_used = child.memory_used
+        model.isolation = child.isolation or "wiped"
         model.last_used = loop.time()
         model.held = False
         error = estimate.error(model.memory_needed, child.memory_used)
