@@ -18,24 +18,22 @@ class ReceiptRow:
     at: float
     app: str
     document: str
-    signature: bytes
 
 
 async def add_receipts(connection: Connection, rows: Sequence[ReceiptRow]) -> None:
     """Keep receipts; one that is there already (its answer was lost) stays one."""
     await connection.execute(
         """
-        INSERT INTO receipts (id, at, app, document, signature)
-        SELECT u.id, to_timestamp(u.at), u.app, u.document, u.signature
-        FROM unnest($1::text[], $2::double precision[], $3::text[], $4::text[], $5::bytea[])
-             AS u (id, at, app, document, signature)
+        INSERT INTO receipts (id, at, app, document)
+        SELECT u.id, to_timestamp(u.at), u.app, u.document
+        FROM unnest($1::text[], $2::double precision[], $3::text[], $4::text[])
+             AS u (id, at, app, document)
         ON CONFLICT (id) DO NOTHING
         """,
         [row.id for row in rows],
         [row.at for row in rows],
         [row.app for row in rows],
         [row.document for row in rows],
-        [row.signature for row in rows],
     )
 
 
@@ -73,4 +71,4 @@ async def drop_receipts(connection: Connection, before: datetime) -> int:
 
 
 def _row(row: Any) -> ReceiptRow:
-    return ReceiptRow(row["id"], row["at"].timestamp(), row["app"], row["document"], row["signature"])
+    return ReceiptRow(row["id"], row["at"].timestamp(), row["app"], row["document"])

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from qgate.capability.finops.ledger import BudgetLedger, Hold
-from qgate.capability.work import Problem, Reservation
+from qgate.capability.work import Hop, Outcome, Problem, Reservation, Usage
 from qgate.governance.directory import Snapshot
 from qgate.store import Store
 from qgate.store.budgets import slices_of, standings
@@ -322,7 +322,9 @@ async def test_the_soft_limit_asks_for_local_models_and_says_why(store: Store) -
     assert (verdict.action, verdict.reason) == ("prefer-local", "app:web/month: its soft limit is reached")
     assert 0 < verdict.pressure < 1
     asked = work(model="big")
-    gate.shifted(asked, to_model="small", reason=verdict.reason)
+    for kind in ("worker", "provider"):
+        hop = Hop("w1", kind, "small", "")  # type: ignore[arg-type]
+        gate.shifted(asked, Outcome("ok", "stop", Usage(), (hop,), 0.0, 1.0, shift=verdict.reason))
     await gate.flush()
     async with store.connection() as connection:
         rows = await connection.fetch("SELECT what, budget, app, request, to_model FROM budget_shifts")

@@ -31,7 +31,7 @@ from qgate.capability.finops.prices import QUANTUM, ListedPrice, PriceTable, pla
 from qgate.capability.finops.purse import ZERO, Share, Slice
 from qgate.capability.finops.standing import Account, money
 from qgate.capability.inventory import Candidate
-from qgate.capability.work import Problem, Reservation, Usage, Verdict, Work
+from qgate.capability.work import Outcome, Problem, Reservation, Usage, Verdict, Work
 from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.directory import Directory
 from qgate.store import Store, StoreUnavailableError
@@ -198,8 +198,11 @@ class BudgetLedger:
             if cost > reservation.amount:
                 self.overdrawn[share.purse.budget] += 1
 
-    def shifted(self, work: Work, *, to_model: str, reason: str) -> None:
-        """Note that a budget sent a request to a local model."""
+    def shifted(self, work: Work, outcome: Outcome) -> None:
+        """Note that a budget sent a request to a local model, if it did in the end."""
+        reason, last = outcome.shift, outcome.hops[-1] if outcome.hops else None
+        if not reason or last is None or last.kind == "provider":
+            return
         budget = next((one.id for one in self._ordered if one.id in reason), "")
         self._note(
             Shift(
@@ -211,7 +214,7 @@ class BudgetLedger:
                 app=work.app.name,
                 request=work.id,
                 from_model=work.request.model or "",
-                to_model=to_model,
+                to_model=last.model,
             )
         )
 

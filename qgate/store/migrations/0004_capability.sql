@@ -102,8 +102,7 @@ CREATE TABLE receipts (
     id        text PRIMARY KEY,
     at        timestamptz NOT NULL,
     app       text NOT NULL,
-    document  text NOT NULL,
-    signature bytea NOT NULL
+    document  text NOT NULL
 );
 CREATE INDEX receipts_app ON receipts (app, at);
 CREATE INDEX receipts_at ON receipts (at);
