@@ -9,7 +9,7 @@ from typing import Any, Final
 from qgate.capability import columns
 from qgate.capability.candidate import Candidate
 from qgate.capability.preferences import ScheduleSettings
-from qgate.capability.work import Usage, Work
+from qgate.capability.work import Work
 from tunnel_proto.tasks import TASKS
 
 BYTES_PER_TOKEN: Final = 3.6
@@ -25,47 +25,38 @@ _INLINE = "data:"
 class Demand:
     """A request as the scheduler sees it.
 
-    `need` are ability bits. `input_tokens` is a guess, `input_most` a bound (a token has at least one byte).
-    `deadline_s` is the time left. `tried` are deployments that this request is not to see again. A stream
-    that has begun goes on within `fingerprint` or `tokenizer`; vectors within `version`.
+    `need` are ability bits. Tokens are a guess, good enough for a score; what they may cost at most is for
+    the ledger to say. `room` is the context that it takes, `deadline_s` the time left. `tried` are
+    deployments that this request is not to see again. A stream that has begun goes on within `fingerprint`
+    or `tokenizer`; vectors within `version`.
     """
 
     work: Work
     need: int
     input_tokens: int
-    input_most: int
     output_tokens: int
-    output_most: int
+    room: int
     deadline_s: float | None = None
     tried: frozenset[tuple[str, str, str, str]] = frozenset()
     fingerprint: str = ""
     tokenizer: str = ""
     version: str = ""
 
-    def usage_most(self) -> Usage:
-        """The most that it can use: what a budget sets aside."""
-        return Usage(prompt_tokens=self.input_most, completion_tokens=self.output_most)
-
 
 def demand_of(
     work: Work, settings: ScheduleSettings, *, now: float = 0.0, input_tokens: int | None = None
 ) -> Demand:
     """Read a request. `now` is the time that its deadline is in."""
-    request, body = work.request, work.body
-    size, envelope = _size(body)
-    policy = work.app.policy
-    embeds = work.kind == "embedding"
-    asked = request.max_tokens or _asked(body)
-    bound = min(
-        (one for one in (asked, policy.max_tokens if policy else None) if one), default=settings.max_tokens
-    )
+    size, envelope = _size(work.body)
+    tokens = input_tokens if input_tokens is not None else int(size / BYTES_PER_TOKEN) + envelope
+    answer = 0 if work.kind == "embedding" else max_tokens_of(work, settings)
+    asked = work.request.max_tokens or _asked(work.body) or 1
     return Demand(
         work=work,
         need=_need(work),
-        input_tokens=input_tokens if input_tokens is not None else int(size / BYTES_PER_TOKEN) + envelope,
-        input_most=input_tokens if input_tokens is not None else size + envelope,
-        output_tokens=0 if embeds else min(bound, settings.expected_tokens),
-        output_most=0 if embeds else bound * _answers(body),
+        input_tokens=tokens,
+        output_tokens=min(answer, settings.expected_tokens),
+        room=tokens + (asked if answer else 0),
         deadline_s=None if work.deadline is None else max(0.0, work.deadline - now),
     )
 
@@ -123,11 +114,6 @@ def _asked(body: Mapping[str, Any]) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return None
-
-
-def _answers(body: Mapping[str, Any]) -> int:
-    n = body.get("n")
-    return n if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= 128 else 1
 
 
 def _size(body: Mapping[str, Any]) -> tuple[int, int]:

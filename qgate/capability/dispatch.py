@@ -97,6 +97,7 @@ REFUTING: Final = frozenset({"unknown_model", "model_not_found", "model_unknown"
 BUSY: Final = frozenset({"busy", "queue_full", "draining", "model_loading", "shutting_down"})
 """Refusals that say nothing about a node's health."""
 
+LOADING: Final = frozenset({"loading", "stored", "swapping"})
 SHA_LENGTH: Final = 64
 
 
@@ -118,13 +119,14 @@ class Dispatch:
     _bytes: int = 0
     _blind: bool = False  # something was given on that no id stands for
     _held: list[Chunk] = field(default_factory=list)
-    _begun: Candidate | None = None  # whose `Begun` was said
+    _begun: Candidate | None = None  # whose `Begun` was said last
+    _output: bool = False  # a chunk was given on
     _moved: tuple[str, str, How] | None = None  # from node, reason, class: to be said with the next output
     _how: How = "first"
     _aside: str = ""  # why the live attempt may be given up for a better one
     _tried: frozenset[tuple[str, str, str, str]] = frozenset()
     _first: Candidate | None = None
-    _chosen: Candidate | None = None
+    chosen: Candidate | None = None  # for the attempt under way, or the next
     _reserved: bool = False
     _failure: tuple[Failure, str] | None = None
     _denial: Problem | None = None
@@ -201,17 +203,16 @@ class Dispatch:
         return self._fail(self._best_problem(problem))
 
     def _choose(self, candidate: Candidate, now: float) -> list[Command]:
-        self._chosen = candidate
-        if candidate.price is not None:
+        self.chosen = candidate
+        if candidate.kind == "provider":
             self.state = "reserving"
             return [Reserve(candidate)]
-        self._reserved = False
         return self._launch(now)
 
     def _denied(self, problem: Problem) -> list[Command]:
-        if self.state != "reserving" or self._chosen is None:
+        if self.state != "reserving" or self.chosen is None:
             return []
-        self._tried |= {self._chosen.key}
+        self._tried |= {self.chosen.key}
         self._failure = None
         self.shift = problem.message
         self.state = "placing"
@@ -219,10 +220,10 @@ class Dispatch:
         return [self._place()]
 
     def _launch(self, now: float) -> list[Command]:
-        candidate = self._chosen
+        candidate = self.chosen
         assert candidate is not None
         assert self.live is None
-        self._reserved = candidate.price is not None
+        self._reserved = candidate.kind == "provider"
         self.attempts += 1
         number = self.attempts
         self.live = LiveAttempt(number, candidate, now, now, len(self.ids))
@@ -252,7 +253,7 @@ class Dispatch:
 
     def _origin(self) -> Candidate | None:
         """Whose stream is to be continued."""
-        return self._chosen
+        return self.chosen
 
     def _next_class(self, plan: Plan) -> list[Command]:
         """Nothing continues the stream in this class: the next one, or an end."""
@@ -273,7 +274,9 @@ class Dispatch:
         self._held.clear()
         self._bytes = 0
         self._blind = False
-        self._moved = None
+        if self.live is None and self._failure is not None:
+            failure, node = self._failure
+            self._moved = (node, failure.code, "restart")
         self.state = "placing"
         return [self._place()]
 
@@ -299,9 +302,11 @@ class Dispatch:
         if fact.queue:
             live.idle = False
             live.queue_until = now + self.settings.queue_wait_s
-        if fact.state in {"loading", "stored", "swapping"}:
+        if fact.state in LOADING:
             self._loads(live, now)
-        return []
+        if fact.queue or fact.state in LOADING or not self.demand.work.stream:
+            return []
+        return self._openings(live.candidate)
 
     def _progressed(self, fact: Progressed, now: float) -> list[Command]:
         live = self.live
@@ -338,19 +343,23 @@ class Dispatch:
         if not self.demand.work.stream:
             self._held.append(chunk)
             return []
-        return [*self._openings(live.candidate), Say(chunk)]
+        openings = self._openings(live.candidate)
+        self._output = True
+        return [*openings, Say(chunk)]
 
     def _openings(self, candidate: Candidate) -> list[Command]:
-        """What is said before the next output: who begins, or who goes on."""
-        if self._begun is None:
+        """What is said before the next output: who begins, who goes on, or who begins anew."""
+        commands: list[Command] = []
+        moved, self._moved = self._moved, None
+        before = self._begun
+        if before is not None and moved is not None:
+            node, reason, how = moved
+            commands.append(Say(Moved(node, candidate.node, reason, how)))
+        elsewhere = before is None or (before.key != candidate.key and not self._output)
+        if elsewhere:
+            commands.append(Say(Begun(candidate.model, candidate.version, candidate.node, candidate.kind)))
             self._begun = candidate
-            self._moved = None
-            return [Say(Begun(candidate.model, candidate.version, candidate.node, candidate.kind))]
-        if self._moved is not None:
-            node, reason, how = self._moved
-            self._moved = None
-            return [Say(Moved(node, candidate.node, reason, how))]
-        return []
+        return commands
 
     def _completed(self, fact: Completed, now: float) -> list[Command]:
         live = self.live
@@ -381,7 +390,7 @@ class Dispatch:
         candidate = live.candidate
         used = live.used(failure, len(self.ids), self.demand.input_tokens)
         commands = self._settled(used)
-        self.hops.append(live.hop(used, failure.message[:200]))
+        self.hops.append(live.hop(used, failure.code))
         self._evaluated += used.evaluated_tokens if used is not None else 0
         self.live = None
         self._failure = (failure, candidate.node)
@@ -390,7 +399,7 @@ class Dispatch:
             commands.append(
                 Distrust(
                     candidate,
-                    failure.message[:200],
+                    failure.code if failure.status is None else f"{failure.code}, HTTP {failure.status}",
                     whole_node=failure.blame in {"network", "provider"} and failure.retry_after_s is None,
                     retry_after_s=failure.retry_after_s,
                     refuted=failure.code in REFUTING,
@@ -406,7 +415,7 @@ class Dispatch:
             return [*commands, *self._fail(problem)]
         if failure.blame == "request" or not failure.retriable or self.attempts >= self.settings.attempts:
             return [*commands, *self._fail(self._failed_problem())]
-        return [*commands, *self._go_on(candidate, failure.message)]
+        return [*commands, *self._go_on(candidate, failure.code)]
 
     def _go_on(self, origin: Candidate, reason: str) -> list[Command]:
         self.state = "placing"
@@ -421,12 +430,12 @@ class Dispatch:
             return self._restart()
         else:
             return self._fail(self._failed_problem())
-        self._moved = (origin.node, reason[:200], self._how)
+        self._moved = (origin.node, reason, self._how)
         return [self._place()]
 
     def _said(self) -> bool:
         """Whether something of this answer was given on."""
-        return self._begun is not None
+        return self._output
 
     # --- giving up a live attempt for a better one
 
@@ -459,7 +468,8 @@ class Dispatch:
         if live is None:
             return []
         found = next(
-            (one for one in plan.candidates if one.resident and not one.queue_s and one.price is None), None
+            (one for one in plan.candidates if one.resident and not one.queue_s and one.kind == "worker"),
+            None,
         )
         if found is None:
             if reason == _LOADS:
@@ -470,11 +480,10 @@ class Dispatch:
         commands += self._settled(used)
         self.hops.append(live.hop(used, reason))
         self._tried |= {live.candidate.key}
-        if self.ids:
-            self._how = "exact"
-            self._moved = (live.candidate.node, reason, "exact")
+        self._how = "exact" if self.ids else "restart"
+        self._moved = (live.candidate.node, reason, self._how)
         self.live = None
-        self._chosen = found
+        self.chosen = found
         return [*commands, *self._launch(now)]
 
     def _still_loading(self, live: LiveAttempt) -> list[Command]:

@@ -9,7 +9,7 @@ does not clear a bad record.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -91,6 +91,11 @@ class Inventory:
         self._open: dict[int, Breaker] = {}  # by row: those that wait for their time
         self._open_nodes: dict[int, tuple[Place, Breaker]] = {}
         self._refuted: dict[int, float] = {}
+        self._watchers: list[Callable[[str], None]] = []
+
+    def on_draining(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` with the name of each worker that begins to drain."""
+        self._watchers.append(callback)
 
     # --- workers
 
@@ -100,6 +105,7 @@ class Inventory:
         if report.hardware is not None:
             node.hardware = report.hardware
         came = not node.live
+        drains = report.draining and not node.draining
         node.live = True
         node.draining = report.draining
         node.reported = report.jobs_running + report.jobs_queued
@@ -130,6 +136,8 @@ class Inventory:
             for deployment in node.deployments.values():
                 self._refresh(deployment, now)
         self._weigh(node)
+        for callback in self._watchers if drains else ():
+            callback(name)
 
     def load_progress(self, name: str, model: str, share: float, now: float = 0.0) -> None:
         """A load goes on: what is left of it costs less."""

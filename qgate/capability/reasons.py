@@ -61,7 +61,7 @@ def words(inventory: Inventory, demand: Demand, row: int, bad: int, seconds: flo
             continue
         deployment = inventory.deployments.get(row)
         if bit == columns.CONTEXT:
-            text += f" ({int(inventory.rows.context[row])} tokens, the request needs {demand.input_tokens})"
+            text += f" ({int(inventory.rows.context[row])} tokens, the request needs {demand.room})"
         elif bit == columns.DEADLINE and demand.deadline_s is not None:
             text += f" ({seconds:.1f} s predicted, {demand.deadline_s:.1f} s are left)"
         elif deployment is not None and bit == columns.BREAKER:

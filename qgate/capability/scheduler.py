@@ -208,8 +208,7 @@ class Scheduler:
         bad |= column(table.bad)
         bad |= self._nodes(demand).take(node)
         bad |= groups.bad.take(group)
-        room = demand.input_tokens + (request.max_tokens or 1 if demand.output_most else 0)
-        bad |= (column(table.context) < room) * np.uint32(columns.CONTEXT)
+        bad |= (column(table.context) < demand.room) * np.uint32(columns.CONTEXT)
 
         seconds = demand.input_tokens * column(table.prefill)
         seconds += demand.output_tokens * column(table.decode)
@@ -221,9 +220,6 @@ class Scheduler:
 
         prices = inventory.group_columns
         money = demand.input_tokens * prices.input + demand.output_tokens * prices.output
-        if request.budget is not None:
-            most = demand.input_most * prices.input + demand.output_most * prices.output
-            bad |= ((most > float(request.budget)) * np.uint32(columns.BUDGET)).take(group)
         quality = self._quality(demand)
         of_group = weights.quality * (1.0 - quality) + weights.money * money
         if groups.rank is not None:

@@ -339,6 +339,9 @@ class Ledger(Protocol):
     def verdict(self, work: Work, candidate: Candidate) -> Verdict:
         """Whether the budgets let this candidate be used. Never waits."""
 
+    def upper_bound(self, work: Work, candidate: Candidate, max_tokens: int | None = None) -> Decimal:
+        """The most that the work can cost there with an answer of at most `max_tokens`."""
+
     async def reserve(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation:
         """Set `upper_bound` aside. Raises `Problem` with the code "budget_exceeded"."""
 
