@@ -24,6 +24,7 @@ COMPILED = [
     "tunnel_proto/stream.py",
     "qgate/postgres/conversation.py",
     "qgate/postgres/fingerprint.py",
+    "qgate/postgres/session.py",
     "qgate/postgres/tally.py",
 ]
 

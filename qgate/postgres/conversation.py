@@ -27,7 +27,6 @@ order in which the server answers. What a reply does to it:
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -66,7 +65,6 @@ EXECUTE: Final = 1
 SYNC: Final = 2
 COPY_END: Final = 3
 
-_HEADER: Final = struct.Struct("!BI")
 _IDLE: Final = 0x49  # 'I'
 _REPLIES: Final = frozenset(b"CZEGIs")
 """Server messages that say how an operation went; all others stream through unseen."""
@@ -142,6 +140,8 @@ class Conversation:
         self._down_counted = 0
         self._reply_rows = 0
         self._reply_outcome = "ok"
+        self._last_tag = b""
+        self._last_rows = 0
         self.last_reply = 0.0
         """When the last statement was answered (the clock of ``now``); set it to the start of the lease."""
         self.last_heard = 0.0
@@ -248,9 +248,10 @@ class Conversation:
         replaced: list[bytes] | None = None
         kept = 0  # data[:kept] is already in ``replaced``
         kind = 0
-        unpack = _HEADER.unpack_from
+        # Compiled, arithmetic on bytes costs a fifth of what struct does.
         while end - at >= 5:
-            kind, length = unpack(data, at)
+            kind = data[at]
+            length = data[at + 1] << 24 | data[at + 2] << 16 | data[at + 3] << 8 | data[at + 4]
             stop = after = at + length + 1
             if length < 4:
                 raise protocol_violation(f"invalid message length {length}")
@@ -410,9 +411,9 @@ class Conversation:
         kept = 0
         counted = 0  # data[:counted] is already attributed to a finished statement
         length = 0
-        unpack = _HEADER.unpack_from
         while end - at >= 5:
-            kind, length = unpack(data, at)
+            kind = data[at]
+            length = data[at + 1] << 24 | data[at + 2] << 16 | data[at + 3] << 8 | data[at + 4]
             after = at + length + 1
             if length < 4:
                 raise protocol_violation(f"invalid message length {length} from the database")
@@ -422,10 +423,7 @@ class Conversation:
             if after > end and end - at < HOLD and length <= MAX_MESSAGE:
                 break
             if kind == 0x43:  # CommandComplete
-                tag = data[at + 5 : after - 1]
-                word = tag[tag.rfind(b" ") + 1 :]
-                if word.isdigit():
-                    self._reply_rows += int(word)
+                self._count(data[at + 5 : after - 1] if length > 5 else b"")
                 if self._pending and self._pending[0][0] == EXECUTE:
                     self._finish(now, after - counted)
                     counted = after
@@ -462,6 +460,14 @@ class Conversation:
             replaced.append(data[kept:at])
             return b"".join(replaced)
         return data if at == len(data) else data[:at]
+
+    def _count(self, tag: bytes) -> None:
+        """The rows that a command tag tells; most are equal to the one before."""
+        if tag != self._last_tag:
+            word = tag[tag.rfind(b" ") + 1 :]
+            self._last_tag = tag
+            self._last_rows = int(word) if word.isdigit() else 0
+        self._reply_rows += self._last_rows
 
     def _finish(self, now: float, down: int) -> None:
         """The operation at the head is answered."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qgate.governance.directory import App, Route
 from qgate.postgres.authentication import AppLogin
@@ -25,17 +25,43 @@ from tunnel_proto.pgwire import PostgresError
 
 if TYPE_CHECKING:
     from qgate.postgres.front import PostgresFront
-    from tunnel_proto.link import Stream, StreamError
+    from tunnel_proto.link import StreamError
 
 LINGER_S: Final = 10.0
 """How long a stream that we ended may take to close, and a message under way to be completed."""
+
+
+class AppStream(Protocol):
+    """What a session needs of its stream (`tunnel_proto.link.Stream`).
+
+    A protocol, because compiled code would take nothing but that very class.
+    """
+
+    @property
+    def writable(self) -> bool:
+        """Whether more may be written now."""
+
+    def write(self, data: bytes, *, boundary: bool = False, sensitive: bool = False) -> None:
+        """Send ``data``."""
+
+    def write_eof(self) -> None:
+        """Send nothing more."""
+
+    def reset(self, code: int, message: str = "", *, sqlstate: str = "") -> None:
+        """End both directions now."""
+
+    def consumed(self, n: int) -> None:
+        """Give the credit of ``n`` bytes back."""
+
+    def set_compression(self, mode: str) -> None:
+        """Compress by the route's mode."""
 
 
 class FrontSession:
     """A receiver of stream events and the lessee of an upstream connection (see the two Protocols)."""
 
     def __init__(
-        self, front: PostgresFront, stream: Stream, startup: pgwire.Startup, login: AppLogin, sidecar: str
+        self, front: PostgresFront, stream: AppStream, startup: pgwire.Startup, login: AppLogin, sidecar: str
     ) -> None:
         self._front = front
         self.stream = stream
