@@ -28,6 +28,7 @@ from qgate.postgres.pool import Lease, LeaseKey, Pool
 from qgate.postgres.session import FrontSession
 from qgate.postgres.slots import Slots
 from qgate.postgres.statement import ALWAYS_ALLOWED
+from qgate.postgres.strikes import Strikes
 from qgate.postgres.tally import Entry, Tally
 from qgate.postgres.upstream import Upstream
 from qgate.vault import VaultError
@@ -95,6 +96,7 @@ class PostgresFront:
         self._sessions: dict[FrontSession, None] = {}
         self._app_slots: dict[str, Slots] = {}
         self._cancels = Cancels()
+        self._strikes = Strikes()
         self._tasks: set[asyncio.Task[None]] = set()
         self._dirty: list[Tally] = []
         self._flush_at = 0.0
@@ -179,7 +181,7 @@ class PostgresFront:
 
     # --- what a session asks
 
-    def admit(self, proven: App) -> App:
+    def admit(self, session: FrontSession, proven: App) -> App:
         """The app as it is now that it has proven itself; 28P01 when it changed while it did so.
 
         A session is told of later changes (`_recheck`); before this it is nobody's. Other limits are no
@@ -192,7 +194,14 @@ class PostgresFront:
             raise PostgresError(
                 f'app "{proven.name}" was changed while it logged in', sqlstate="28P01", hint="Connect again."
             )
+        self._strikes.succeeded(session.app_name, session.sidecar)
         return now
+
+    def hold(self, session: FrontSession, error: PostgresError) -> float:
+        """How long a refused log-in is to be held back, in seconds."""
+        if error.sqlstate != "28P01":
+            return 0.0
+        return self._strikes.failed(session.app_name, session.sidecar, self.clock())
 
     def hand_over(self, session: FrontSession, app: App, greeting: bytes, early: bytes) -> bool:
         """Give a session that wants the virtual database to it; False where it wants a real one."""

@@ -155,11 +155,10 @@ class FrontSession:
             return
         try:
             out = login.receive(data)
-            app = None if login.proven is None else self._front.admit(login.proven)
+            app = None if login.proven is None else self._front.admit(self, login.proven)
         except PostgresError as error:
             self._consumed(len(data))
-            self._front.refused(self, error, login.outcome)
-            self.end(error, StreamCode.REFUSED)
+            self._refuse(error, login.outcome)
             return
         except Exception:
             self._consumed(len(data))
@@ -175,9 +174,22 @@ class FrontSession:
         self._login = None
         self._greeting = out
         self._stop_timer()
+        if self._front.hand_over(self, app, out, rest):
+            return
         if rest:
             self._early.append(rest)  # its credit returns once the relay has taken it
         self._opening = self._front.spawn(self._open(app))
+
+    def _refuse(self, error: PostgresError, reason: str) -> None:
+        """End a log-in that failed, at once or after the hold that earlier failures earned it."""
+        self._front.refused(self, error, reason)
+        hold = self._front.hold(self, error)
+        if not hold:
+            self.end(error, StreamCode.REFUSED)
+            return
+        self._login = None
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(hold, self.end, error, StreamCode.REFUSED)
 
     async def _open(self, app: App) -> None:
         """Get a lease and begin to relay; `_finish` cancels this."""

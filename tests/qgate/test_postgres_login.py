@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qgate.governance.directory import App, Route
+from qgate.postgres.strikes import CAPACITY, FORGOTTEN_AFTER_S, Strikes
 from qgate.settings import PostgresSettings
 from tests.qgate.apps import begin, connect, fetch, finish, logged_in, refused, sasl_data, take
 from tests.qgate.shop import OWNER_PASSWORD, PASSWORDS, shop, upstream_cluster
@@ -190,3 +191,42 @@ async def test_a_pending_upstream_password_is_found_and_promoted(shop: Route) ->
         await (await connect(running)).close()
         assert promoted == [("shop", False)]
         assert running.directory.passwords(shop, read_only=False)[0] == OWNER_PASSWORD.encode()
+
+
+# --- guessing
+
+
+def test_each_further_failure_costs_twice_as_much_up_to_a_bound() -> None:
+    strikes = Strikes()
+    holds = [strikes.failed("web", "laptop", float(at)) for at in range(8)]
+    assert holds == [0.0, 0.0, 0.25, 0.5, 1.0, 2.0, 2.0, 2.0]
+    assert strikes.failed("web", "desktop", 8.0) == strikes.failed("other", "laptop", 8.0) == 0.0
+    assert strikes.failed("web", "laptop", 8.0 + FORGOTTEN_AFTER_S) == 0.0
+    for _ in range(3):
+        strikes.failed("web", "laptop", 70.0)
+    strikes.succeeded("web", "laptop")
+    assert strikes.failed("web", "laptop", 70.0) == 0.0
+
+
+def test_memory_of_failures_is_bounded() -> None:
+    strikes = Strikes()
+    for i in range(CAPACITY + 10):
+        strikes.failed(f"app {i}", "laptop", 0.0)
+    assert len(strikes._failures) == CAPACITY
+
+
+async def test_a_guesser_waits_and_whoever_knows_the_password_does_not(shop: Route) -> None:
+    async with wire([app()], [shop], PASSWORDS) as running:
+        for held in (False, False, True):
+            stream, client = await begin(running, "web")
+            challenge = client.challenge(await sasl_data(stream))
+            keys = scram.derive_keys(b"a guess", challenge.salt, challenge.iterations)
+            stream.arrive(pgwire.sasl_response(client.final(keys)))
+            assert bool(stream.out) != held
+            stream.arrive(pgwire.query("SELECT 'ahead of its time'"))
+            if held:
+                (await logged_in(running)).close()
+                assert not stream.out
+            _, payload = await take(stream, b"E")
+            assert pgwire.parse_report(payload)["C"] == "28P01"
+            stream.close()
