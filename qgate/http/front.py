@@ -27,7 +27,8 @@ class HttpFront:
     """All HTTP connections of one gate.
 
     ``application`` is an ASGI application; a request's ``scope["state"]`` holds ``sidecar`` (its name),
-    ``source`` (where the app connects from, as the sidecar says) and ``tls``.
+    ``source`` (where the app connects from, as the sidecar says), ``tls``, and ``close``, which ends the
+    connection after what was written.
     """
 
     def __init__(self, application: Callable[..., Any]) -> None:
@@ -65,13 +66,14 @@ class HttpFront:
             return
         metadata = stream.metadata
         source = metadata.get("source")
-        state = {
+        state: dict[str, Any] = {
             "sidecar": session.peer.name,
             "source": source[:SOURCE_MAX] if isinstance(source, str) else "",
             "tls": metadata.get("tls") is True,
         }
         protocol = _Counted(self._config, self._state, state)
         transport = StreamTransport(stream, protocol, {})
+        state["close"] = transport.close
         protocol.front = self
         self._connections[transport] = protocol
         self._empty.clear()

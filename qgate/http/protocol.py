@@ -22,11 +22,13 @@ class HttpProtocol(HttpToolsProtocol):
 
     _in_head = True
     _head_bytes = 0
+    _feeding = 0
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; a head that does not end is refused at `HEAD_MAX`."""
         if self.transport.is_closing():
             return
+        self._feeding = len(data)
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -42,6 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The body is read; the next head may follow."""
         self._in_head = True
+        self._head_bytes = -self._feeding  # what is being read belonged to this message
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
