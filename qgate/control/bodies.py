@@ -49,7 +49,7 @@ class DatabaseBody(Body):
     read_only_user: Annotated[str, Field(max_length=63)] | None = None
     read_only_password: Secret | None = Field(default=None, repr=False)
     compression: Literal["off", "auto", "long"] = "auto"
-    pool_size: Annotated[int, Field(ge=1, le=10_000)] = 20
+    pool_size: Annotated[int, Field(ge=1, le=10_000)] = 50
     pool_idle_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
     limits: LimitsBody = LimitsBody()
     allow_replication: bool = False

@@ -41,7 +41,7 @@ class NewDatabase:
     read_only_user: str | None = None
     read_only_password: str | None = dataclasses.field(default=None, repr=False)
     compression: str = "auto"
-    pool_size: int = 20
+    pool_size: int = 50
     pool_idle_s: float = 300.0
     limits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     allow_replication: bool = False

@@ -104,7 +104,7 @@ class Route:
     read_only_user: str | None = None
     limits: Limits = Limits()
     compression: str = "auto"
-    pool_size: int = 20
+    pool_size: int = 50
     pool_idle_s: float = 300.0
     allow_replication: bool = False
     audit_detail: str = "interval"

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qgate.control.bodies import DatabaseBody
+from qgate.governance.databases import NewDatabase
 from qgate.governance.directory import Limits, Route
 from qgate.postgres.back import connect
 from qgate.postgres.pool import LeaseKey, Pool
@@ -94,6 +96,13 @@ def test_no_order_of_events_loses_or_makes_a_place(steps: list[int], limit: int)
         assert slots.unused
 
     asyncio.run(run())
+
+
+def test_a_database_has_fifty_connections_unless_told_otherwise() -> None:
+    route = Route(name="shop", hosts=(), dbname="shop", user="owner")
+    asked = NewDatabase(name="shop", dsn="")
+    body = DatabaseBody.model_fields["pool_size"]
+    assert route.pool_size == asked.pool_size == body.default == 50
 
 
 def key(app: str = "web") -> LeaseKey:
