@@ -149,11 +149,11 @@ class ModelStore:
             return arrival.finish(now=now)
 
     def arrival(self, name: str, size: int) -> Arrival:
-        """Begin to take ``size`` bytes under ``name``; raises `StoreError` where there is no room for them."""
+        """Begin to take ``size`` bytes under ``name``; raises `StoreError` where there is no room."""
         if NAME.fullmatch(name) is None or "@" in name:
             raise StoreError(
                 "bad_name",
-                "a model's name has 1 to 200 letters, digits and . _ - : / +, and begins with a letter or digit",
+                "a model's name is 1 to 200 letters, digits and . _ - : / +, a letter or digit first",
                 hint="choose another: --name NAME",
             )
         free = shutil.disk_usage(self.folder).free
@@ -362,6 +362,12 @@ def lookup(entries: list[Entry], wanted: str) -> Entry | None:
         if one.name == wanted and one.current:
             return one
     return next((one for one in reversed(entries) if one.sha256 == wanted), None)
+
+
+def name_from(file: Path) -> str:
+    """A model's name from its file's: lower case, without the suffix, what no name may hold as a dash."""
+    stem = file.name.removesuffix(".gguf").lower()
+    return re.sub(r"[^a-z0-9._+-]+", "-", stem).strip("-._+") or "model"
 
 
 def hash_of(path: Path) -> str:

@@ -1,0 +1,186 @@
+"""`qdaemon`: the worker, and the commands that prepare it where meshctl is not installed.
+
+    qdaemon --config FILE [--check-config]
+    qdaemon offer --name NAME --dir DIR
+    qdaemon install BUNDLE --dir DIR
+    qdaemon add FILE.gguf [--name NAME] [--config FILE]
+
+Exit codes: 0 stopped or done, 1 a defect, 2 wrong command line, 69 a port is taken, 70 a task of ours died,
+78 a file cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from qdaemon.enrolment import install, node
+from qdaemon.settings import SETTINGS_FILE, QdaemonSettings
+from tunnel_proto.errors import ConfigError, MeshError
+from tunnel_proto.logs import configure_logs
+from tunnel_proto.monitor import ListenError
+from tunnel_proto.process import ExitCode, Notifier, Signals, print_error, raise_open_files, run
+from tunnel_proto.settings import load
+
+PROGRAM = "qdaemon"
+DEFAULT_DIRECTORY = Path("/var/lib/qdaemon")
+DEFAULT_CONFIG = Path("/etc/qdaemon/qdaemon.toml")
+OPEN_FILES = 1024
+"""Libraries, links, children and external engines' connections; jobs are streams and cost none."""
+
+STOP_S = 10.0
+"""What ending children and sessions takes at most, after the drain."""
+
+log = structlog.get_logger()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        match parsed.command:
+            case "offer":
+                return _offer(parsed.dir, parsed.name)
+            case "install":
+                return _install(parsed.dir, parsed.bundle)
+        settings = load(parsed.config, QdaemonSettings)
+        if parsed.command == "add":
+            return _add(settings, parsed.file, parsed.name)
+        if parsed.check_config:
+            from qdaemon.daemon import check_config
+
+            sys.stdout.write("\n".join(check_config(parsed.config, settings)) + "\n")
+            return ExitCode.OK
+    except MeshError as error:
+        print_error(PROGRAM, error)
+        return ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.FAILED
+    configure_logs(settings.log.format, settings.log.level, program=PROGRAM)
+    notifier = Notifier.from_environment(os.environ, os.getpid())
+    return run(PROGRAM, lambda: _serve(parsed.config, settings, notifier))
+
+
+async def _serve(config: Path, settings: QdaemonSettings, notifier: Notifier) -> int:
+    from qdaemon.daemon import Daemon
+
+    loop = asyncio.get_running_loop()
+    raise_open_files(OPEN_FILES)
+    daemon = Daemon(settings, node(settings.state_dir).load(now=time.time()))
+    signals = Signals()
+    signals.install(loop)
+    try:
+        await daemon.start()
+    except ListenError as error:
+        print_error(PROGRAM, error)
+        await daemon.close()
+        return ExitCode.UNAVAILABLE
+    except MeshError:
+        await daemon.close()
+        raise
+
+    async def reload() -> None:
+        try:
+            await daemon.reload(load(config, QdaemonSettings))
+        except MeshError as error:
+            log.error("reload refused, going on as before", cause=error.message, next=error.hint or None)
+
+    notifier.ready(f"worker {daemon.inventory.worker}")
+    background = [
+        loop.create_task(signals.reload_on_request(reload, notifier)),
+        loop.create_task(notifier.keep_watchdog()),
+    ]
+    asked = loop.create_task(signals.drain.wait())
+    code = ExitCode.OK
+    try:
+        either: set[asyncio.Future[Any]] = {asked, daemon.fault}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if daemon.fault.done():
+            log.error("a task of the daemon died", exc_info=daemon.fault.result())
+            code = ExitCode.SOFTWARE
+        else:
+            notifier.stopping("draining")
+            notifier.extend(settings.drain_s + STOP_S)
+            log.info("draining", running=daemon.jobs.running, queued=daemon.jobs.queued)
+            await signals.wait_or_stop_now(daemon.drain())
+    finally:
+        for task in (*background, asked):
+            task.cancel()
+        await asyncio.gather(*background, asked, return_exceptions=True)
+        await daemon.close()
+        signals.uninstall(loop)
+    log.info("stopped")
+    return code
+
+
+def _offer(directory: Path, name: str) -> int:
+    path, fingerprint = node(directory).write_offer(name=name, now=time.time())
+    sys.stdout.write(
+        f"{path}\nfingerprint {fingerprint}\n"
+        f"next: carry {path.name} to the gate, there: meshctl worker enroll {path.name}; "
+        f"bring the bundle back, here: {PROGRAM} install BUNDLE --dir {directory}\n"
+    )
+    return ExitCode.OK
+
+
+def _install(directory: Path, bundle_file: Path) -> int:
+    bundle = install(directory, bundle_file, now=time.time())
+    gates = ", ".join(f"{gate.name} at {gate.host}:{gate.port}" for gate in bundle.gates)
+    sys.stdout.write(
+        f"enrolled as {bundle.name}; gates: {gates}\nnext: {PROGRAM} --config {directory / SETTINGS_FILE}\n"
+    )
+    return ExitCode.OK
+
+
+def _add(settings: QdaemonSettings, file: Path, name: str | None) -> int:
+    """Put a model into the store without a gate; a running daemon takes it up on SIGHUP."""
+    from qdaemon.models.store import ModelStore, name_from
+
+    store = ModelStore(settings.model_folder, disk_reserve=settings.models.disk_reserve)
+    store.open()
+    entry = store.add(file, name or name_from(file), now=time.time())
+    facts = asyncio.run(store.facts.of(store.path(entry.sha256), entry.sha256))
+    sys.stdout.write(
+        f"{entry.name} {entry.sha256} {facts.family} {facts.quant}\n"
+        f"next: start {PROGRAM}, or tell a running one: kill -HUP PID\n"
+    )
+    return ExitCode.OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Runs models on this machine for the gates of a pool."
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help=f"settings, {DEFAULT_CONFIG} if not given",
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="read settings, key, bundle and store, then exit"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    offer = commands.add_parser("offer", help="make this node's key and the offer that a gate enrols")
+    offer.add_argument("--name", required=True, help="what this node is called at the gate")
+    offer.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="the node's state folder")
+    bundle = commands.add_parser("install", help="put the bundle that came back from the gate in place")
+    bundle.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="the file that `meshctl worker enroll` wrote"
+    )
+    bundle.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="the node's state folder")
+    add = commands.add_parser("add", help="put a GGUF file into this node's model store")
+    add.add_argument("file", type=Path, metavar="FILE", help="the model")
+    add.add_argument("--name", help="what it is called; without it, the file's name")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
