@@ -12,8 +12,8 @@ from tunnel_proto.errors import AuthenticationFailed
 from tunnel_proto.handshake import Hello
 from tunnel_proto.marks import ReplayMarks
 
-SERVED_ROLES = frozenset({"client"})
-"""Roles that find something here; daemons, peers and administrators come with later parts of the mesh."""
+SERVED_ROLES = frozenset({"client", "daemon"})
+"""Roles that find something here; peers and administrators come with later parts of the mesh."""
 
 UNKNOWN = "the node is not enrolled"
 REVOKED = "the node was revoked"
