@@ -89,6 +89,7 @@ class Intake:
                     f"the messages are longer than {room} characters, more than this model takes",
                     hint="shorten them",
                 )
+            _check_unicode(words, "the messages")
             mark = taint.choose(words)
             marked = self._marker.mark(messages, mark)
             tools = self._marker.mark(list(job.tools), mark)
@@ -147,7 +148,16 @@ def checked_text(text: str, room: int, what: str) -> str:
             f"{what} has {len(text)} characters, more than this model takes",
             hint="shorten it",
         )
+    _check_unicode((text,), what)
     return text
+
+
+def _check_unicode(texts: Sequence[str], what: str) -> None:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise JobProblem("invalid_text", f"{what}: half a surrogate pair is no text") from None
 
 
 def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from qdaemon.runtimes.llama.intake import Intake
 from qdaemon.runtimes.llama.job import JobProblem, JobSink, LlamaJob, Timing, TokenLogprob, Usage
 from qdaemon.runtimes.llama.request import Request, encoded
 from qdaemon.runtimes.llama.settings import LlamaSettings
+from qdaemon.runtimes.llama.spawning import Spawned
 from tunnel_proto.errors import RemoteProtocolError
 
 _STOP_S: Final = 5.0
@@ -58,7 +57,7 @@ class LlamaChild(asyncio.Protocol):
 
     def __init__(
         self,
-        process: Process,
+        process: Spawned,
         settings: LlamaSettings,
         *,
         sha256: str,
@@ -166,8 +165,7 @@ class LlamaChild(asyncio.Protocol):
             async with asyncio.timeout(_STOP_S):
                 await self._process.wait()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.kill()
             await self._process.wait()
         if self._transport is not None:
             self._transport.abort()
@@ -176,8 +174,7 @@ class LlamaChild(asyncio.Protocol):
 
     async def dispose(self) -> None:
         """The child is gone: take its processes' ends, and end the template's one."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         await self._process.wait()
         if self._intake is not None:
             await self._intake.close()
@@ -349,8 +346,7 @@ class LlamaChild(asyncio.Protocol):
         self._mind()
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         if self._transport is not None:
             self._transport.abort()
 

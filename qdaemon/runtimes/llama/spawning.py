@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 
 
-async def spawn(module: str, theirs: socket.socket) -> Process:
+class Spawned:
+    """A process that was started. `wait` is to be called in the end."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._pidfd = os.pidfd_open(process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is known to have ended."""
+        return self._process.returncode is not None
+
+    def kill(self) -> None:
+        """End it, if it has not ended.
+
+        By its descriptor: Popen's own kill would first collect a process that asyncio waits for.
+        """
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def wait(self) -> None:
+        """Return when it has ended."""
+        await self._process.wait()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+async def spawn(module: str, theirs: socket.socket) -> Spawned:
     """Run ``module`` with ``theirs`` as its only open file: no environment, no input, no output, no traces.
 
     It is told the socket's number and our process id. llama.cpp prints rejected grammars on stderr, so that
     goes nowhere.
     """
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
         "-B",
@@ -30,3 +65,4 @@ async def spawn(module: str, theirs: socket.socket) -> Process:
         env={},
         start_new_session=True,
     )
+    return Spawned(process)

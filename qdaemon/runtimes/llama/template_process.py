@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from asyncio.subprocess import Process
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any, Final
 from qdaemon.runtimes.llama.frames import Decoder, Frame, encode
 from qdaemon.runtimes.llama.job import JobProblem
 from qdaemon.runtimes.llama.settings import LlamaSettings
-from qdaemon.runtimes.llama.spawning import spawn
+from qdaemon.runtimes.llama.spawning import Spawned, spawn
 from tunnel_proto.errors import RemoteProtocolError
 
 OUTPUT_FACTOR: Final = 64
@@ -43,7 +41,7 @@ class TemplateProcess:
         self._template = template
         self._settings = settings
         self._output = context * OUTPUT_FACTOR
-        self._process: Process | None = None
+        self._process: Spawned | None = None
         self._control: socket.socket | None = None
         self._proved: OrderedDict[bytes, str] = OrderedDict()
         self.problem = ""
@@ -138,7 +136,7 @@ class TemplateProcess:
 
     async def _ask(self, task: Frame) -> Frame:
         """What a fork answers to ``task``; an empty frame where it was ended."""
-        if self._control is None or (self._process is not None and self._process.returncode is not None):
+        if self._control is None or (self._process is not None and self._process.ended):
             await self.start()
         if self._control is None:
             return {}
@@ -171,8 +169,7 @@ class TemplateProcess:
             self._control = None
         if self._process is not None:
             process, self._process = self._process, None
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
             await process.wait()
 
 
