@@ -148,6 +148,13 @@ class Inventory:
                 self.rows.load[deployment.row] = _load_cost(deployment.state, deployment.estimate) * left
         del now
 
+    def worker_away(self, name: str) -> None:
+        """It is silent: it takes no new work until its next report."""
+        node = self.nodes.get(("worker", name))
+        if node is not None:
+            node.live = False
+            self._weigh(node)
+
     def worker_gone(self, name: str) -> None:
         """Its connection is over; what was learned of it stays."""
         node = self.nodes.get(("worker", name))
