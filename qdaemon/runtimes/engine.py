@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from qdaemon.runtimes.llama.job import JobSink, LlamaJob, Running
 from tunnel_proto.messages import JobStart
@@ -44,11 +44,12 @@ class Child(Protocol):
 
     build: str
     memory_used: int
+    isolation: str
 
     @property
     def alive(self) -> bool: ...
     def submit(self, job: LlamaJob, sink: JobSink) -> Running: ...
-    async def unload(self, drain_s: float) -> None: ...
+    async def unload(self, drain_s: float | None = None, *, force: bool = False) -> bool: ...
 
 
 class Runtime(Protocol):
@@ -58,11 +59,11 @@ class Runtime(Protocol):
         self,
         model: StoredModel,
         *,
-        context: int,
-        slots: int,
-        threads: int,
-        gpu_layers: int,
-        isolation: Literal["shared", "dedicated"] = "shared",
+        context: int | None = None,
+        slots: int | None = None,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+        isolation: str = "shared",
         on_progress: Callable[[float], None] | None = None,
     ) -> Child: ...
     async def close(self) -> None: ...
