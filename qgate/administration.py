@@ -7,13 +7,17 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from qgate.capability.finops.prices import PriceTable
 from qgate.governance.api_keys import ApiKeys
 from qgate.governance.apps import Apps
 from qgate.governance.backup import Backups
+from qgate.governance.budgets import Budgets
 from qgate.governance.databases import Databases
 from qgate.governance.office import Office
 from qgate.governance.preferences import Preferences
 from qgate.governance.problems import ConflictError
+from qgate.governance.providers import Providers
+from qgate.governance.receipts import ReceiptArchive
 from qgate.governance.rekeying import Rekeying
 from qgate.governance.sample import Sample
 from qgate.governance.sidecars import Sidecars
@@ -31,6 +35,10 @@ class Administration:
         self.databases = Databases(office, rotation)
         self.apps = Apps(office, iterations=settings.postgres.scram_iterations)
         self.api_keys = ApiKeys(office)
+        self.prices = PriceTable.load()
+        self.providers = Providers(office, self.prices)
+        self.budgets = Budgets(office)
+        self.receipts = ReceiptArchive(office)
         self.sidecars = Sidecars(office)
         self.preferences = Preferences(office)
         self.samples = Sample(office, self.databases)

@@ -55,11 +55,11 @@ def seconds(text: str | None, option: str) -> float | None:
     return sum(float(part[1]) * _UNITS[part[2] or "s"] for part in parts if part)
 
 
-def names_in(path: str) -> list[str]:
+def names_in(path: str, *, key: str = "name") -> list[str]:
     """Names to complete from one of the gate's lists; none where no gate answers quickly."""
     try:
         gate = Gate(find_socket(None, None, here=Path.cwd()), timeout=0.5)
-        return [str(row.get("name")) for row in gate.items(path)]
+        return [str(row.get(key)) for row in gate.items(path)]
     except MeshError:
         return []
 

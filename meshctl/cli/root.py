@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from meshctl.cli import app, audit, config, db, dev, gate, key, secret, settings, sidecar
+from meshctl.cli import (
+    alias,
+    app,
+    audit,
+    budget,
+    config,
+    db,
+    dev,
+    gate,
+    key,
+    provider,
+    receipt,
+    secret,
+    settings,
+    sidecar,
+)
+from meshctl.cli.ask import ask
 from meshctl.cli.completion import completion
 from meshctl.cli.doctor import doctor
 from meshctl.cli.init import init
@@ -18,7 +34,22 @@ from meshctl.render import write
 EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "."
 
 
-ORDER = ("dev", "init", "sidecar", "db", "app", "secret", "audit", "key", "status", "doctor", "config")
+ORDER = (
+    "dev",
+    "init",
+    "sidecar",
+    "db",
+    "app",
+    "provider",
+    "budget",
+    "receipt",
+    "secret",
+    "audit",
+    "key",
+    "status",
+    "doctor",
+    "config",
+)
 
 
 class Root(TyperGroup):
@@ -46,6 +77,11 @@ def build() -> typer.Typer:
     root.add_typer(sidecar.commands, name="sidecar")
     root.add_typer(db.commands, name="db")
     root.add_typer(app.commands, name="app")
+    root.add_typer(provider.commands, name="provider")
+    root.add_typer(alias.commands, name="alias")
+    root.add_typer(budget.commands, name="budget")
+    root.add_typer(receipt.commands, name="receipt")
+    root.command("ask")(ask)
     root.add_typer(secret.commands, name="secret")
     root.add_typer(audit.commands, name="audit")
     root.add_typer(key.commands, name="key")

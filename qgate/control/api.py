@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from qgate.control import problems, resources
+from qgate.control import budgets, problems, providers, receipts, resources
 
 if TYPE_CHECKING:
     from qgate.gate import Gate
@@ -36,8 +36,11 @@ def control_api(gate: Gate) -> FastAPI:
     )
     problems.install(application)
     application.include_router(_health(gate))
-    for router in (_gate(gate), _audit(gate), *resources.routers(gate.administration)):
+    for router in (_gate(gate), _audit(gate)):
         application.include_router(router, prefix=PREFIX)
+    for noun in (resources, providers, budgets, receipts):
+        for router in noun.routers(gate.administration):
+            application.include_router(router, prefix=PREFIX)
     return application
 
 

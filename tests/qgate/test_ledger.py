@@ -323,7 +323,7 @@ async def test_the_soft_limit_asks_for_local_models_and_says_why(store: Store) -
     assert 0 < verdict.pressure < 1
     asked = work(model="big")
     for kind in ("worker", "provider"):
-        hop = Hop("w1", kind, "small", "")  # type: ignore[arg-type]
+        hop = Hop("w1", kind, "small", "")
         gate.shifted(asked, Outcome("ok", "stop", Usage(), (hop,), 0.0, 1.0, shift=verdict.reason))
     await gate.flush()
     async with store.connection() as connection:

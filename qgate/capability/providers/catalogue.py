@@ -17,8 +17,8 @@ DEFAULT_URLS: Final[Mapping[str, str]] = {
 }
 ISOLATION_DECLARED: Final = ("declared-none", "declared-shared", "declared-wiped", "declared-dedicated")
 """What an operator declares of state that outlives a request; nothing here can check it. none: it may serve
-another client; shared: it is reused within the account at most; wiped: it ends with the request; dedicated: no
-other client's requests run there at all.
+another client; shared: it is reused within the account at most; wiped: it ends with the request; dedicated:
+no other client's requests run there at all.
 """
 
 

@@ -1,0 +1,56 @@
+"""`meshctl alias`: names that stand for a model or for a `qg://` request."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from meshctl import finops_view, view
+from meshctl.cli import options
+from meshctl.render import Output, emit
+from meshctl.terminal import confirm, note
+
+commands = options.group("Names that stand for a model, or for a qg:// request.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What apps say.", show_default=False)]
+
+
+@commands.command("set")
+def set_alias(
+    name: Name,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A model's name, or qg://task=...", show_default=False)
+    ],
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+) -> None:
+    """Let NAME stand for TARGET, at every gate of the pool."""
+    options.connect(gate_dir, socket).put(f"/aliases/{quote(name, safe='')}", {"target": target})
+    note(f"{name} stands for {target}.")
+
+
+@commands.command("list")
+def list_aliases(
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List the aliases."""
+    rows = options.connect(gate_dir, socket).items("/aliases")
+    emit(rows, view.table(rows, finops_view.ALIAS_COLUMNS), output)
+
+
+@commands.command("remove")
+def remove(
+    name: Name,
+    yes: options.Yes = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+) -> None:
+    """Forget an alias."""
+    gate = options.connect(gate_dir, socket)
+    confirm(f"Remove alias {name}?", yes=yes)
+    gate.delete(f"/aliases/{quote(name, safe='')}")
+    note(f"Alias {name} is removed.")

@@ -1,0 +1,33 @@
+"""Receipts over the control API: of any app."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query
+
+if TYPE_CHECKING:
+    from qgate.administration import Administration
+
+
+def routers(administration: Administration) -> tuple[APIRouter, ...]:
+    """The routes of receipts."""
+    router = APIRouter(prefix="/receipts", tags=["receipts"])
+    archive = administration.receipts
+
+    @router.get("")
+    async def list_receipts(
+        app: str | None = None,
+        since: float | None = None,
+        before: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """The newest first; ``since`` is unix time, ``before`` the id to go on from."""
+        return {"items": await archive.list(app=app, since=since, before=before, limit=limit)}
+
+    @router.get("/{receipt}")
+    async def show_receipt(receipt: str) -> dict[str, Any]:
+        """One receipt as it was signed."""
+        return await archive.show(receipt)
+
+    return (router,)

@@ -1,0 +1,36 @@
+"""Receipts of the pool, for administrators."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from qgate.governance.office import Office
+from qgate.governance.problems import UnknownNameError
+from qgate.store.receipts import find_receipt, list_receipts
+
+
+class ReceiptArchive:
+    """What the gates of the pool have certified."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+
+    async def list(
+        self, *, app: str | None, since: float | None, before: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """The newest receipts, newest first, of one app or of all; `before` is a receipt's id."""
+        after = None if since is None else datetime.fromtimestamp(min(max(since, 0.0), 4e9), UTC)
+        async with self._office.store.connection() as connection:
+            rows = await list_receipts(connection, app=app, since=after, before=before, limit=limit)
+        return [json.loads(row.document) for row in rows]
+
+    async def show(self, identifier: str) -> dict[str, Any]:
+        """One receipt as it was signed. UnknownNameError where there is none (yet)."""
+        async with self._office.store.connection() as connection:
+            row = await find_receipt(connection, identifier.replace("\x00", ""), None)
+        if row is None:
+            raise UnknownNameError(f"there is no receipt {identifier[:64]}", hint="meshctl receipt list")
+        document: dict[str, Any] = json.loads(row.document)
+        return document
