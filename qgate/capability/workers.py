@@ -63,7 +63,7 @@ class WorkerView:
     jobs_running: int = 0
     jobs_queued: int = 0
     slots: int = 0
-    load: Load = Load()
+    load: Load = field(default_factory=Load)
     hardware: Hardware | None = None
     models: dict[str, ModelState] = field(default_factory=dict)
     runtimes: tuple[RuntimeState, ...] = ()
