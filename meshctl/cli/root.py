@@ -40,6 +40,7 @@ ORDER = (
     "sidecar",
     "db",
     "app",
+    "ask",
     "provider",
     "budget",
     "receipt",

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from qgate.capability.nlp.form import as_text
 from qgate.capability.work import Begun, Chunk, Event, Finished, Moved, Problem, Work
 from qgate.http.exchange import EVENTS, Exchange, Header, dumps, error_object
 
@@ -107,7 +108,10 @@ class Answer:
             {"from": one.from_node, "to": one.to_node, "how": one.how, "reason": one.reason}
             for one in self.moves
         ]
-        return {"receipt": dict(self.end.receipt.document), "node": node, "route": route}
+        found = {"receipt": dict(self.end.receipt.document), "node": node, "route": route}
+        if self.work.kind == "analysis" and self.end.result is not None:
+            found["result"] = self.end.result  # spans and scores, which the text does not show
+        return found
 
     def headers(self) -> list[Header]:
         """What an answer's head says of its request."""
@@ -331,27 +335,11 @@ def merged_tool_calls(deltas: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [calls[index] for index in sorted(calls)]
 
 
-_WORD: Final[Mapping[str, str]] = {
-    "summarize": "summary",
-    "redact": "text",
-    "translate": "text",
-    "language": "language",
-    "sentiment": "label",
-    "classify": "label",
-}
-
-
 def words_of(task: str, result: object) -> str:
-    """An analysis' result as text: its one telling field, else the whole of it as JSON."""
+    """An analysis' result as text, in the form that docs/nlp.md gives for its task."""
     if result is None:
         return ""
-    if isinstance(result, str):
-        return result
-    if isinstance(result, dict):
-        word = result.get(_WORD.get(task, ""))
-        if isinstance(word, str):
-            return word
-    return dumps(result).decode()
+    return result if isinstance(result, str) else as_text(task, result)
 
 
 def error_event(problem: Problem) -> bytes:

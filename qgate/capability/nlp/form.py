@@ -9,11 +9,16 @@ from typing import Any, Final
 
 
 def as_text(task: str, result: Any) -> str:
-    """The text form of ``task``'s result; of several texts, one form after the other with a blank line."""
+    """The text form of ``task``'s result; of several texts, one form after the other with a blank line.
+
+    A result that has not the task's shape (a model made it) is shown as JSON.
+    """
     if isinstance(result, Mapping) and set(result) == {"results"}:
         return "\n\n".join(as_text(task, one) for one in result["results"])
-    form = _FORMS.get(task)
-    return form(result) if form is not None else json.dumps(result, ensure_ascii=False)
+    try:
+        return _FORMS[task](result)
+    except (KeyError, TypeError, ValueError):
+        return json.dumps(result, ensure_ascii=False)
 
 
 _FORMS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
@@ -31,6 +36,7 @@ _FORMS: Final[Mapping[str, Callable[[Any], str]]] = MappingProxyType(
             f"{one['a']} {one['b']} {one['score']:.4f}" for one in result["pairs"]
         ),
         "sentences": lambda result: "\n".join(" ".join(one["text"].split()) for one in result["sentences"]),
+        "translate": lambda result: str(result["text"]),
         "tokens": lambda result: str(result["words"]),
     }
 )

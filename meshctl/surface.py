@@ -1,0 +1,173 @@
+"""The OpenAI-compatible surface as meshctl uses it: a gate's control socket, or any URL with a key."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from meshctl.client import connect_unix, unreachable
+from meshctl.errors import CommandError, ExitCode, UnreachableError, UsageError, exit_code_of
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection, HTTPResponse
+
+PATIENCE_S: Final = 3660.0
+"""Longest silence that is waited through: the longest deadline a request may have, and a minute."""
+LINE_MAX: Final = 64 * 1024 * 1024
+_DATA: Final = b"data:"
+_DONE: Final = b"[DONE]"
+
+
+class AskError(CommandError):
+    """The surface answered with an error; ``status`` is its HTTP status, ``kind`` its code."""
+
+    def __init__(self, message: str, *, status: int, kind: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.kind = kind
+        self.code = ExitCode.REFUSED if status == 402 else exit_code_of(status)
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Where to ask: ``socket`` of a gate, or ``url`` (up to and with /v1) and an API key."""
+
+    socket: Path | None = None
+    url: str = ""
+    key: str = ""
+
+    def whole(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """POST JSON to ``path`` under /v1; the answer's object. Raises AskError and UnreachableError."""
+        with self._exchange(path, body) as response:
+            return _object(response.read())
+
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """POST JSON with a streamed answer; its chunks as they come. Closing the iterator cancels it.
+
+        Raises AskError, also in the middle, where the answer ends with an error or with no end at all.
+        """
+        with self._exchange(path, {**body, "stream": True}) as response:
+            if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                yield _object(response.read())
+                return
+            while line := response.readline(LINE_MAX):
+                if not line.startswith(_DATA):
+                    continue
+                data = line[len(_DATA) :].strip()
+                if data == _DONE:
+                    return
+                event = _object(data)
+                if "error" in event:
+                    raise _error(200, event)
+                yield event
+        raise AskError("The answer broke off before its end.", status=502, hint="ask again")
+
+    @contextlib.contextmanager
+    def _exchange(self, path: str, body: Mapping[str, Any]) -> Iterator[HTTPResponse]:
+        payload = json.dumps(body, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        connection, prefix = self._connection()
+        try:
+            connection.request("POST", prefix + path, body=payload, headers=headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise _error(response.status, _object(response.read(), strict=False))
+            yield response
+        except TimeoutError as error:
+            raise UnreachableError(
+                f"{self._name} said nothing for an hour.", hint="meshctl doctor"
+            ) from error
+        except OSError as error:
+            raise self._unreachable(error) from error
+        except ValueError as error:
+            raise AskError(f"The answer of {self._name} is not JSON: {error}", status=502) from error
+        except _http_errors() as error:
+            raise AskError(f"{self._name} does not speak HTTP: {error!r}", status=502) from error
+        finally:
+            connection.close()
+
+    def _connection(self) -> tuple[HTTPConnection, str]:
+        from http.client import HTTPConnection, HTTPSConnection
+        from urllib.parse import urlsplit
+
+        if self.socket is not None:
+            socket_path = self.socket
+
+            class UnixConnection(HTTPConnection):
+                def connect(self) -> None:
+                    self.sock = connect_unix(socket_path, self.timeout)
+
+            return UnixConnection("localhost", timeout=PATIENCE_S), "/v1"
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise UsageError(f"--url: {error}", hint="--url http://localhost:11438/v1") from error
+        if parts.scheme not in {"http", "https"} or not host or parts.username is not None:
+            raise UsageError(
+                f'--url: "{self.url}" is no URL of an API.', hint="--url http://localhost:11438/v1"
+            )
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        return kind(host, port, timeout=PATIENCE_S), parts.path.rstrip("/") or "/v1"
+
+    @property
+    def _name(self) -> str:
+        return self.url or f"the gate at {self.socket}"
+
+    def _unreachable(self, error: OSError) -> CommandError:
+        if self.socket is not None:
+            return unreachable(self.socket, error)
+        return UnreachableError(
+            f"{self.url} does not answer: {error.strerror or error}",
+            hint="is a sidecar listening there? meshctl sidecar list",
+        )
+
+
+def _http_errors() -> type[Exception]:
+    from http.client import HTTPException
+
+    return HTTPException
+
+
+def _object(data: bytes, *, strict: bool = True) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        if strict:
+            raise
+        found = {}
+    if not isinstance(found, dict):
+        if strict:
+            raise ValueError("an object was expected")
+        found = {}
+    return found
+
+
+def _error(status: int, body: Mapping[str, Any]) -> AskError:
+    """The error of an OpenAI-shaped body; any other body still gives a useful one."""
+    error = body.get("error")
+    if not isinstance(error, Mapping):
+        error = {"message": error} if isinstance(error, str) else {}
+    message = str(error.get("message") or f"The answer was HTTP {status}.")
+    code = str(error.get("code") or "")
+    if status == 200:
+        status = _STATUS.get(code, 500)
+    return AskError(message, status=status, kind=code, hint=str(error.get("hint") or _HINTS.get(status, "")))
+
+
+_STATUS: Final = {"budget_exceeded": 402, "rate_limit_exceeded": 429, "context_length_exceeded": 400}
+"""Codes of errors in mid-stream, where no HTTP status says whose fault it is."""
+_HINTS: Final = {
+    401: "--key-file FILE with a key of: meshctl app key create APP",
+    403: "meshctl app show APP shows what the app may ask for",
+    404: "meshctl model list shows the names",
+    402: "meshctl budget list",
+    429: "wait, then ask again",
+    503: "meshctl route explain shows why nothing can take it",
+}
