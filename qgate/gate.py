@@ -24,6 +24,7 @@ import structlog
 
 from qgate.administration import Administration
 from qgate.authorisation import GateAuthorisation
+from qgate.capabilities import Capabilities
 from qgate.control.api import control_api
 from qgate.control.local import LocalServer
 from qgate.governance.audit import AuditEvent, AuditLog
@@ -32,6 +33,7 @@ from qgate.governance.office import Office
 from qgate.governance.trail import AuditTrail
 from qgate.governance.upkeep import Upkeep
 from qgate.governance.watch import DirectoryWatch
+from qgate.http.application import Beside
 from qgate.keys import GateKeys
 from qgate.metrics import Figures, TunnelTotals
 from qgate.postgres.front import PostgresFront
@@ -122,6 +124,16 @@ class Gate:
             clock=clock,
         )
         self.administration = Administration(office, self.rotation, settings, files, gate=settings.name)
+        self.capabilities = Capabilities(
+            settings,
+            store=parts.store.store,
+            directory=parts.directory,
+            audit=parts.audit,
+            online=parts.online,
+            pool_key=parts.keys.pool_key,
+            clock=clock,
+        )
+        parts.front.virtual = self.capabilities.sql
         self.upkeep = Upkeep(
             office, rotation=self.rotation, trail=parts.trail, sample=self.administration.samples
         )
@@ -163,13 +175,15 @@ class Gate:
             gate = cls(settings, files, parts, stack, version=version, clock=clock)
             gate.metrics_port = starting.hand_over(gate)
             await gate.upkeep.prepare()
+            await gate.capabilities.open(stack)
             await gate._listen(stack)
             gate._stack = stack.pop_all()
         gate.state = "ready"
         return gate
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        control = LocalServer(control_api(self), self.files.control_socket)
+        application = Beside(self.capabilities.administrator, control_api(self))
+        control = LocalServer(application, self.files.control_socket)
         await control.start()
         stack.push_async_callback(control.close)
         listen = self.settings.listen
@@ -193,6 +207,7 @@ class Gate:
             tasks.create_task(self._keep_marks_copied(), name="marks")
             tasks.create_task(self._watch_certificates(), name="certificates")
             tasks.create_task(self.upkeep.run(), name="upkeep")
+            tasks.create_task(self.capabilities.run(), name="capabilities")
 
     async def drain(self) -> None:
         """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
@@ -202,6 +217,7 @@ class Gate:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.tunnel.drain(patience))
             tasks.create_task(self.parts.front.drain(patience))
+            tasks.create_task(self.capabilities.drain(patience))
 
     async def close(self) -> None:
         """End everything, the last sessions' audit entries included."""
@@ -239,16 +255,27 @@ class Gate:
 
     def _session_closed(self, session: PeerSession) -> None:
         self.totals.session_ended(session.stats)
+        self.capabilities.workers.session_closed(session)
 
     def _stream_opened(self, session: PeerSession, stream: Stream) -> None:
-        if stream.kind == "pg":
-            self.parts.front.accept(session, stream)
-        elif stream.kind == "pg-cancel":
-            self.parts.front.cancel(session, stream)
-        else:
-            kind = stream.kind if stream.kind.isidentifier() and len(stream.kind) <= 16 else "other"
-            self.streams_refused[kind if len(self.streams_refused) < 32 else "other"] += 1
-            stream.reset(StreamCode.REFUSED, f'this gate serves no streams of the kind "{stream.kind[:32]}"')
+        match session.peer.role, stream.kind:
+            case "client", "pg":
+                self.parts.front.accept(session, stream)
+            case "client", "pg-cancel":
+                self.parts.front.cancel(session, stream)
+            case "client", "http":
+                self.capabilities.http.accept(session, stream)
+            case "daemon", "daemon":
+                self.capabilities.workers.accept(session, stream)
+            case _:
+                self._refuse(stream)
+
+    def _refuse(self, stream: Stream) -> None:
+        kind = stream.kind if stream.kind.isidentifier() and len(stream.kind) <= 16 else "other"
+        self.streams_refused[kind if len(self.streams_refused) < 32 else "other"] += 1
+        stream.reset(
+            StreamCode.REFUSED, f'this gate serves no streams of the kind "{stream.kind[:32]}" to you'
+        )
 
     def _directory_changed(self, names: frozenset[str]) -> None:
         if not any(name.startswith("node:") for name in names):

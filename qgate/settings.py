@@ -153,6 +153,30 @@ class HttpSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NlpSettings:
+    """The gate's own language engine: summaries, key words and their kin."""
+
+    enabled: bool = option(True, "Whether the gate does these tasks itself.")
+    workers: int = option(2, "Worker processes, of about 100 MiB each.", minimum=1, maximum=64)
+    input_max: int = option(
+        1_048_576,
+        "The longest input of one request, all its texts together.",
+        unit="bytes",
+        minimum=1024,
+        maximum=16_777_216,
+    )
+    queue_max: int = option(
+        2000, "Requests that may wait; one more is refused with Retry-After.", minimum=1, maximum=1_000_000
+    )
+    time_limit_s: float = option(
+        20.0, "How long a worker may work on one request.", unit="s", minimum=0.1, maximum=600
+    )
+    memory_mib: int = option(
+        1024, "Address space of a worker process; 0 sets no limit.", unit="MiB", minimum=0, maximum=65536
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class GateSettings:
     """A whole `qgate.toml`."""
 
@@ -173,6 +197,7 @@ class GateSettings:
     tunnel: TunnelSettings = field(default_factory=TunnelSettings)
     postgres: PostgresSettings = field(default_factory=PostgresSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
+    nlp: NlpSettings = field(default_factory=NlpSettings)
 
     def __post_init__(self) -> None:
         if problem := name_problem(self.name):

@@ -10,9 +10,10 @@ from qgate.capability.candidate import NlpEngine
 from qgate.capability.nlp import intake, jobs
 from qgate.capability.nlp.catalogue import AS_OF, QUALITY
 from qgate.capability.nlp.form import as_text
-from qgate.capability.nlp.pool import Given, NlpSettings, Pool
+from qgate.capability.nlp.pool import Given, Pool
 from qgate.capability.nlp.queueing import Ticket
 from qgate.capability.work import Attempt, Chunk, Failure, Sink, Usage, Work
+from qgate.settings import NlpSettings
 
 VERSION: Final = f"qgate-nlp-{jobs.ENGINE_VERSION}"
 PER_SECOND: Final = 500.0

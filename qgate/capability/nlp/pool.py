@@ -20,7 +20,7 @@ import structlog
 from qgate.capability.nlp import jobs
 from qgate.capability.nlp.jobs import Job
 from qgate.capability.nlp.queueing import Queue, Ticket
-from tunnel_proto.settings import option
+from qgate.settings import NlpSettings
 
 START_S: Final = 60.0  # how long a worker may take until it says that it is ready
 BACKOFF_FIRST_S: Final = 0.1
@@ -28,27 +28,6 @@ BACKOFF_MOST_S: Final = 30.0
 STOP_S: Final = 5.0
 
 Log = structlog.stdlib.BoundLogger
-
-
-@dataclass(frozen=True, slots=True)
-class NlpSettings:
-    """The gate's own language engine: summaries, key words and their kin."""
-
-    enabled: bool = option(True, "Whether the gate does these tasks itself.")
-    workers: int = option(2, "Worker processes, of about 100 MiB each.", minimum=1, maximum=64)
-    input_max: int = option(
-        1_048_576, "The longest input of one request, all its texts together.", unit="bytes", minimum=1024,
-        maximum=16_777_216,
-    )  # fmt: skip
-    queue_max: int = option(
-        2000, "Requests that may wait; one more is refused with Retry-After.", minimum=1, maximum=1_000_000
-    )
-    time_limit_s: float = option(
-        20.0, "How long a worker may work on one request.", unit="s", minimum=0.1, maximum=600
-    )
-    memory_mib: int = option(
-        1024, "Address space of a worker process; 0 sets no limit.", unit="MiB", minimum=0, maximum=65536
-    )
 
 
 class Caller(Protocol):
