@@ -225,7 +225,8 @@ class ResponseFace:
     def failing(self, problem: Problem) -> bytes:
         """An error event; no response.completed follows."""
         error = error_object(problem)["error"]
-        return self._event("error", code=error["code"], message=error["message"], param=error["param"])
+        said = {name: error[name] for name in ("code", "message", "param")}
+        return self._event("error", **said, error=error)  # SDKs raise what is under ``error``
 
     # --- parts
 
