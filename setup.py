@@ -40,8 +40,10 @@ def extensions() -> list[Extension]:
     try:
         from mypyc.build import mypycify
 
-        # Our own strict settings would fail here, where the libraries whose types they ask for are not.
-        found = mypycify(["--config-file=", "--ignore-missing-imports", *COMPILED], debug_level="0")
+        # Our own strict settings would fail here, where the libraries whose types they ask for are not; nor
+        # should a fault in a module that is only imported keep these from being compiled.
+        options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
+        found = mypycify([*options, *COMPILED], debug_level="0")
     except (ImportError, SystemExit) as error:
         print(f"mypyc cannot compile here ({error}): the wheel will be pure Python")
         return []
