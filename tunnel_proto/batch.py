@@ -6,10 +6,11 @@ What is here is also its own oracle: compiled or not, the functions take and giv
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from tunnel_proto.errors import RemoteProtocolError
 
-_HEADER = struct.Struct("!BBHI")  # type, flags, payload length, stream
+_HEADER: Final = struct.Struct("!BBHI")  # type, flags, payload length, stream
 
 
 def split_frames(body: bytes, position: int) -> list[tuple[int, int, int, bytes]]:

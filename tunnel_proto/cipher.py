@@ -8,6 +8,7 @@ wrong. `docs/decisions/record-cipher.md` tells why this library.
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -15,9 +16,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from tunnel_proto.constants import RECORD_LENGTH_BYTES, RECORD_PLAINTEXT_MAX, RECORD_TAG_BYTES, REKEY_NONCE
 from tunnel_proto.errors import AuthenticationFailed, LocalProtocolError, RemoteProtocolError
 
-_NONCE = struct.Struct("<4xQ")
-_CIPHERTEXT_MAX = RECORD_PLAINTEXT_MAX + RECORD_TAG_BYTES
-_CIPHERTEXT_MIN = RECORD_TAG_BYTES + 1
+_NONCE: Final = struct.Struct("<4xQ")
+_CIPHERTEXT_MAX: Final = RECORD_PLAINTEXT_MAX + RECORD_TAG_BYTES
+_CIPHERTEXT_MIN: Final = RECORD_TAG_BYTES + 1
 
 
 def rekeyed(key: bytes) -> bytes:

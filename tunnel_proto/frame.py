@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -23,13 +23,13 @@ from tunnel_proto.constants import (
 )
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 
-HEADER = struct.Struct("!BBHI")
-_CREDIT = struct.Struct("!II")
-_RESET = struct.Struct("!H5s")
-_RESUME = struct.Struct(f"!{TICKET_BYTES}sQQ")
-_NO_SQLSTATE = b"\0" * 5
+HEADER: Final = struct.Struct("!BBHI")
+_CREDIT: Final = struct.Struct("!II")
+_RESET: Final = struct.Struct("!H5s")
+_RESUME: Final = struct.Struct(f"!{TICKET_BYTES}sQQ")
+_NO_SQLSTATE: Final = b"\0" * 5
 
-MODES = ("off", "auto", "long")  # the index is the wire value of a compression mode
+MODES: Final = ("off", "auto", "long")  # the index is the wire value of a compression mode
 
 
 def encode(kind: int, stream: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
@@ -104,7 +104,7 @@ class Limits:
 
 
 # Until STARTED arrives a client knows of the gate only what every implementation must take.
-UNKNOWN_LIMITS = Limits(
+UNKNOWN_LIMITS: Final = Limits(
     max_streams=64, session_window=0, contexts=0, context_memory=0, window_log=WINDOW_LOG_MIN
 )
 

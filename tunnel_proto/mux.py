@@ -10,7 +10,7 @@ other stream stops. Both ends compute the charge from the same frames; the recei
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from tunnel_proto.batch import split_frames
 from tunnel_proto.compression import CompressedDataError, Compression, Expander, check_blocks
@@ -30,14 +30,14 @@ from tunnel_proto.frame import (
 from tunnel_proto.outbound import Outbound
 from tunnel_proto.stream import LOCAL_CLOSED, OVER, REMOTE_CLOSED, MuxStream
 
-_DATA = int(FrameType.DATA)
-_BOUNDARY = int(DataFlag.BOUNDARY)
-_COMPRESSED = int(DataFlag.COMPRESSED)
-_FRESH = int(DataFlag.FRESH)
-_END = int(DataFlag.END)
-_LIMITED = int(DataFlag.LIMITED)
-_KNOWN_DATA_FLAGS = _BOUNDARY | _COMPRESSED | _FRESH | _END | _LIMITED
-_LONG = MODES.index("long")
+_DATA: Final = int(FrameType.DATA)
+_BOUNDARY: Final = int(DataFlag.BOUNDARY)
+_COMPRESSED: Final = int(DataFlag.COMPRESSED)
+_FRESH: Final = int(DataFlag.FRESH)
+_END: Final = int(DataFlag.END)
+_LIMITED: Final = int(DataFlag.LIMITED)
+_KNOWN_DATA_FLAGS: Final = _BOUNDARY | _COMPRESSED | _FRESH | _END | _LIMITED
+_LONG: Final = MODES.index("long")
 
 StreamFactory = Callable[["Mux", int, str, dict[str, Any], int], MuxStream]
 

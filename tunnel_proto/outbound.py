@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from tunnel_proto.compression import Compression, TurnCompressor
 from tunnel_proto.configuration import SessionStats
@@ -30,15 +31,16 @@ from tunnel_proto.frame import HEADER, MODES, UNKNOWN_LIMITS, encode_credit
 from tunnel_proto.sensitive import Sensitive
 from tunnel_proto.stream import LOCAL_CLOSED, OVER, REMOTE_CLOSED, MuxStream, take
 
-_DATA = int(FrameType.DATA)
-_BOUNDARY = int(DataFlag.BOUNDARY)
-_COMPRESSED = int(DataFlag.COMPRESSED)
-_FRESH = int(DataFlag.FRESH)
-_END = int(DataFlag.END)
-_LIMITED = int(DataFlag.LIMITED)
-_OFF, _AUTO, _LONG = range(len(MODES))
-_BYPASS = 1024 * 1024  # data that did not shrink: so much goes by before it is tried again
-_RELEVEL = 1024 * 1024  # a context this old may be replaced by one of a better level
+_DATA: Final = int(FrameType.DATA)
+_BOUNDARY: Final = int(DataFlag.BOUNDARY)
+_COMPRESSED: Final = int(DataFlag.COMPRESSED)
+_FRESH: Final = int(DataFlag.FRESH)
+_END: Final = int(DataFlag.END)
+_LIMITED: Final = int(DataFlag.LIMITED)
+_OFF: Final = MODES.index("off")
+_LONG: Final = MODES.index("long")
+_BYPASS: Final = 1024 * 1024  # data that did not shrink: so much goes by before it is tried again
+_RELEVEL: Final = 1024 * 1024  # a context this old may be replaced by one of a better level
 
 
 class Outbound:

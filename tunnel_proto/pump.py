@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.constants import ACK_DELAY_S, FAST_NOTSENT, FLUSH_MAX, StreamCode
@@ -34,7 +34,7 @@ from tunnel_proto.mux import Mux
 from tunnel_proto.session import Session
 from tunnel_proto.stream import MuxStream
 
-_TCP_INFO_RTT = 68  # offset of tcpi_rtt in linux/tcp.h's struct tcp_info
+_TCP_INFO_RTT: Final = 68  # offset of tcpi_rtt in linux/tcp.h's struct tcp_info
 
 
 class StreamError(TunnelError):
@@ -123,7 +123,7 @@ class _Nobody:
         pass
 
 
-_NOBODY = _Nobody()
+_NOBODY: Final = _Nobody()
 
 
 class SessionOwner(Protocol):

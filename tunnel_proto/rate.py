@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tunnel_proto.constants import FAST_LINK, LOCAL_RTT_S, SLOW_RECORD
 
-_ACK_SLACK_S = 0.004  # acknowledgements come once a record, not once a byte
-_CRUISE_GAIN = 1.1  # above 1, so that a link that became faster is noticed
-_STARTUP_GAIN = 2.0  # while samples still grow: TCP itself has not found the link's speed yet
-_GROWTH = (
+_ACK_SLACK_S: Final = 0.004  # acknowledgements come once a record, not once a byte
+_CRUISE_GAIN: Final = 1.1  # above 1, so that a link that became faster is noticed
+_STARTUP_GAIN: Final = 2.0  # while samples still grow: TCP itself has not found the link's speed yet
+_GROWTH: Final = (
     1.25  # a sample that is not so much better than the best shows a plateau; three in a row end start-up
 )
-_PLATEAU = 3
-_PEAK_AGE_S = 5.0  # the best sample counts for one to two of these
+_PLATEAU: Final = 3
+_PEAK_AGE_S: Final = 5.0  # the best sample counts for one to two of these
 
 
 class LinkRate:

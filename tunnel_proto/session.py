@@ -20,6 +20,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 from tunnel_proto.batch import split_frames
 from tunnel_proto.cipher import RecordLayer
@@ -57,9 +58,9 @@ from tunnel_proto.rate import LinkRate
 from tunnel_proto.resume import SendLog
 from tunnel_proto.stream import MuxStream
 
-_NUMBERED = int(RecordFlag.NUMBERED)
-_ACK = int(RecordFlag.ACK)
-_HEADER = struct.Struct("!BQ")
+_NUMBERED: Final = int(RecordFlag.NUMBERED)
+_ACK: Final = int(RecordFlag.ACK)
+_HEADER: Final = struct.Struct("!BQ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Stream states are two bits, one for each direction that is closed:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tunnel_proto.constants import FRESH_MAX, STREAM_WINDOW, WRITE_HIGH, FrameType
 from tunnel_proto.errors import LocalProtocolError
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from tunnel_proto.compression import Expander, TurnCompressor
     from tunnel_proto.mux import Mux
 
-LOCAL_CLOSED = 1
-REMOTE_CLOSED = 2
-OVER = 3
+LOCAL_CLOSED: Final = 1
+REMOTE_CLOSED: Final = 2
+OVER: Final = 3
 
-RETURN_AT = STREAM_WINDOW // 2  # credit of a drained stream that is worth a frame
+RETURN_AT: Final = STREAM_WINDOW // 2  # credit of a drained stream that is worth a frame
 
 
 class MuxStream:
