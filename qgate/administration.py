@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,10 @@ class Administration:
         }
 
     # --- upkeep
+
+    async def noted(self, what: str, name: str, by: str, detail: Mapping[str, Any] | None = None) -> None:
+        """Record an order that the store knows nothing of, as one to a worker. `detail` holds no secret."""
+        await self._office.changed(what, name, by, detail)
 
     async def rekey(self, *, by: str) -> dict[str, Any]:
         """Reseal every secret under a new master key."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from qgate.control import budgets, problems, providers, receipts, resources
+from qgate.control import budgets, problems, providers, receipts, resources, workers
 
 if TYPE_CHECKING:
     from qgate.gate import Gate
@@ -41,6 +41,8 @@ def control_api(gate: Gate) -> FastAPI:
     for noun in (resources, providers, budgets, receipts):
         for router in noun.routers(gate.administration):
             application.include_router(router, prefix=PREFIX)
+    for router in workers.routers(gate.capabilities.workers, gate.administration):
+        application.include_router(router, prefix=PREFIX)
     return application
 
 

@@ -1,0 +1,559 @@
+"""Workers and their models over the control API: what they report, and orders to them.
+
+A worker that was enrolled and never connected is listed too. An order about a model goes to the worker that
+is named, or to every connected one that has the model. An uploaded file streams through to its worker; the
+gate keeps nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from qgate.capability.work import Problem
+from qgate.control.bodies import Body
+from qgate.control.problems import ProblemError
+from qgate.control.resources import By
+from tunnel_proto.constants import StreamCode
+from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
+from tunnel_proto.link import PeerSession, Stream, StreamError
+from tunnel_proto.messages import KIND_BLOB, MODEL_NAME, Answer, Decoder, Fault, LoadProgress
+
+if TYPE_CHECKING:
+    from qgate.administration import Administration
+    from qgate.capability.workers import Workers, WorkerView
+
+ORDER_S: Final = 30.0
+LOAD_S: Final = 660.0
+"""A load may take ten minutes (llama.load_timeout_s of the worker), and a place in its line."""
+PROBE_S: Final = 90.0
+ANSWER_S: Final = 300.0
+"""After its last byte a file is hashed, synced to disk and read: minutes for a hundred gigabytes."""
+UPLOAD_MAX: Final = 1 << 42
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Model = Annotated[str, Field(pattern=rf"^{MODEL_NAME}$")]
+
+STATUS: Final[Mapping[str, HTTPStatus]] = {
+    "model_not_found": HTTPStatus.NOT_FOUND,
+    "unknown_family": HTTPStatus.NOT_FOUND,
+    "name_pinned": HTTPStatus.CONFLICT,
+    "pinned": HTTPStatus.CONFLICT,
+    "busy": HTTPStatus.CONFLICT,
+    "unsupported": HTTPStatus.CONFLICT,
+    "not_ready": HTTPStatus.CONFLICT,
+    "draining": HTTPStatus.CONFLICT,
+    "disk_full": HTTPStatus.INSUFFICIENT_STORAGE,
+    "out_of_memory": HTTPStatus.INSUFFICIENT_STORAGE,
+    "defect": HTTPStatus.BAD_GATEWAY,
+}
+"""HTTP status of a worker's fault; any other is the request's own: 422."""
+
+
+class OrderBody(Body):
+    """A model, and the one worker that is meant where not all are."""
+
+    model: Model
+    worker: Name | None = None
+
+
+class UnloadBody(OrderBody):
+    """How long running requests may take to end; after that the model stays."""
+
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+
+
+class PinBody(OrderBody):
+    """With ``memory`` it is also kept loaded."""
+
+    memory: bool = True
+
+
+class GroupsBody(OrderBody):
+    """Groups ("!name": one of them in memory at a time), and seconds without use until it is unloaded."""
+
+    groups: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=16)] | None
+    ) = None
+    ttl_s: Annotated[float, Field(ge=0, le=1e7)] | None = None
+
+
+class FitBody(Body):
+    """A family of models and how it is to be served."""
+
+    family: Annotated[str, Field(min_length=1, max_length=200)]
+    worker: Name | None = None
+    prefer: Literal["speed", "quality", "balanced"] = "balanced"
+    context: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    slots: Annotated[int, Field(ge=1, le=256)] | None = None
+
+
+def routers(workers: Workers, administration: Administration) -> tuple[APIRouter, ...]:
+    """One router a noun."""
+    desk = _Desk(workers, administration)
+    return (_workers(desk), _models(desk))
+
+
+def _workers(desk: _Desk) -> APIRouter:
+    router = APIRouter(prefix="/workers", tags=["workers"])
+
+    @router.get("")
+    async def list_workers() -> dict[str, Any]:
+        """Every worker that is enrolled, with what the connected ones report."""
+        return {"items": await desk.rows()}
+
+    @router.get("/{name}")
+    async def show_worker(name: str) -> dict[str, Any]:
+        """One worker: hardware, load, models, engines."""
+        return await desk.shown(name)
+
+    @router.post("/{name}/drain")
+    async def drain(name: str, by: By) -> Any:
+        """Have it take no more jobs and hand back those that wait."""
+        return await desk.order(name, "drain", {}, by)
+
+    @router.post("/{name}/undrain")
+    async def undrain(name: str, by: By) -> Any:
+        """Have it take jobs again."""
+        return await desk.order(name, "undrain", {}, by)
+
+    @router.post("/{name}/probe")
+    async def probe(name: str, by: By) -> Any:
+        """Have it measure its memory's bandwidth and look for GPUs now."""
+        return await desk.order(name, "probe", {}, by, seconds=PROBE_S)
+
+    @router.post("/{name}/interrogate")
+    async def interrogate(name: str, by: By) -> Any:
+        """Have it look for inference servers beside it now."""
+        return await desk.order(name, "interrogate", {}, by, seconds=PROBE_S)
+
+    return router
+
+
+def _models(desk: _Desk) -> APIRouter:
+    router = APIRouter(prefix="/models", tags=["models"])
+
+    @router.get("")
+    async def list_models() -> dict[str, Any]:
+        """Every model that a connected worker has, with its state at each."""
+        return {"items": desk.models()}
+
+    @router.post("/load")
+    async def load(body: OrderBody, by: By) -> dict[str, Any]:
+        """Bring a model into memory and wait until it is there."""
+        return await desk.about(body, "load", {}, by, seconds=LOAD_S)
+
+    @router.post("/unload")
+    async def unload(body: UnloadBody, by: By) -> dict[str, Any]:
+        """Take a model out of memory; what runs on it ends first."""
+        seconds = body.drain_s + ORDER_S
+        return await desk.about(body, "unload", {"drain_s": body.drain_s}, by, seconds=seconds)
+
+    @router.post("/pin")
+    async def pin(body: PinBody, by: By) -> dict[str, Any]:
+        """Hold a name to its bytes, and keep it in memory once it is loaded."""
+        return await desk.about(body, "pin", {"memory": body.memory}, by)
+
+    @router.post("/unpin")
+    async def unpin(body: OrderBody, by: By) -> dict[str, Any]:
+        """Undo `pin`."""
+        return await desk.about(body, "unpin", {}, by)
+
+    @router.post("/groups")
+    async def groups(body: GroupsBody, by: By) -> dict[str, Any]:
+        """Set a model's groups or its time to live in memory."""
+        given = body.model_dump(exclude_unset=True, exclude={"model", "worker"})
+        return await desk.about(body, "groups", given, by)
+
+    @router.post("/remove")
+    async def remove(body: OrderBody, by: By) -> dict[str, Any]:
+        """Delete a model from the worker's store."""
+        return await desk.about(body, "remove", {}, by)
+
+    @router.post("/fit")
+    async def fit(body: FitBody) -> dict[str, Any]:
+        """Rank a family's quantizations on each worker by predicted speed and published loss."""
+        return await desk.fit(body)
+
+    @router.put("/upload", status_code=201)
+    async def upload(
+        request: Request,
+        by: By,
+        name: Annotated[str, Query(pattern=rf"^{MODEL_NAME}$")],
+        worker: Annotated[str | None, Query(max_length=63)] = None,
+        sha256: Annotated[str, Query(pattern=r"^([0-9a-fA-F]{64})?$")] = "",
+    ) -> dict[str, Any]:
+        """Send a GGUF file, as the request's body, into a worker's store."""
+        size = request.headers.get("content-length", "")
+        if not size.isdigit() or not 0 < int(size) <= UPLOAD_MAX:
+            raise ProblemError(
+                HTTPStatus.LENGTH_REQUIRED, "length-required", "an upload says its length in Content-Length"
+            )
+        return await desk.upload(request.stream(), int(size), name, worker, sha256, by)
+
+    return router
+
+
+class _Desk:
+    """Between the API and the workers."""
+
+    def __init__(self, workers: Workers, administration: Administration) -> None:
+        self._workers = workers
+        self._administration = administration
+
+    # --- looking
+
+    async def rows(self) -> list[dict[str, Any]]:
+        enrolled = {
+            row["name"]: row
+            for row in await self._administration.sidecars.list()
+            if row["role"] == "daemon" and row["state"] != "revoked"
+        }
+        names = sorted(enrolled.keys() | self._workers.views.keys())
+        return [self._row(name, enrolled.get(name)) for name in names]
+
+    async def shown(self, name: str) -> dict[str, Any]:
+        for row in await self.rows():
+            if row["name"] == name:
+                view = self._workers.views.get(name)
+                models = view.models.values() if view is not None else ()
+                return {
+                    **row,
+                    "models": [dataclasses.asdict(one) for one in models],
+                    "runtimes": [dataclasses.asdict(one) for one in view.runtimes] if view else [],
+                }
+        raise _no_worker(name)
+
+    def models(self) -> list[dict[str, Any]]:
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for view in self._present():
+            for model in view.models.values():
+                row = found.setdefault(
+                    (model.name, model.sha256),
+                    {
+                        "name": model.name,
+                        "sha256": model.sha256,
+                        "family": model.family,
+                        "quant": model.quant,
+                        "size": model.size,
+                        "params": model.params,
+                        "context": model.context,
+                        "kinds": list(model.kinds),
+                        "engine": model.engine,
+                        "workers": [],
+                    },
+                )
+                row["workers"].append({"worker": view.name, **dataclasses.asdict(model)})
+        for row in found.values():
+            row["state"] = _best([one["state"] for one in row["workers"]])
+        return sorted(found.values(), key=lambda row: (row["name"], row["sha256"]))
+
+    def _row(self, name: str, enrolled: Mapping[str, Any] | None) -> dict[str, Any]:
+        view = self._workers.views.get(name)
+        row: dict[str, Any] = {
+            "name": name,
+            "state": "never connected",
+            "connected": self._workers.session_of(name) is not None,
+            "fingerprint": enrolled["fingerprint"] if enrolled else None,
+            "expires_at": enrolled["expires_at"] if enrolled else None,
+        }
+        if view is None:
+            return row
+        states = [model.state for model in view.models.values()]
+        return {
+            **row,
+            "state": view.state,
+            "address": view.address,
+            "version": view.version,
+            "seen_at": view.seen_at,
+            "draining": view.draining,
+            "jobs_running": view.jobs_running,
+            "jobs_queued": view.jobs_queued,
+            "slots": view.slots,
+            "model_count": len(states),
+            "resident": sorted(m.name for m in view.models.values() if m.state == "resident"),
+            "loading": [dataclasses.asdict(one) for one in view.loading.values()],
+            "load": dataclasses.asdict(view.load),
+            "hardware": dataclasses.asdict(view.hardware) if view.hardware is not None else None,
+        }
+
+    def _present(self) -> list[WorkerView]:
+        views = self._workers.views
+        return [views[name] for name in sorted(views) if self._workers.session_of(name) is not None]
+
+    # --- orders
+
+    async def order(
+        self, worker: str, verb: str, args: Mapping[str, Any], by: str, *, seconds: float = ORDER_S
+    ) -> Any:
+        result = await self._ask(worker, verb, args, seconds)
+        await self._administration.noted(f"worker.{verb}", worker, by)
+        return result
+
+    async def about(
+        self, body: OrderBody, verb: str, args: Mapping[str, Any], by: str, *, seconds: float = ORDER_S
+    ) -> dict[str, Any]:
+        """An order about a model: `{items: [{worker, ok, result | problem}]}`; the problem itself where one
+        worker was meant, or all failed.
+        """
+        if body.worker is not None:
+            await self.shown(body.worker)
+            names: Sequence[str] = [body.worker]
+        else:
+            names = self._holders(body.model)
+        asked = {"model": body.model, **args}
+        items = await asyncio.gather(*(self._tried(name, verb, asked, seconds) for name in names))
+        failed = [one for one in items if isinstance(one, ProblemError)]
+        if len(failed) == len(items):
+            raise failed[0]
+        done = [name for name, one in zip(names, items, strict=True) if not isinstance(one, ProblemError)]
+        await self._administration.noted(f"model.{verb}", body.model, by, {"workers": done})
+        return {"items": [_item(name, one) for name, one in zip(names, items, strict=True)]}
+
+    async def fit(self, body: FitBody) -> dict[str, Any]:
+        names = [body.worker] if body.worker is not None else [view.name for view in self._present()]
+        if not names:
+            raise ProblemError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "no-worker",
+                "no worker is connected",
+                hint="meshctl worker list",
+            )
+        args = body.model_dump(exclude_none=True, exclude={"worker"})
+        items = await asyncio.gather(*(self._tried(name, "fit", args, ORDER_S) for name in names))
+        failed = [one for one in items if isinstance(one, ProblemError)]
+        if len(failed) == len(items):
+            raise failed[0]
+        return {"items": [_item(name, one) for name, one in zip(names, items, strict=True)]}
+
+    async def upload(
+        self,
+        chunks: AsyncIterator[bytes],
+        size: int,
+        name: str,
+        worker: str | None,
+        sha256: str,
+        by: str,
+    ) -> dict[str, Any]:
+        target = worker if worker is not None else self._only()
+        session = self._workers.session_of(target)
+        if session is None:
+            await self.shown(target)
+            raise ProblemError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "not-connected",
+                f"worker {target} is not connected to this gate",
+                hint=f"meshctl worker show {target}",
+            )
+        passage = Passage(session, {"name": name, "size": size, "sha256": sha256})
+        try:
+            answer = await passage.send(chunks)
+        except LocalProtocolError as error:
+            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "not-connected", error.message) from None
+        except TimeoutError:
+            raise ProblemError(
+                HTTPStatus.GATEWAY_TIMEOUT,
+                "timeout",
+                f"worker {target} has the file and did not answer within {ANSWER_S:.0f} s",
+                hint="meshctl model list",
+            ) from None
+        finally:
+            passage.close()
+        if not answer.ok or not isinstance(answer.result, dict):
+            raise _fault(answer.problem or Fault("failed", "the worker refused without a reason"))
+        detail = {"worker": target, "sha256": answer.result.get("sha256")}
+        await self._administration.noted("model.add", name, by, detail)
+        return {"worker": target, **answer.result}
+
+    def _only(self) -> str:
+        present = [view.name for view in self._present()]
+        if len(present) == 1:
+            return present[0]
+        if not present:
+            raise ProblemError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "no-worker",
+                "no worker is connected",
+                hint="meshctl worker list",
+            )
+        raise ProblemError(
+            HTTPStatus.CONFLICT,
+            "which-worker",
+            f"{len(present)} workers are connected: {', '.join(present[:5])}",
+            hint="name one: --worker NAME",
+        )
+
+    def _holders(self, model: str) -> list[str]:
+        """Connected workers that have a model by this name, name@sha-prefix or SHA-256."""
+        name, _, prefix = model.partition("@")
+        found = [
+            view.name
+            for view in self._present()
+            if model in view.models
+            or any(
+                one.sha256 == model or (prefix and one.sha256.startswith(prefix) and one.name == name)
+                for one in view.models.values()
+            )
+        ]
+        if not found:
+            raise ProblemError(
+                HTTPStatus.NOT_FOUND,
+                "not-found",
+                f"no connected worker has a model {model}",
+                hint="meshctl model list",
+            )
+        return found
+
+    async def _tried(
+        self, worker: str, verb: str, args: Mapping[str, Any], seconds: float
+    ) -> Any | ProblemError:
+        try:
+            return await self._ask(worker, verb, args, seconds)
+        except ProblemError as problem:
+            return problem
+
+    async def _ask(self, worker: str, verb: str, args: Mapping[str, Any], seconds: float) -> Any:
+        try:
+            return await self._workers.ask(worker, verb, args, timeout=seconds)
+        except Problem as problem:
+            code = problem.detail.get("code")
+            if isinstance(code, str):
+                raise _fault(Fault(code, problem.message, problem.hint)) from None
+            if problem.code == "not_found":  # enrolled perhaps, and never here
+                await self.shown(worker)
+                raise ProblemError(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    "not-connected",
+                    f"worker {worker} was never connected to this gate",
+                    hint=f"meshctl worker show {worker}",
+                ) from None
+            raise ProblemError(
+                problem.status, problem.code.replace("_", "-"), problem.message, hint=problem.hint
+            ) from None
+
+
+class Passage:
+    """One file on its way to a worker: a stream of kind ``blob``, written no faster than it is taken."""
+
+    def __init__(self, session: PeerSession, metadata: dict[str, Any]) -> None:
+        self._decoder = Decoder(1 << 20)
+        self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._full = False
+        self._lost = not session.connected
+        self.progress: LoadProgress | None = None
+        self._stream: Stream | None = session.open_stream(KIND_BLOB, metadata, self, compression="off")
+
+    async def send(self, chunks: AsyncIterator[bytes]) -> Answer:
+        """Pass all of it on and return the worker's answer, which may come early. Raises `TimeoutError`."""
+        async for chunk in chunks:
+            await self._room.wait()
+            if self._answer.done() or self._stream is None:
+                break
+            if chunk:
+                self._stream.write(chunk)
+        else:
+            if self._stream is not None:
+                self._stream.write_eof()
+        async with asyncio.timeout(ANSWER_S):
+            return await asyncio.shield(self._answer)
+
+    def close(self) -> None:
+        """Let go of the stream; a file that is not there whole is thrown away by the worker."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.reset(StreamCode.CANCELLED, "the upload ended")
+        if not self._answer.done():
+            self._answer.cancel()
+
+    # --- StreamReceiver
+
+    def data_received(self, data: bytes, boundary: bool) -> None:
+        """Progress, and the answer."""
+        if self._stream is None:
+            return
+        self._stream.consumed(len(data))
+        try:
+            for message in self._decoder.feed(data):
+                if isinstance(message, Answer) and not self._answer.done():
+                    self._answer.set_result(message)
+                    self._room.set()
+                elif isinstance(message, LoadProgress):
+                    self.progress = message
+        except RemoteProtocolError as error:
+            self._failed("invalid_response", error.message)
+
+    def eof_received(self) -> None:
+        """The worker has said all it will."""
+        self._failed("node_lost", "the worker ended the upload without an answer")
+
+    def stream_closed(self, error: StreamError | None) -> None:
+        """The worker or its session is gone."""
+        self._stream = None
+        said = error.message if error is not None and error.message else "the worker went away"
+        self._failed("node_lost", said)
+
+    def pause_writing(self) -> None:
+        """The worker is behind."""
+        self._full = True
+        self._look()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._full = False
+        self._look()
+
+    def link_lost(self) -> None:
+        """Wait: the stream goes on with the session."""
+        self._lost = True
+        self._look()
+
+    def link_restored(self) -> None:
+        """Go on."""
+        self._lost = False
+        self._look()
+
+    def _look(self) -> None:
+        if (self._full or self._lost) and not self._answer.done():
+            self._room.clear()
+        else:
+            self._room.set()
+
+    def _failed(self, code: str, message: str) -> None:
+        if not self._answer.done():
+            self._answer.set_result(Answer(0, False, problem=Fault(code, message[:2000])))
+        self._room.set()
+
+
+def _fault(fault: Fault) -> ProblemError:
+    status = STATUS.get(fault.code, HTTPStatus.UNPROCESSABLE_ENTITY)
+    if fault.code == "node_lost":
+        status = HTTPStatus.BAD_GATEWAY
+    return ProblemError(status, fault.code.replace("_", "-"), fault.message, hint=fault.hint)
+
+
+def _item(worker: str, result: Any | ProblemError) -> dict[str, Any]:
+    if isinstance(result, ProblemError):
+        problem = {"code": result.code, "detail": result.message, "next": result.hint}
+        return {"worker": worker, "ok": False, "problem": problem}
+    return {"worker": worker, "ok": True, "result": result}
+
+
+def _best(states: Sequence[str]) -> str:
+    for state in ("resident", "external", "loading", "stored", "failed"):
+        if state in states:
+            return state
+    return "stored"
+
+
+def _no_worker(name: str) -> ProblemError:
+    return ProblemError(
+        HTTPStatus.NOT_FOUND, "not-found", f"there is no worker {name}", hint="meshctl worker list"
+    )
