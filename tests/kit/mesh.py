@@ -159,6 +159,21 @@ class SidecarProcess(Daemon):
             program.wait_ready(lambda: accepts("127.0.0.1", self.port), timeout_s=timeout_s, what="to listen")
 
 
+class DaemonProcess(Daemon):
+    """A qdaemon with its directory."""
+
+    def __init__(self, directory: Path, *, name: str) -> None:
+        self.config = directory / "qdaemon.toml"
+        super().__init__(name, [_tool("qdaemon"), "--config", str(self.config)], directory)
+
+    def start(self, *, timeout_s: float = 20.0) -> None:
+        """Start and wait until its metrics port answers (whether or not a gate is there)."""
+        program = self.launch()
+        program.wait_ready(
+            lambda: accepts("127.0.0.1", self.metrics_port), timeout_s=timeout_s, what="to run"
+        )
+
+
 def _listens(pid: int, port: int) -> bool:
     """Whether a TCP port is open in the network namespace of `pid`."""
     try:
@@ -197,6 +212,7 @@ class Mesh:
             self.settings = merged({"store": {"kind": "external", "dsn": store_dsn}}, self.settings)
         self.gates: list[GateProcess] = []
         self.sidecars: list[SidecarProcess] = []
+        self.daemons: list[DaemonProcess] = []
         self.first_advertise = advertise
         self._serial = 1000
 
@@ -230,7 +246,7 @@ class Mesh:
 
     def close(self) -> None:
         """Stop everything and remove the directory."""
-        for daemon in (*self.sidecars, *self.gates):
+        for daemon in (*self.daemons, *self.sidecars, *self.gates):
             daemon.stop()
         for directory in self.root.glob("*/pg"):
             _stop_store(directory)
@@ -267,6 +283,7 @@ class Mesh:
             "listen": {"host": self.listen_host, "port": port, "advertise": [gate.advertise]},
             "metrics": {"port": gate.metrics_port},
             "drain_timeout_s": 2.0,
+            "nlp": {"workers": 1},
         }
         gate.configure(merged(own, self.settings))
         self.gates.append(gate)
@@ -299,13 +316,12 @@ class Mesh:
         keys = self.gate.directory / "keys"
         return load_identity(keys / "online.key"), (keys / "online.cert").read_bytes()
 
-    def add_sidecar(self, name: str, *, gates: Sequence[GateProcess] = ()) -> SidecarProcess:
-        """Enrol a sidecar through the control API and write its directory; it knows `gates` (default all)."""
+    def _enrol(self, name: str, role: str, gates: Sequence[GateProcess]) -> Path:
         directory = self.root / name
         directory.mkdir(mode=0o700)
         identity = Identity.generate()
         save_identity(directory / "node.key", identity)
-        offer = make_offer(identity, role="client", name=name, now=time.time())
+        offer = make_offer(identity, role=role, name=name, now=time.time())
         bundle = str(self.control.post("/sidecars", {"offer": offer})["bundle"])
         if len(self.gates) > 1 or gates:
             online, certificate = self._online()
@@ -321,6 +337,11 @@ class Mesh:
                 not_after=now + _VALID_S,
             )
         (directory / "bundle.json").write_text(bundle)
+        return directory
+
+    def add_sidecar(self, name: str, *, gates: Sequence[GateProcess] = ()) -> SidecarProcess:
+        """Enrol a sidecar through the control API and write its directory; it knows `gates` (default all)."""
+        directory = self._enrol(name, "client", gates)
         sidecar = SidecarProcess(directory, name=name, port=free_port(), command=self.sidecar_command)
         own = {
             "state_dir": str(directory),
@@ -332,6 +353,23 @@ class Mesh:
         self.sidecars.append(sidecar)
         return sidecar
 
+    def add_daemon(
+        self, name: str, *, gates: Sequence[GateProcess] = (), settings: Mapping[str, Any] | None = None
+    ) -> DaemonProcess:
+        """Enrol a daemon and write its directory; it dials `gates` (default all). Nothing is discovered."""
+        daemon = DaemonProcess(self._enrol(name, "daemon", gates), name=name)
+        own = {
+            "state_dir": str(daemon.directory),
+            "drain_s": 5.0,
+            "metrics": {"port": daemon.metrics_port},
+            "discovery": {"enabled": False},
+            "probe": {"bandwidth": False, "gpus": False},
+        }
+        daemon.config.write_text(tomli_w.dumps(merged(own, settings or {})))
+        daemon.config.chmod(0o600)
+        self.daemons.append(daemon)
+        return daemon
+
     # -- databases and apps --------------------------------------------------------------------------
 
     def add_database(self, name: str, dsn: str, **options: Any) -> dict[str, Any]:
@@ -342,6 +380,22 @@ class Mesh:
         """Create an app bound to `databases` and return how it logs in through the first sidecar."""
         reply = self.control.post("/apps", {"name": name, "databases": list(databases)} | options)
         return Login("127.0.0.1", self.sidecar.port, name, str(reply["password"]), databases[0])
+
+    def wait_worker(self, name: str, gate: GateProcess | None = None, *, timeout_s: float = 20.0) -> None:
+        """Wait until a daemon has reported to a gate (default the first)."""
+        control = (gate or self.gate).control
+        wait_until(
+            lambda: any(row["name"] == name and row["connected"] for row in control.items("/workers")),
+            timeout_s=timeout_s,
+            what=f"worker {name} at the gate",
+            every_s=0.05,
+        )
+
+    def add_models_app(self, name: str, *databases: str, **policy: Any) -> str:
+        """Create an app that may ask for models and return its API key."""
+        asked = {"models": ["*"]} | policy
+        reply = self.control.post("/apps", {"name": name, "databases": list(databases), "policy": asked})
+        return str(reply["api_key"])
 
     def connect_upstream(self, cluster: Cluster, dbname: str, *, owner: str = "", **options: Any) -> Login:
         """Make a database with an owner role in `cluster`, route to it, and create an app for it."""
@@ -367,7 +421,7 @@ class Mesh:
     def describe(self) -> str:
         """Return the gate's status and the ends of all logs, for a failure's message."""
         parts = []
-        for daemon in (*self.gates, *self.sidecars):
+        for daemon in (*self.gates, *self.sidecars, *self.daemons):
             if daemon.log.exists():
                 tail = "\n".join(daemon.log.read_text(errors="replace").splitlines()[-15:])
                 parts.append(f"--- {daemon.name}\n{tail}")
