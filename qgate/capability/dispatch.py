@@ -135,6 +135,11 @@ class Dispatch:
     _crashes: Crashes = field(default_factory=Crashes)
     _evaluated: int = 0
 
+    @property
+    def text(self) -> str:
+        """What the answer says so far."""
+        return "".join(self._text)
+
     # --- facts
 
     def begin(self, now: float) -> list[Command]:
@@ -192,11 +197,10 @@ class Dispatch:
         assert plan.problem is not None
         problem = plan.problem
         wait = problem.retry_after_s
-        soon = problem.code == "unavailable" and wait is not None and wait <= self.settings.retry_wait_s
-        if soon and not self._paused_before:
+        if plan.soon and wait is not None and wait <= self.settings.retry_wait_s and not self._paused_before:
             # A breaker or a full node is about to open: once per request that is worth waiting for.
             self._paused_before = True
-            self._pause_until = now + (wait or 0.0)
+            self._pause_until = now + wait
             self.state = "pausing"
             self._tried = frozenset()
             return []
@@ -235,7 +239,7 @@ class Dispatch:
                 attempt=number,
                 candidate=candidate,
                 emitted=tuple(self.ids),
-                emitted_text="".join(self._text) if self.ids else "",
+                emitted_text=self.text if self.ids else "",
                 max_tokens=max(1, self.max_tokens - len(self.ids)),
                 deadline=work.deadline,
                 alone=self._crashes.count > 0,
@@ -259,6 +263,8 @@ class Dispatch:
         """Nothing continues the stream in this class: the next one, or an end."""
         if self._how == "exact" and self._kindred_allowed():
             self._how = "kindred"
+            if self._moved is not None:
+                self._moved = (*self._moved[:2], "kindred")
             return [self._place()]
         if not self._said():
             return self._restart()

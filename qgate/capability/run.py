@@ -102,7 +102,6 @@ class Run:
         self._reservations: dict[int, Reservation] = {}
         self._reserving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._text: list[str] = []
         self._was_nlp = False
         self._cost = Decimal(0)
         self._currency = ""
@@ -219,8 +218,11 @@ class Run:
         if type(fact) is not Completed or self.work.kind != "analysis" or self._was_nlp:
             return fact
         try:
-            result = as_result(self.work, "".join(self._text) or _said(fact.raw))
+            result = as_result(self.work, self._dispatch.text or _said(fact.raw))
         except UnreadableAnswerError as error:
+            if self.work.stream:
+                # Its words were given on; that they have not the task's shape does not take them back.
+                return fact
             return Broke(
                 fact.attempt,
                 Failure("invalid_response", f"the model's answer cannot be read: {error}", retriable=True),
@@ -295,8 +297,6 @@ class Run:
     def _say(self, event: Event) -> None:
         if type(event) is Chunk:
             self._unread += _weight(event)
-            if event.text and self.work.kind == "analysis":
-                self._text.append(event.text)
             if self._unread > UNREAD_HIGH and not self._paused:
                 self._paused = True
                 if self._running is not None:
@@ -321,7 +321,6 @@ class Run:
         engine = self._engine
         self._number = command.attempt
         self._candidate = command.candidate
-        self._text.clear()
         if self._reservation is not None:
             self._reservations[command.attempt] = self._reservation
             self._reservation = None

@@ -72,13 +72,15 @@ class Judged:
 class Plan:
     """Candidates in the order in which to try them, with their predicted seconds; or why there is none.
 
-    `shift` says which budget kept the request from what would have been taken otherwise.
+    `shift` says which budget kept the request from what would have been taken otherwise. `soon`: some are
+    only held back by a breaker or by their bound, so that waiting a little may help.
     """
 
     candidates: tuple[Candidate, ...] = ()
     seconds: tuple[float, ...] = ()
     problem: Problem | None = None
     shift: str = ""
+    soon: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,9 @@ class Scheduler:
         judged, shift = self.judge(demand, settings, now=now)
         order, _ = self._order(judged, demand, settings, random)
         if not order:
-            return Plan(problem=refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now))
+            soon = bool(((judged.bad & ~np.uint32(columns.BREAKER | columns.FULL)) == 0).any())
+            problem = refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now)
+            return Plan(problem=problem, soon=soon)
         return Plan(
             candidates=tuple(
                 self.inventory.candidate(int(judged.rows[at]), judged.quality_at(at)) for at in order
