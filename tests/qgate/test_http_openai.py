@@ -103,7 +103,7 @@ async def test_completions(tmp_path: Path) -> None:
         async with client(running) as sdk:
             whole = await sdk.completions.create(model="smol", prompt="Once")
             assert whole.choices[0].text == "one two thrée"
-        # The SDK's type of a streamed choice has no null finish_reason, which OpenAI's own streams are full of.
+        # Its type of a streamed choice has no null finish_reason, of which OpenAI's own streams are full.
         async with client(running, _strict_response_validation=False) as sdk:
             stream = await sdk.completions.create(model="smol", prompt=["Once"], stream=True)
             assert "".join([chunk.choices[0].text async for chunk in stream]) == "one two thrée"
