@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meshctl.errors import GateError, UnreachableError
+from meshctl.errors import CommandError, GateError, UnreachableError
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
@@ -22,6 +23,8 @@ DEV_STATE = Path(".mesh")
 SOCKET_NAME = "admin.sock"
 SUN_PATH_MAX = 107  # bytes that fit sockaddr_un.sun_path beside its NUL (unix(7))
 CALL_TIMEOUT_S = 60.0
+UPLOAD_TIMEOUT_S = 360.0
+UPLOAD_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,62 @@ class Gate:
         with self._exchange(method, path, body, query, timeout or self.timeout) as response:
             return Reply(response.status, _decoded(response.read()))
 
+    def send_file(
+        self,
+        path: str,
+        file: Path,
+        query: Mapping[str, object] | None = None,
+        *,
+        sent: Callable[[int], None] = lambda _count: None,
+        timeout: float = UPLOAD_TIMEOUT_S,
+    ) -> Any:
+        """PUT a file as it is; returns the decoded body. ``sent`` hears of each piece's size in bytes.
+
+        ``timeout`` is the longest silence of the gate. Raises like `call`, and CommandError where the file
+        cannot be read.
+        """
+        from urllib.parse import urlencode
+
+        target = f"{API}{path}?{urlencode({k: _query_text(v) for k, v in (query or {}).items() if v})}"
+        try:
+            source = file.open("rb")
+        except OSError as error:
+            raise CommandError(f"{file} cannot be read: {(error.strerror or str(error)).lower()}.") from None
+        connection = self._connection(timeout)
+        with source, contextlib.closing(connection):
+            size = os.fstat(source.fileno()).st_size
+            try:
+                connection.putrequest("PUT", target)
+                connection.putheader("Content-Type", "application/octet-stream")
+                connection.putheader("Content-Length", str(size))
+                connection.endheaders()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # an early answer: read it
+                    while piece := source.read(UPLOAD_PIECE):
+                        connection.send(piece)
+                        sent(len(piece))
+                response = connection.getresponse()
+                data = response.read()
+            except OSError as error:
+                raise unreachable(self.socket_path, error) from error
+            if response.status >= 400:
+                raise problem(response.status, data)
+            return _decoded(data)
+
+    def upload(
+        self,
+        path: str,
+        file: Path,
+        query: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """PUT a file's bytes as they are; returns the decoded body. Raises like `call`, OSError for the file.
+
+        ``timeout`` bounds each pause of the exchange, not the whole of it.
+        """
+        with file.open("rb") as source, self._exchange("PUT", path, source, query, timeout) as response:
+            return _decoded(response.read())
+
     def lines(self, path: str, query: Mapping[str, object] | None = None) -> Iterator[dict[str, Any]]:
         """GET newline-delimited JSON as it arrives; ends when the gate ends it. Raises like `call`."""
         with self._exchange("GET", path, None, query, None) as response:
@@ -100,9 +159,14 @@ class Gate:
         kept = {k: _query_text(v) for k, v in (query or {}).items() if v is not None}
         if kept:
             target += "?" + urlencode(kept)
-        payload = None if body is None else json.dumps(body).encode()
         headers = {"Accept": "application/json"}
-        if payload is not None:
+        payload: Any = None
+        if isinstance(body, io.BufferedIOBase):
+            payload = body
+            headers["Content-Type"] = "application/octet-stream"
+            headers["Content-Length"] = str(os.fstat(body.fileno()).st_size)
+        elif body is not None:
+            payload = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
         connection = self._connection(timeout)
         try:

