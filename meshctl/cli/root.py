@@ -17,11 +17,14 @@ from meshctl.cli import (
     dev,
     gate,
     key,
+    model,
     provider,
     receipt,
+    route,
     secret,
     settings,
     sidecar,
+    worker,
 )
 from meshctl.cli.ask import ask
 from meshctl.cli.completion import completion
@@ -40,10 +43,13 @@ ORDER = (
     "sidecar",
     "db",
     "app",
+    "worker",
+    "model",
     "ask",
     "provider",
     "budget",
     "receipt",
+    "route",
     "secret",
     "audit",
     "key",
@@ -78,11 +84,14 @@ def build() -> typer.Typer:
     root.add_typer(sidecar.commands, name="sidecar")
     root.add_typer(db.commands, name="db")
     root.add_typer(app.commands, name="app")
+    root.add_typer(worker.commands, name="worker")
+    root.add_typer(model.commands, name="model")
     root.add_typer(provider.commands, name="provider")
     root.add_typer(alias.commands, name="alias")
     root.add_typer(budget.commands, name="budget")
     root.add_typer(receipt.commands, name="receipt")
     root.command("ask")(ask)
+    root.add_typer(route.commands, name="route")
     root.add_typer(secret.commands, name="secret")
     root.add_typer(audit.commands, name="audit")
     root.add_typer(key.commands, name="key")

@@ -11,9 +11,9 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.errors import RefusedError
-from meshctl.render import Output, emit, write
-from meshctl.terminal import STDIN, confirm, note, read_text
+from meshctl.cli.enrolling import deliver, enrol_offer
+from meshctl.render import Output, emit
+from meshctl.terminal import confirm, note, read_text
 
 commands = options.group("Sidecars: offer on the sidecar's host, enroll at the gate, install on the host.")
 
@@ -41,7 +41,7 @@ def offer(
     text, fingerprint = offer_of(directory, name=name, now=time.time())
     note(f"fingerprint {fingerprint}")
     note("Carry the offer to the gate: meshctl sidecar enroll OFFER --out bundle.json")
-    _deliver(text, out, mode=0o644)
+    deliver(text, out, mode=0o644)
 
 
 @commands.command("enroll")
@@ -69,29 +69,16 @@ def enroll(
 
     Compare the fingerprint with the one that `sidecar offer` showed there before you say yes.
     """
-    from tunnel_proto.enrolment import read_offer
-
-    text = read_text(offer_file, "The offer")
-    offered = read_offer(text)
-    gate = options.connect(gate_dir, socket)
-    if expected is not None:
-        if expected.strip().lower() != offered.fingerprint.lower():
-            raise RefusedError(f"The offer's fingerprint is {offered.fingerprint}, not the one expected.")
-    elif offer_file != STDIN or yes:
-        note(f"sidecar {offered.name}, fingerprint {offered.fingerprint}")
-        confirm("Is that the fingerprint which the sidecar's host showed?", yes=yes)
-    else:
-        raise RefusedError(
-            "The offer came through standard input, so nobody can be asked about its fingerprint.",
-            hint="add --fingerprint FP or --yes",
-        )
-    body: dict[str, object] = {"offer": text}
-    if days is not None:
-        body["valid_days"] = days
-    reply = gate.post("/sidecars", body)
-    note(f"Sidecar {reply['name']} is enrolled. On its host: meshctl sidecar install BUNDLE")
+    reply = enrol_offer(
+        offer_file,
+        noun="sidecar",
+        days=days,
+        expected=expected,
+        yes=yes,
+        gate=lambda: options.connect(gate_dir, socket),
+    )
     if output is Output.TABLE or out is not None:
-        _deliver(reply["bundle"], out, mode=0o600)
+        deliver(reply["bundle"], out, mode=0o600)
     else:
         emit(reply, [], output)
 
@@ -112,7 +99,7 @@ def bundle(
     reply = gate.post(f"/sidecars/{quote(name, safe='')}/bundle", {})
     note(f"On the host of {name}: meshctl sidecar install BUNDLE, then systemctl reload minigate")
     if output is Output.TABLE or out is not None:
-        _deliver(reply["bundle"], out, mode=0o600)
+        deliver(reply["bundle"], out, mode=0o600)
     else:
         emit(reply, [], output)
 
@@ -161,13 +148,3 @@ def revoke(
     confirm(f"Revoke sidecar {name} and cut its sessions?", yes=yes)
     gate.delete(f"/sidecars/{quote(name, safe='')}")
     note(f"Sidecar {name} is revoked.")
-
-
-def _deliver(text: str, out: Path | None, *, mode: int) -> None:
-    if out is None:
-        write(text.removesuffix("\n"))
-        return
-    from meshctl.gate_directory import write_file
-
-    write_file(out, text.encode(), mode=mode)
-    note(f"written to {out}")

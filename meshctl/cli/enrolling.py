@@ -1,0 +1,65 @@
+"""Making a node known at the gate: read its offer, compare its fingerprint, hand out its bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from meshctl.client import Gate
+from meshctl.errors import RefusedError
+from meshctl.render import write
+from meshctl.terminal import STDIN, confirm, note, read_text
+
+ROLES = {"client": "sidecar", "daemon": "worker"}
+"""What a person calls a node of each role."""
+
+
+def enrol_offer(
+    offer_file: str,
+    *,
+    noun: str,
+    days: int | None,
+    expected: str | None,
+    yes: bool,
+    gate: Callable[[], Gate],
+) -> dict[str, Any]:
+    """Enrol the offer in a file; returns the gate's reply with the bundle. ``noun`` is a value of `ROLES`."""
+    from tunnel_proto.enrolment import read_offer
+
+    text = read_text(offer_file, "The offer")
+    offered = read_offer(text)
+    other = ROLES.get(offered.role, offered.role)
+    if other != noun:
+        raise RefusedError(
+            f"The offer is of a {other}, not of a {noun}.", hint=f"meshctl {other} enroll {offer_file}"
+        )
+    reached = gate()
+    if expected is not None:
+        if expected.strip().lower() != offered.fingerprint.lower():
+            raise RefusedError(f"The offer's fingerprint is {offered.fingerprint}, not the one expected.")
+    elif offer_file != STDIN or yes:
+        note(f"{noun} {offered.name}, fingerprint {offered.fingerprint}")
+        confirm(f"Is that the fingerprint which the {noun}'s host showed?", yes=yes)
+    else:
+        raise RefusedError(
+            "The offer came through standard input, so nobody can be asked about its fingerprint.",
+            hint="add --fingerprint FP or --yes",
+        )
+    body: dict[str, object] = {"offer": text}
+    if days is not None:
+        body["valid_days"] = days
+    reply: dict[str, Any] = reached.post("/sidecars", body)
+    note(f"{noun.capitalize()} {reply['name']} is enrolled. On its host: meshctl {noun} install BUNDLE")
+    return reply
+
+
+def deliver(text: str, out: Path | None, *, mode: int) -> None:
+    """Write a text to a file of this mode, or to standard output where none is named."""
+    if out is None:
+        write(text.removesuffix("\n"))
+        return
+    from meshctl.gate_directory import write_file
+
+    write_file(out, text.encode(), mode=mode)
+    note(f"written to {out}")

@@ -1,0 +1,268 @@
+"""`meshctl worker`: machines that run models, their hardware and load, and the keys they are known by."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from meshctl import worker_view
+from meshctl.cli import options
+from meshctl.cli.enrolling import deliver, enrol_offer
+from meshctl.client import Gate
+from meshctl.render import Output, emit, print_table
+from meshctl.terminal import STDIN, confirm, note
+
+commands = options.group("Workers: offer on the worker's host, enroll at the gate, install on the host.")
+
+WORKER_DIR = Path("/var/lib/qdaemon")
+TOP_S = 1.0
+PROBE_S = 120.0
+
+Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The worker's directory.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Write it to a file instead of standard output.", show_default=False
+    ),
+]
+
+
+def worker_names(incomplete: str) -> list[str]:
+    """Completion of worker names."""
+    return [name for name in options.names_in("/workers") if name.startswith(incomplete)]
+
+
+WorkerName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The worker's name.", autocompletion=worker_names)
+]
+
+
+@commands.command("offer")
+def offer(
+    name: Annotated[
+        str, typer.Option("--name", help="What the gate shall call this worker.", show_default=False)
+    ],
+    directory: Directory = WORKER_DIR,
+    out: Out = None,
+) -> None:
+    """On the worker's host: make its key (once) and print the offer that the gate's admin enrolls."""
+    path, fingerprint = _node(directory).write_offer(name=name, now=time.time())
+    note(f"fingerprint {fingerprint}")
+    note("Carry the offer to the gate: meshctl worker enroll OFFER --out bundle.json")
+    deliver(path.read_text(encoding="utf-8"), out, mode=0o644)
+
+
+@commands.command("enroll")
+def enroll(
+    offer_file: Annotated[
+        str, typer.Argument(metavar="OFFER", help="The offer file, or - for standard input.")
+    ],
+    out: Out = None,
+    days: Annotated[
+        int | None,
+        typer.Option("--days", min=1, help="How long its certificate is valid.", show_default=False),
+    ] = None,
+    expected: Annotated[
+        str | None,
+        typer.Option(
+            "--fingerprint", metavar="FP", help="Refuse any other key than the one of this fingerprint."
+        ),
+    ] = None,
+    yes: options.Yes = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """At the gate: make a worker's key known and write the signed bundle that goes back to its host.
+
+    Compare the fingerprint with the one that `worker offer` showed there before you say yes.
+    """
+    reply = enrol_offer(
+        offer_file,
+        noun="worker",
+        days=days,
+        expected=expected,
+        yes=yes,
+        gate=lambda: options.connect(gate_dir, socket),
+    )
+    if output is Output.TABLE or out is not None:
+        deliver(reply["bundle"], out, mode=0o600)
+    else:
+        emit(reply, [], output)
+
+
+@commands.command("install")
+def install(
+    bundle_file: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="The bundle file, or - for standard input.")
+    ],
+    directory: Directory = WORKER_DIR,
+) -> None:
+    """On the worker's host: check the bundle against the worker's key and put it in place."""
+    import tempfile
+
+    from qdaemon.settings import SETTINGS_FILE, QdaemonSettings
+    from tunnel_proto.node_directory import replace_file
+    from tunnel_proto.settings import dump
+
+    node = _node(directory)
+    if bundle_file == STDIN:
+        with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".json") as given:
+            given.write(sys.stdin.read(1 << 20))
+            given.flush()
+            bundle = node.install(Path(given.name), now=time.time())
+    else:
+        bundle = node.install(Path(bundle_file), now=time.time())
+    settings = directory / SETTINGS_FILE
+    if not settings.exists():
+        replace_file(settings, dump(QdaemonSettings(state_dir=directory.absolute())), 0o644)
+    gates = ", ".join(f"{gate.host}:{gate.port}" for gate in bundle.gates)
+    note(f"Worker {bundle.name} will dial {gates}. Start it: qdaemon --config {settings}")
+
+
+@commands.command("list")
+def list_workers(
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List the enrolled workers with what the connected ones report."""
+    rows = options.connect(gate_dir, socket).items("/workers")
+    emit(rows, worker_view.workers(rows), output)
+
+
+@commands.command("show")
+def show(
+    name: WorkerName,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Show one worker: hardware, bandwidths, GPUs, load, engines and models."""
+    reply = options.connect(gate_dir, socket).get(_path(name))
+    emit(reply, worker_view.worker(reply), output)
+
+
+@commands.command("top")
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print it once and end.")] = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Watch what the connected workers do; ends with Ctrl-C. Into a pipe it prints once."""
+    gate = options.connect(gate_dir, socket)
+    rows = gate.items("/workers")
+    if output is not Output.TABLE:
+        emit(rows, [], output)
+    elif once or not sys.stdout.isatty():
+        print_table(worker_view.top(rows))
+    else:
+        _watch(gate)
+
+
+@commands.command("drain")
+def drain(
+    name: WorkerName,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Have a worker take no more jobs; what runs there ends, what waits goes elsewhere."""
+    reply = options.connect(gate_dir, socket).post(f"{_path(name)}/drain")
+    _told(reply, f"Worker {name} drains: {reply['running']} jobs still run.", output)
+
+
+@commands.command("undrain")
+def undrain(
+    name: WorkerName,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Have a worker take jobs again."""
+    reply = options.connect(gate_dir, socket).post(f"{_path(name)}/undrain")
+    _told(reply, f"Worker {name} takes jobs again.", output)
+
+
+@commands.command("probe")
+def probe(
+    name: WorkerName,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Measure a worker's memory bandwidth now, and look for its GPUs again."""
+    reply = options.connect(gate_dir, socket).post(f"{_path(name)}/probe", timeout=PROBE_S)
+    emit(reply, worker_view.worker({"name": name, "hardware": reply}), output)
+
+
+@commands.command("interrogate")
+def interrogate(
+    name: WorkerName,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Have a worker look for inference servers beside it (Ollama, vLLM, llama-server, LM Studio) now."""
+    reply = options.connect(gate_dir, socket).post(f"{_path(name)}/interrogate", timeout=PROBE_S)
+    emit(reply, worker_view.engines(reply["runtimes"]), output)
+
+
+@commands.command("revoke")
+def revoke(
+    name: WorkerName,
+    yes: options.Yes = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+) -> None:
+    """Revoke a worker's key; its tunnel ends at once and its jobs go elsewhere."""
+    gate = options.connect(gate_dir, socket)
+    confirm(f"Revoke worker {name} and end its jobs?", yes=yes)
+    gate.delete(f"/sidecars/{quote(name, safe='')}")
+    note(f"Worker {name} is revoked.")
+
+
+def _told(reply: Any, message: str, output: Output) -> None:
+    if output is Output.TABLE:
+        note(message)
+    else:
+        emit(reply, [], output)
+
+
+def _watch(gate: Gate) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    def drawn() -> Table:
+        shown = worker_view.top(gate.items("/workers"))
+        grid = Table(box=None, pad_edge=False, header_style="bold")
+        for index, heading in enumerate(shown.columns):
+            grid.add_column(heading, justify="right" if index in shown.right else "left")
+        for row in shown.rows:
+            grid.add_row(*row)
+        return grid
+
+    try:
+        with Live(drawn(), console=Console(highlight=False), auto_refresh=False, screen=False) as live:
+            while True:
+                time.sleep(TOP_S)
+                live.update(drawn(), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _node(directory: Path) -> Any:
+    from tunnel_proto.node_directory import NodeDirectory
+
+    return NodeDirectory(directory, "qdaemon", "daemon", "meshctl worker enroll")
+
+
+def _path(name: str) -> str:
+    return f"/workers/{quote(name, safe='')}"
