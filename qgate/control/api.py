@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from qgate.control import budgets, problems, providers, receipts, resources, workers
+from qgate.capabilities import ADMINISTRATOR
+from qgate.control import budgets, problems, providers, receipts, resources, route, workers
 
 if TYPE_CHECKING:
     from qgate.gate import Gate
@@ -42,6 +43,8 @@ def control_api(gate: Gate) -> FastAPI:
         for router in noun.routers(gate.administration):
             application.include_router(router, prefix=PREFIX)
     for router in workers.routers(gate.capabilities.workers, gate.administration):
+        application.include_router(router, prefix=PREFIX)
+    for router in route.routers(gate.capabilities.engine, gate.parts.directory, ADMINISTRATOR):
         application.include_router(router, prefix=PREFIX)
     return application
 
