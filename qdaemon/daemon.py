@@ -237,6 +237,7 @@ class Daemon:
         await self.refresh()
         model = self.catalogue.models[entry.sha256]
         facts = model.facts
+        self.uplink.tell()
         return {
             "name": entry.name,
             "sha256": entry.sha256,
@@ -350,7 +351,9 @@ class Daemon:
 
     def _asked(self, ask: Ask, reply: Callable[[Answer], None]) -> None:
         async def carry_out() -> None:
-            reply(await self.orders.answer(ask))
+            answer = await self.orders.answer(ask)
+            self.uplink.tell()
+            reply(answer)
 
         self._keep(carry_out())
 

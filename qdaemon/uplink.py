@@ -85,7 +85,7 @@ class Uplink:
     def changed(self) -> None:
         """Something that gates should know has changed: tell them in a moment."""
         if self._news is None and not self._closed:
-            self._news = self.loop.call_later(NEWS_S, self._tell_news)
+            self._news = self.loop.call_later(NEWS_S, self.tell)
 
     def beat(self) -> None:
         """Send every gate a report, changed or not."""
@@ -112,13 +112,16 @@ class Uplink:
         await asyncio.gather(*(client.close(drain) for client in self.clients()))
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    # --- parts
-
-    def _tell_news(self) -> None:
-        self._news = None
+    def tell(self) -> None:
+        """Tell what is new now: before an answer that a gate may act on at once."""
+        if self._news is not None:
+            self._news.cancel()
+            self._news = None
         for link in self.links:
             if link.control is not None and self.inventory.news(link.control.told):
                 link.control.report()
+
+    # --- parts
 
     def _start(self, link: GateLink) -> None:
         link.revive = None
