@@ -160,6 +160,9 @@ class Batcher:
         except ValueError as error:
             self._release(sequence, keep=False)
             raise JobProblem("replay_mismatch", f"the answer cannot go on here: {error}") from None
+        except JobProblem:
+            self._release(sequence, keep=False)
+            raise
         if sequence.finish:
             self._finish(sequence)
 
@@ -254,7 +257,12 @@ class Batcher:
         return False
 
     def _sample(self, sequence: Sequence, index: int, now: float) -> None:
-        sequence.sample(self._context.logits(index), now)
+        try:
+            sequence.sample(self._context.logits(index), now)
+        except JobProblem as problem:
+            self._release(sequence, keep=False)
+            self._refuse(sequence.request, problem)
+            return
         if sequence.finish:
             self._finish(sequence)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, cast
@@ -17,11 +18,13 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from qdaemon.runtimes.llama.job import Sampling, TokenLogprob
+from qdaemon.runtimes.llama.job import JobProblem, Sampling, TokenLogprob
 from qdaemon.runtimes.llama.library import Model, Row
 
 REPEAT_WINDOW: Final = 64
 """Tokens of prompt and answer that `repeat_penalty` looks at, as in llama.cpp."""
+GRAMMAR_SECONDS: Final = 0.5
+"""A grammar that takes longer over one token ends its request: neighbours wait for it."""
 GRAMMAR_FIRST: Final = 1024
 """Candidates that a grammar looks at before it looks at all: the whole vocabulary costs 8 to 19 ms."""
 
@@ -137,26 +140,43 @@ class Sampler:
         self._chain = None if self._greedy else _chain(sampling)
 
     def choose(self, row: Row) -> int:
-        """Id of the next token after logits ``row`` (which is left as it is); -1 where nothing may come."""
+        """Id of the next token after logits ``row`` (which is left as it is); -1 where nothing may come.
+
+        JobProblem where the grammar takes too long.
+        """
         if self._alters:
             row = self._altered(row)
         token = int(row.argmax()) if self._greedy else self._draw(row, 0)
-        if self.grammar is None or self.grammar.allows(token):
+        if self.grammar is None:
             return token
-        self.rejected += 1
-        return self._choose_allowed(row)
+        started = time.perf_counter()
+        if not self.grammar.allows(token):
+            self.rejected += 1
+            token = self._choose_allowed(row)
+        self._time(started)
+        return token
 
     def accept(self, token: int) -> None:
         """``token`` was chosen, or is replayed. ValueError where the grammar does not allow it."""
         if self.grammar is not None:
+            started = time.perf_counter()
             if not self.grammar.allows(token):
                 raise ValueError("the grammar does not allow this token")
             self.grammar.accept(token)
+            self._time(started)
         self._count += 1
         if self._penalised:
             self._counts[token] += 1
         if self._sampling.repeat_penalty != 1.0:
             self._window = [*self._window[1 - REPEAT_WINDOW :], token]
+
+    def _time(self, started: float) -> None:
+        if time.perf_counter() - started > GRAMMAR_SECONDS:
+            raise JobProblem(
+                "unsupported_schema",
+                "the schema is so ambiguous that following it takes too long",
+                hint="give its alternatives different beginnings",
+            )
 
     def logprob(self, row: Row, token: int, top: int) -> TokenLogprob:
         """How likely the model itself thought ``token``, and the ``top`` likeliest ones."""

@@ -8,6 +8,7 @@ properties but the declared ones, in their order.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ MAX_COUNT: Final = 1_000
 """Items of an array or characters of a string that may be counted."""
 MAX_WAYS: Final = 512
 """Alternatives of one anyOf or enum."""
+MAX_AMBIGUITY: Final = 16
+"""Readings of one text that may be open at once: llama.cpp follows them all, in time that grows with their
+square, and nested ambiguities multiply."""
 
 _ANNOTATIONS: Final = frozenset(
     {
@@ -68,6 +72,10 @@ class _Grammar:
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._references: dict[str, str] = {}
+        self._open: dict[str, int] = {}  # references being built, and how many readings led there
+        self._within: dict[str, int] = {}  # the most readings inside a finished reference
+        self._ways = 1
+        self._most = 1
 
     def text(self, start: str) -> str:
         """The whole grammar with ``start`` as its root."""
@@ -109,15 +117,28 @@ class _Grammar:
         target = schema["$ref"]
         name = self._references.get(target) if isinstance(target, str) else None
         if name is not None:
+            if target in self._open and self._ways > self._open[target]:
+                raise _refused(path, "it refers to itself from within alternatives that begin alike")
+            self._count_ways(self._within.get(target, 1), path)
             return name
         found = self._find(target, path)
         # Named before it is built, for a schema may refer to itself.
         name = self._references[target] = self._fresh()
+        self._open[target] = self._ways
+        outer, self._most = self._most, self._ways
         inner = self.symbol(found, target, depth + 1)
+        self._within[target] = self._most // self._open.pop(target)
+        self._most = max(outer, self._most)
         if inner == name:
             raise _refused(path, f"{target} refers to nothing but itself")
         self._rules[name] = inner
         return name
+
+    def _count_ways(self, more: int, path: str) -> None:
+        """Note that ``more`` times the present readings are open at ``path``."""
+        if self._ways * more > MAX_AMBIGUITY:
+            raise _refused(path, f"more than {MAX_AMBIGUITY} alternatives that begin alike are nested")
+        self._most = max(self._most, self._ways * more)
 
     def _find(self, target: Any, path: str) -> Any:
         if not isinstance(target, str) or not (target == "#" or target.startswith("#/")):
@@ -184,9 +205,42 @@ class _Grammar:
         if not isinstance(ways, list) or not 0 < len(ways) <= MAX_WAYS:
             raise JobProblem("invalid_schema", f"{keyword} at {path} needs 1 to {MAX_WAYS} schemas")
         self._only(schema, frozenset({keyword, "type"}), path)
+        alike = self._alike(ways, path)
+        self._count_ways(alike, path)
+        self._ways *= alike
         found = [self.symbol(one, f"{path}/{keyword}/{number}", depth + 1) for number, one in enumerate(ways)]
+        self._ways //= alike
         # Equal alternatives are one: each would double what llama.cpp keeps track of.
         return " | ".join(dict.fromkeys(found))
+
+    def _alike(self, ways: list[Any], path: str) -> int:
+        """How many of ``ways`` may be read at once past their beginnings: objects and arrays only.
+
+        Objects part where their first property has another name, or is a constant with another value.
+        """
+        groups: Counter[str] = Counter()
+        anything = 0
+        for one in ways:
+            for _ in range(MAX_DEPTH):
+                if not (isinstance(one, Mapping) and "$ref" in one):
+                    break
+                one = self._find(one["$ref"], path)
+            if not isinstance(one, Mapping):
+                anything += one is True
+                continue
+            kinds = one.get("type", ["object", "array"])
+            if "array" in kinds:
+                groups["["] += 1
+            if "object" in kinds:
+                properties, required = one.get("properties"), one.get("required")
+                first = next(iter(properties), None) if isinstance(properties, Mapping) else None
+                if first is None or not isinstance(required, list) or first not in required:
+                    anything += 1
+                else:
+                    inner = properties[first] if isinstance(properties, Mapping) else None
+                    constant = inner.get("const") if isinstance(inner, Mapping) else None
+                    groups[f"{first} {json.dumps(constant)}"] += 1
+        return max(1, anything + max(groups.values(), default=0))
 
     def _merged(self, schema: Mapping[str, Any], path: str) -> Mapping[str, Any]:
         """``allOf`` where it is one schema, or objects that only add properties."""
