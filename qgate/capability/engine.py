@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from qgate.capability.demand import demand_of
-from qgate.capability.facts import NOTHING_USED
 from qgate.capability.fairness import FairShares, QueueFullError
 from qgate.capability.preferences import ScheduleSettings
 from qgate.capability.run import Run
 from qgate.capability.scheduler import Explanation, Randomness, Scheduler
 from qgate.capability.work import (
+    NOTHING_USED,
     Event,
     Executor,
     Hop,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from qgate.capability.candidate import Candidate
 from qgate.capability.demand import Demand
 from qgate.capability.scheduler import Plan
 from qgate.capability.work import CODES, Begun, Chunk, Failure, Hop, Moved, Problem, Usage
-
-NOTHING_USED: Final = Usage()
 
 # --- facts. `attempt` is an attempt's number: what an attempt says after its end is not heard.
 

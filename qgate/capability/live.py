@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from qgate.capability.candidate import Candidate
-from qgate.capability.facts import NOTHING_USED, Completed, Observe
-from qgate.capability.work import Failure, Hop, Usage
+from qgate.capability.facts import Completed, Observe
+from qgate.capability.work import NOTHING_USED, Failure, Hop, Usage
 
 CRASHES_STILL: Final = 2  # at the same point of the answer
 CRASHES_MOST: Final = 3

@@ -19,7 +19,6 @@ import structlog
 from qgate.capability.demand import demand_of, max_tokens_of
 from qgate.capability.dispatch import Dispatch
 from qgate.capability.facts import (
-    NOTHING_USED,
     Accepted,
     Broke,
     Cancelled,
@@ -48,6 +47,7 @@ from qgate.capability.facts import (
 )
 from qgate.capability.instructed import UnreadableAnswerError, as_chat, as_result
 from qgate.capability.work import (
+    NOTHING_USED,
     Attempt,
     Chunk,
     Event,

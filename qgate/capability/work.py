@@ -129,6 +129,9 @@ class Usage:
         )
 
 
+NOTHING_USED: Final = Usage()
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One request after authentication and policy, before placement.
