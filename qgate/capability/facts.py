@@ -9,7 +9,7 @@ from typing import Any
 from qgate.capability.candidate import Candidate
 from qgate.capability.demand import Demand
 from qgate.capability.scheduler import Plan
-from qgate.capability.work import CODES, Begun, Chunk, Failure, Hop, Moved, Problem, Usage
+from qgate.capability.work import CODES, NOTHING_USED, Begun, Chunk, Failure, Hop, Moved, Problem, Usage
 
 # --- facts. `attempt` is an attempt's number: what an attempt says after its end is not heard.
 
