@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from qgate.capability.work import Usage
 from tests.qgate.calling import KEY, calling
+from tests.qgate.certificates import self_signed
 from tests.qgate.model_api import USAGE, Exchange, ModelApi, answer, chat, events, piece
 from tests.qgate.spending import work
 
@@ -494,4 +499,78 @@ async def test_a_key_sealed_for_another_place_is_not_sent() -> None:
         )
         failure = await caller.fails(work(body=BODY))
         assert "cannot be opened" in failure.message
+        assert api.seen == []
+
+
+async def test_a_bound_holds_under_every_name_that_a_server_may_heed() -> None:
+    body = {**BODY, "max_completion_tokens": 5, "max_tokens": 100_000}
+    async with ModelApi(answer(chat())) as api, calling(api.url) as caller:
+        await caller.run(work(body=body))
+        sent = api.seen[0].json
+        assert (sent["max_completion_tokens"], sent["max_tokens"]) == (5, 5)
+        await caller.run(work(body=BODY))
+        assert api.seen[1].json["max_tokens"] == 4096
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"service_tier": "priority"}, {"web_search_options": {"x": 1}}, {"prediction": {"content": "x"}}],
+)
+async def test_what_costs_more_than_its_tokens_is_not_sent(extra: dict[str, Any]) -> None:
+    async with ModelApi() as api, calling(api.url) as caller:
+        failure = await caller.fails(work(body={**BODY, **extra}))
+        assert (failure.code, failure.usage) == ("unsupported", Usage())
+        assert api.seen == []
+
+
+async def test_it_is_told_whether_a_failure_can_have_cost_anything() -> None:
+    async with ModelApi() as api:
+        gone = api.url
+    async with calling(gone) as caller:
+        assert (await caller.fails(work(body=BODY))).usage == Usage()
+    async with ModelApi(answer(b"", 504)) as api, calling(api.url) as caller:
+        failure = await caller.fails(work(body=BODY))
+        assert (failure.usage, failure.status) == (None, None)
+    async with ModelApi(answer(b"garbage")) as api, calling(api.url) as caller:
+        failure = await caller.fails(work(body=BODY))
+        assert (failure.usage, failure.status) == (None, None)
+
+
+# --- TLS
+
+
+def tls_contexts(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server with a certificate for 127.0.0.1, and a client that trusts its issuer."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = self_signed(key, "api.example").public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "cert").write_bytes(certificate)
+    (tmp_path / "key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    return server, ssl.create_default_context(cadata=certificate.decode())
+
+
+async def test_a_key_goes_to_no_server_that_cannot_prove_who_it_is(tmp_path: Path) -> None:
+    server, client = tls_contexts(tmp_path)
+    async with ModelApi(answer(chat()), tls=server) as api:
+        async with calling(api.url) as caller:
+            failure = await caller.fails(work(body=BODY))
+            assert "could not prove who it is" in failure.message
+        assert api.seen == []
+        async with calling(api.url, tls=client) as caller:
+            assert (await caller.run(work(body=BODY))).reason == "stop"
+        async with calling(api.url.replace("127.0.0.1", "localhost"), tls=client) as caller:
+            assert "could not prove who it is" in (await caller.fails(work(body=BODY))).message
+
+
+async def test_a_server_without_tls_where_tls_is_expected() -> None:
+    async with ModelApi() as api, calling(api.url.replace("http:", "https:")) as caller:
+        failure = await caller.fails(work(body=BODY))
+        assert failure.code in {"provider_error", "unavailable"}
         assert api.seen == []

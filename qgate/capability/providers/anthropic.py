@@ -58,7 +58,7 @@ class AnthropicDialect(Dialect):
         body, self._as_text = message_request(
             work.body,
             model=self.model,
-            max_tokens=self.attempt.max_tokens,
+            max_tokens=self.most,
             stream=work.stream,
         )
         headers = {"anthropic-version": VERSION, **({"x-api-key": key} if key else {})}

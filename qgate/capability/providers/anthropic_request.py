@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from qgate.capability.finops.bounds import ANSWER_TOKENS
 from qgate.capability.providers.dialect import UntranslatableError
 
 ANSWER_TOOL: Final = "answer"
@@ -34,7 +33,7 @@ def message_request(
     made: dict[str, Any] = {
         "model": model,
         "messages": messages,
-        "max_tokens": _bound(body, max_tokens),
+        "max_tokens": max_tokens,
         "stream": stream,
     }
     if system:
@@ -71,13 +70,6 @@ def _refuse(body: Mapping[str, Any]) -> None:
         raise UntranslatableError("this API gives no log probabilities")
     if "audio" in (body.get("modalities") or ()):
         raise UntranslatableError("this API gives no audio")
-
-
-def _bound(body: Mapping[str, Any], most: int) -> int:
-    asked = body.get("max_completion_tokens") or body.get("max_tokens")
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        return most or ANSWER_TOKENS
-    return min(asked, most) if most else asked
 
 
 def _conversation(messages: Any) -> tuple[list[str], list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qgate.capability.finops.bounds import prompt_bound
+from qgate.capability.finops.bounds import answer_bound, prompt_bound
 from qgate.capability.providers.catalogue import Provider
 from qgate.capability.work import Attempt, Chunk, Usage
 from tunnel_proto.errors import MeshError
@@ -49,7 +49,8 @@ class Piece:
 class Dialect(ABC):
     """One attempt in an API's words: the request, then its events or its body.
 
-    `complete` becomes true when the stream's own end was seen; `version` is the model as the API names it.
+    `complete` becomes true when the stream's own end was seen; `version` is the model as the API names it;
+    `most` is the most tokens that the answer may have.
     """
 
     def __init__(self, attempt: Attempt, provider: Provider) -> None:
@@ -58,6 +59,14 @@ class Dialect(ABC):
         self.model = attempt.candidate.version or attempt.candidate.model
         self.version = self.model
         self.complete = False
+        policy = attempt.work.app.policy
+        # What was reserved: the same function of the same facts.
+        self.most = answer_bound(
+            attempt.work.body,
+            attempt.work.request.max_tokens,
+            policy.max_tokens if policy is not None else None,
+            attempt.max_tokens,
+        )
 
     @abstractmethod
     def call(self, key: str) -> Call:
@@ -82,8 +91,7 @@ class Dialect(ABC):
     def most_used(self, said: int) -> Usage:
         """The most that an answer of `said` bytes can have used, where the API does not say what it did."""
         prompt = prompt_bound(self.attempt.work.body)
-        completion = min(said, self.attempt.max_tokens) if self.attempt.max_tokens else said
-        return Usage(prompt, completion, 0, prompt)
+        return Usage(prompt, min(said, self.most), 0, prompt)
 
 
 def whole(data: bytes) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from qgate.capability.providers.dialect import (
 )
 from qgate.capability.providers.openai import OpenAIDialect
 from qgate.capability.providers.sse import EventStream, EventStreamError
-from qgate.capability.work import Attempt, Failure, Running, Sink
+from qgate.capability.work import Attempt, Blame, Failure, Running, Sink, Usage
 from qgate.governance.directory import Directory
 from qgate.vault import VaultError
 
@@ -90,21 +90,19 @@ class ProviderExecutor:
         provider = self._directory.providers().get(name)
         if provider is None or not provider.enabled or self._session is None:
             what = "is not there any more" if provider is None else "is switched off"
-            sink.failed(Failure("unavailable", f"{name} {what}", retriable=True, blame="provider"))
+            sink.failed(_unspent("unavailable", f"{name} {what}"))
             return call
         if attempt.emitted or attempt.emitted_text:
             sink.failed(
-                Failure("stream_interrupted", f"{name} cannot go on with another's answer", blame="provider")
+                _unspent("stream_interrupted", f"{name} cannot go on with another's answer", retriable=False)
             )
             return call
         if self._busy[name] >= provider.max_concurrent:
             sink.failed(
-                Failure(
+                _unspent(
                     "queue_full",
                     f"{name} has {provider.max_concurrent} requests of this gate already",
-                    retriable=True,
                     retry_after_s=1.0,
-                    blame="provider",
                 )
             )
             return call
@@ -112,14 +110,7 @@ class ProviderExecutor:
             key = self._key(provider)
         except VaultError as error:
             log.warning("a provider's key cannot be opened", provider=name, reason=error.message)
-            sink.failed(
-                Failure(
-                    "provider_error",
-                    f"the key for {name} cannot be opened",
-                    retriable=True,
-                    blame="provider",
-                )
-            )
+            sink.failed(_unspent("provider_error", f"the key for {name} cannot be opened"))
             return call
         self._busy[name] += 1
         task = asyncio.get_running_loop().create_task(
@@ -177,9 +168,7 @@ class _ProviderCall:
                 return
             failure = failed
         except UntranslatableError as error:
-            failure = Failure(
-                "unsupported", f"{provider.name}: {error.message}", retriable=True, blame="provider"
-            )
+            failure = _unspent("unsupported", f"{provider.name}: {error.message}")
         except StreamedError as error:
             failure = http_errors.stream_failure(error.error, provider=provider.name, key=key, now=clock())
         except (InvalidAnswerError, EventStreamError) as error:
@@ -329,21 +318,30 @@ class _ProviderCall:
         if isinstance(error, _StalledError):
             return Failure("unavailable", str(error), retriable=True, blame="provider")
         if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError):
-            return Failure(
-                "provider_error",
-                f"{name} could not prove who it is (TLS certificate)",
-                retriable=True,
-                blame="provider",
-            )
+            return _unspent("provider_error", f"{name} could not prove who it is (TLS certificate)")
         if isinstance(error, aiohttp.ClientConnectorError):
-            what = f"{name} cannot be reached"
-        elif isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+            return _unspent("unavailable", f"{name} cannot be reached", blame="network")
+        if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
             what = f"{name} ended the connection in the middle of its answer"
         elif isinstance(error, aiohttp.ClientResponseError):
             return http_errors.invalid(name, "it is not HTTP")
         else:
             what = f"the connection to {name} was lost"
         return Failure("unavailable", what, retriable=True, blame="network")
+
+
+def _unspent(
+    code: str,
+    message: str,
+    *,
+    retriable: bool = True,
+    retry_after_s: float | None = None,
+    blame: Blame = "provider",
+) -> Failure:
+    """A failure before anything was sent, so that nothing can have been charged."""
+    return Failure(
+        code, message, retriable=retriable, retry_after_s=retry_after_s, blame=blame, usage=Usage()
+    )
 
 
 class _StalledError(OSError):

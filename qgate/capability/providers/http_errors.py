@@ -21,6 +21,7 @@ TEXT_MAX: Final = 500
 _OVERLOADED: Final = 529  # Anthropic's
 
 _REQUEST_STATUS: Final = frozenset({400, 413, 422})
+_SAID_FOR_ANOTHER: Final = frozenset({408, 502, 504, 520, 522, 524})
 _QUOTA_WORDS: Final = frozenset({"insufficient_quota", "billing_error", "billing_hard_limit_reached"})
 _CONTEXT_WORDS: Final = frozenset({"context_length_exceeded", "string_above_max_length"})
 
@@ -84,7 +85,9 @@ def failure_of(
         )
     if status in {408, 409, 425} or status >= 500:
         what = "is overloaded" if status in {503, _OVERLOADED} else "failed"
-        return _provider(status, f"{provider} {what} (HTTP {status})", wait)
+        # Whoever says so for a server behind it does not know what that has done, and charged.
+        known = None if status in _SAID_FOR_ANOTHER else status
+        return _provider(known, f"{provider} {what} (HTTP {status})", wait)
     return Failure(
         "provider_error",
         f"{provider} answered HTTP {status}{told}",
@@ -141,7 +144,7 @@ def _until(date: str, now: float) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now
 
 
-def _provider(status: int, message: str, wait: float | None) -> Failure:
+def _provider(status: int | None, message: str, wait: float | None) -> Failure:
     return Failure(
         "provider_error", message, retriable=True, retry_after_s=wait, blame="provider", status=status
     )

@@ -8,7 +8,15 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from qgate.capability.providers.catalogue import Provider, ProviderModel
-from qgate.capability.providers.dialect import Call, Dialect, InvalidAnswerError, Piece, StreamedError, whole
+from qgate.capability.providers.dialect import (
+    Call,
+    Dialect,
+    InvalidAnswerError,
+    Piece,
+    StreamedError,
+    UntranslatableError,
+    whole,
+)
 from qgate.capability.work import Attempt, Chunk, Usage
 
 PATHS: Final[Mapping[str, str]] = {
@@ -29,6 +37,7 @@ _NOT_FOR_TEXT: Final = (
     "tts",
     "whisper",
 )
+_SURCHARGED: Final = ("audio", "prediction", "web_search_options")
 _OWN_HOSTS: Final = ("api.openai.com", ".openai.azure.com")
 
 
@@ -48,8 +57,9 @@ class OpenAIDialect(Dialect):
         work = self.attempt.work
         body = dict(work.body)
         body["model"] = self.model
-        if self.attempt.max_tokens and work.kind != "embedding":
-            bound(body, self.attempt.max_tokens, modern=work.kind == "chat" and is_openai(self.provider.url))
+        refuse_surcharges(body)
+        if work.kind != "embedding":
+            bound(body, self.most, modern=work.kind == "chat" and is_openai(self.provider.url))
         if work.kind != "embedding":
             body["stream"] = work.stream
             if work.stream:
@@ -131,15 +141,19 @@ class OpenAIDialect(Dialect):
 
 
 def bound(body: dict[str, Any], most: int, *, modern: bool) -> None:
-    """Let `body` ask for at most `most` tokens, under the name that it uses already, if it does."""
-    name = "max_completion_tokens" if modern else "max_tokens"
-    if "max_completion_tokens" in body:
-        name = "max_completion_tokens"
-    elif "max_tokens" in body:
-        name = "max_tokens"
-    asked = body.get(name)
-    fits = isinstance(asked, int) and not isinstance(asked, bool) and 0 < asked <= most
-    body[name] = asked if fits else most
+    """Let `body` ask for at most `most` tokens, under every name that it uses: a server may heed either."""
+    given = [name for name in ("max_completion_tokens", "max_tokens") if name in body]
+    for name in given or ["max_completion_tokens" if modern else "max_tokens"]:
+        body[name] = most
+
+
+def refuse_surcharges(body: Mapping[str, Any]) -> None:
+    """UntranslatableError for what is charged beside the tokens: no reservation would hold it."""
+    named = [name for name in _SURCHARGED if body.get(name)]
+    if body.get("service_tier") == "priority":
+        named.append("service_tier")
+    if named:
+        raise UntranslatableError(f"{named[0]} costs more than the price of its tokens")
 
 
 def is_openai(url: str) -> bool:
