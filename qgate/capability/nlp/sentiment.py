@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final
 
@@ -10,7 +11,10 @@ from qgate.capability.nlp.language import is_foreign
 from qgate.capability.nlp.unsuited import Unsuited
 
 THRESHOLD: Final = 0.05  # VADER's own
-SENTENCES_MAX: Final = 10_000
+PIECE_MAX: Final = 400
+"""Characters that VADER is given at once: its cost grows with the square of their feelings."""
+EMOJI_MAX: Final = 40
+"""Emoji of one piece that count; its score is at its bound long before."""
 
 
 def sentiment(text: str) -> dict[str, Any]:
@@ -24,11 +28,10 @@ def sentiment(text: str) -> dict[str, Any]:
             f"sentiment is judged by an English lexicon; this text looks like another language ({foreign})",
             hint=f"add language={foreign}, so that a model does it",
         )
-    spans = sentences.spans(text)[:SENTENCES_MAX]
     total = score = positive = neutral = negative = 0.0
-    for start, end in spans:
-        judged = _analyzer().polarity_scores(text[start:end])
-        weight = float(end - start)
+    for piece in _pieces(text):
+        judged = _analyzer().polarity_scores(piece)
+        weight = float(len(piece))
         total += weight
         score += weight * judged["compound"]
         positive += weight * judged["pos"]
@@ -46,6 +49,32 @@ def sentiment(text: str) -> dict[str, Any]:
         "neutral": round(neutral / shares, 4),
         "negative": round(negative / shares, 4),
     }
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Sentences, long ones cut at blanks, without more emoji than count."""
+    for start, end in sentences.spans(text):
+        while end - start > PIECE_MAX:
+            at = text.rfind(" ", start + 1, start + PIECE_MAX)
+            at = start + PIECE_MAX if at < 0 else at
+            yield _sobered(text[start:at])
+            start = at
+        yield _sobered(text[start:end])
+
+
+def _sobered(piece: str) -> str:
+    if piece.isascii():
+        return piece
+    emoji = _analyzer().emojis
+    left = EMOJI_MAX
+    kept: list[str] = []
+    for character in piece:
+        if character in emoji:
+            left -= 1
+            if left < 0:
+                continue
+        kept.append(character)
+    return "".join(kept)
 
 
 @lru_cache(maxsize=1)
