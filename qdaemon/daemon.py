@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -88,11 +89,14 @@ class Daemon:
         )
         self.jobs = Jobs(self.catalogue, self.residency, settings.jobs, self._changed)
         self.residency.ready = self.jobs.pump
+        self.residency.accelerator = self._accelerator
+        self._offloads = engine_offloads()
         self._make_runtime(runtime)
         self.inventory = Inventory(
             worker=self._bundle.name, version=program_version(), catalogue=self.catalogue, jobs=self.jobs
         )
         self.uplink = Uplink(connect=self._connect, inventory=self.inventory, on_ask=self._asked, loop=loop)
+        self.residency.announce = self.uplink.progress
         self.interrogation = Interrogation(
             settings.discovery, settings.engines, self.catalogue, self._changed
         )
@@ -288,6 +292,15 @@ class Daemon:
 
     # --- the machine
 
+    def _accelerator(self) -> tuple[int, float]:
+        """Free bytes of the GPUs together, and the slowest one's bandwidth; nought without an engine."""
+        if not self._offloads:
+            return 0, 0.0
+        gpus = {gpu.index: gpu for gpu in self.inventory.hardware.gpus if not gpu.problem}
+        used = {load.index: load.vram_used for load in self.inventory.load.gpus}
+        free = sum(max(0, gpu.vram - used.get(index, 0)) for index, gpu in gpus.items())
+        return free, min((gpu.bandwidth for gpu in gpus.values()), default=0.0)
+
     async def _measure(self) -> Hardware:
         problem = await self._in_thread(self._measure_now)
         if problem:
@@ -430,6 +443,14 @@ def program_version() -> str:
         return version("qgate-mesh")
     except PackageNotFoundError:  # run from a source tree that was not installed
         return "from source"
+
+
+def engine_offloads() -> bool:
+    """Whether the installed llama.cpp was built with a GPU backend; looked up, never imported here."""
+    found = importlib.util.find_spec("llama_cpp")
+    places = found.submodule_search_locations if found is not None else None
+    backends = ("cuda", "hip", "vulkan", "sycl", "metal")
+    return any(any(Path(place).glob(f"lib/libggml-{name}*")) for place in places or () for name in backends)
 
 
 def engine_version() -> str:

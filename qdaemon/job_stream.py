@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qdaemon.jobs import Job, Jobs
+from qdaemon.job import Job
+from qdaemon.jobs import Jobs
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.link import Stream, StreamError

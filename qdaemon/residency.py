@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import structlog
@@ -20,7 +20,7 @@ from qdaemon.models.store import ModelFile, ModelStore
 from qdaemon.runtimes.engine import Child, Runtime
 from qdaemon.settings import QdaemonSettings
 from tunnel_proto.errors import MeshError
-from tunnel_proto.messages import Hardware
+from tunnel_proto.messages import Hardware, LoadProgress
 
 log = structlog.get_logger()
 
@@ -32,8 +32,13 @@ UNLOAD_DRAIN_S: Final = 5.0
 TOUCHED_S: Final = 2.0
 """A file whose time of change is so much later than its arrival was written to, and is hashed again."""
 
-LOAD_RATE: Final = 0.8e9
-"""Bytes/s at which a first load is expected; later ones are expected to take as long as the last."""
+LOAD_RATE: Final = 0.5e9
+LOAD_START_S: Final = 1.5
+"""Bytes/s at which a first load is expected, after its process has started; later ones are expected to take
+as long as the last."""
+
+VRAM_SHARE: Final = 0.92
+"""Part of the free GPU memory that is planned with: drivers and fragments take the rest."""
 
 
 class ResidencyError(MeshError):
@@ -67,6 +72,8 @@ class Residency:
     memory_available: Callable[[], int]
     changed: Callable[[], None]
     ready: Callable[[Model], None] = lambda _model: None
+    announce: Callable[[LoadProgress], None] = lambda _progress: None
+    accelerator: Callable[[], tuple[int, float]] = lambda: (0, 0.0)  # free bytes and bytes/s of GPUs in use
     hardware: Hardware | None = None
     engine_problem: str = ""
     accuracy: dict[str, float] = field(default_factory=dict)  # by SHA-256: how far the estimate was off
@@ -189,11 +196,11 @@ class Residency:
         model.context = min(llama.context, facts.context_train or llama.context)
         model.slots = llama.slots
         model.isolation = model.isolation or "wiped"
-        model.memory_needed = estimate.estimate(facts, context=model.context, slots=model.slots).total
+        model.memory_needed = self._estimate(model, model.slots).total
         model.ttl_s = self._ttl(model)
-        model.load_s = model.load_s or facts.weights / LOAD_RATE
+        model.load_s = model.load_s or LOAD_START_S + facts.weights / LOAD_RATE
         if (machine := self.machine()) is not None:
-            layers = fit.layers_on_gpu(facts, machine, context=model.context, slots=model.slots)
+            layers = self._gpu_layers(model, model.slots, machine)
             model.predicted = fit.predict(
                 facts, machine, gpu_share=layers / facts.layers if facts.layers else 0.0
             )
@@ -206,17 +213,20 @@ class Residency:
         threads = self.settings.llama.threads
         one, every = hardware.memory_bandwidth_one, hardware.memory_bandwidth
         held = sum(model.memory_used for model in self.catalogue.stored()) if empty else 0
+        vram, vram_bandwidth = self.accelerator()
         machine = fit.Machine(
             ram_bandwidth=one if threads == 1 else min(every, one * threads),
             threads=threads,
             memory=max(0, self.memory_available() + held - self.settings.models.memory_reserve),
+            vram=int(vram * VRAM_SHARE),
+            vram_bandwidth=vram_bandwidth,
         )
         pairs = [
             (model.measured, fit.predict(model.facts, machine))
             for model in self.catalogue.stored()
             if model.facts is not None
         ]
-        return fit.Machine(machine.ram_bandwidth, threads, machine.memory, calibration=fit.calibration(pairs))
+        return replace(machine, calibration=fit.calibration(pairs))
 
     def residents(self) -> list[swap.Resident]:
         """What is in memory, as the plans see it."""
@@ -329,7 +339,8 @@ class Residency:
         if model.facts is None:
             raise ResidencyError(model.problem_code or "model_corrupt", model.problem or "it was never read")
         slots = 1 if want.done is not None else model.slots
-        need = estimate.estimate(model.facts, context=model.context, slots=slots).total
+        layers = self._gpu_layers(model, slots, self.machine())
+        need = fit.host_memory(model.facts, self._estimate(model, slots), layers)
         residents = self.residents()
         plan = swap.plan(
             residents,
@@ -390,7 +401,7 @@ class Residency:
             context=model.context,
             slots=model.slots if shared else 1,
             threads=self.settings.llama.threads,
-            gpu_layers=max(0, self.settings.models.gpu_layers),
+            gpu_layers=self._gpu_layers(model, model.slots if shared else 1, self.machine()),
             isolation="shared" if shared else "dedicated",
             on_progress=progressed,
         )
@@ -432,6 +443,8 @@ class Residency:
     def tell_progress(self, model: Model) -> None:
         """Let the jobs that wait for a model know how far it is."""
         eta = self.eta(model)
+        for name in model.names:
+            self.announce(LoadProgress(name, model.state, model.progress, eta))
         for job in list(model.queue):
             job.told_progress(model.state, model.progress, eta)
 
@@ -442,7 +455,7 @@ class Residency:
         passed = asyncio.get_running_loop().time() - model.load_began
         if model.progress > 0.05:
             return round(passed / model.progress - passed, 3)
-        return round(max(0.1, model.load_s - passed), 3)
+        return round(max(0.5 * passed, model.load_s - passed), 3)
 
     def _failed(self, want: _Want, error: MeshError) -> None:
         code = str(getattr(error, "code", "load_failed"))
@@ -462,6 +475,20 @@ class Residency:
                 job.told_failed(code, error.message, retriable=retriable)
         self._tell()
         self.changed()
+
+    def _estimate(self, model: Model, slots: int) -> estimate.Estimate:
+        assert model.facts is not None
+        batch = self.settings.llama.prefill_chunk
+        return estimate.estimate(model.facts, context=model.context, slots=slots, batch=batch)
+
+    def _gpu_layers(self, model: Model, slots: int, machine: fit.Machine | None) -> int:
+        """How many layers go to the GPU: what the settings say, or as many as fit what is free there."""
+        fixed = self.settings.models.gpu_layers
+        if machine is None or model.facts is None or machine.vram <= 0:
+            return 0
+        if fixed >= 0:
+            return min(fixed, model.facts.layers)
+        return fit.layers_on_gpu(model.facts, machine, context=model.context, slots=slots)
 
     def _ttl(self, model: Model) -> float:
         own = [entry.ttl_s for entry in model.entries if entry.ttl_s is not None]

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from qdaemon.models.estimate import estimate
+from qdaemon.models.estimate import Estimate, estimate
 from qdaemon.models.gguf_facts import GgufFacts
 
 Prefer = Literal["speed", "quality", "balanced"]
@@ -153,13 +153,19 @@ def layers_on_gpu(facts: GgufFacts, machine: Machine, *, context: int, slots: in
     return max(0, min(facts.layers, int(room / per_layer))) if per_layer > 0 else 0
 
 
+def host_memory(facts: GgufFacts, need: Estimate, gpu_layers: int) -> int:
+    """Bytes of main memory that a model takes with so many of its layers on a GPU."""
+    share = gpu_layers / facts.layers if facts.layers else 0.0
+    return int((need.weights + need.kv) * (1 - share)) + need.compute + need.process
+
+
 def assess(variant: Variant, machine: Machine, *, context: int, slots: int, prefer: Prefer) -> Fit:
     """One row of the table."""
     facts = variant.facts
     need = estimate(facts, context=context, slots=slots)
     layers = layers_on_gpu(facts, machine, context=context, slots=slots)
     share = layers / facts.layers if facts.layers else 0.0
-    in_memory = int((need.weights + need.kv) * (1 - share)) + need.compute + need.process
+    in_memory = host_memory(facts, need, layers)
     fits = in_memory <= machine.memory
     loss = QUANTS.get(facts.quant, UNKNOWN).loss
     predicted = predict(facts, machine, gpu_share=share)

@@ -148,8 +148,7 @@ class Child:
         """Run requests until the daemon is gone."""
         batcher, embedder, wire = self._batcher, self._embedder, self._wire
         while True:
-            for frame in wire.receive(self._patience()):
-                self._obey(frame)
+            self._obey_all()
             frames = batcher.step() if batcher.busy else []
             if embedder.busy:
                 frames += embedder.step(time.monotonic())
@@ -165,6 +164,11 @@ class Child:
             return 0
         expiry = self._batcher.next_expiry()
         return None if expiry is None else max(expiry - time.monotonic(), 0)
+
+    def _obey_all(self) -> None:
+        """Obey what came. In a function of its own, so that no variable keeps a client's words alive."""
+        for frame in self._wire.receive(self._patience()):
+            self._obey(frame)
 
     def _obey(self, frame: Frame) -> None:
         match frame["t"]:

@@ -182,6 +182,7 @@ class LlamaChild(asyncio.Protocol):
     async def wait_gone(self) -> None:
         """Return when the child has ended, for whatever reason."""
         await self._gone.wait()
+        await self._process.wait()
 
     # --- loading --------------------------------------------------------------------------------------------
 

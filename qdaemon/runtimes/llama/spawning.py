@@ -9,6 +9,14 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
+from typing import Final
+
+_ENVIRONMENT: Final = {
+    "PYTHONMALLOC": "malloc",
+    "GLIBC_TUNABLES": "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0",
+}
+"""All that such a process finds in its environment: the C library overwrites memory as it is freed, Python's
+objects included, so that a client's words do not linger in the heap."""
 
 
 class Spawned:
@@ -52,7 +60,8 @@ async def spawn(module: str, theirs: socket.socket) -> Spawned:
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-I",
+        "-s",
+        "-P",
         "-B",
         "-m",
         module,
@@ -62,7 +71,7 @@ async def spawn(module: str, theirs: socket.socket) -> Spawned:
         stdin=DEVNULL,
         stdout=DEVNULL,
         stderr=DEVNULL,
-        env={},
+        env=_ENVIRONMENT,
         start_new_session=True,
     )
     return Spawned(process)
