@@ -19,14 +19,17 @@ commands = options.group("Settings files of the daemons.")
 
 GATE_TABLES = frozenset({"store", "keys", "control", "postgres", "name", "drain_timeout_s"})
 SIDECAR_TABLES = frozenset({"gate"})
+WORKER_TABLES = frozenset({"models", "llama", "engines", "discovery", "jobs", "probe"})
 
 
 @commands.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A qgate.toml or minigate.toml.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A qgate.toml, minigate.toml or qdaemon.toml.")
+    ],
     output: options.Format = Output.TABLE,
 ) -> None:
-    """Check a qgate.toml or minigate.toml, whichever it is; exit code 6 when a daemon would refuse it."""
+    """Check a daemon's settings file, whichever's it is; exit code 6 when the daemon would refuse it."""
     kind, problem, hint = "", "", ""
     try:
         kind = kind_of(file)
@@ -47,6 +50,8 @@ def kind_of(file: Path) -> str:
     """Which daemon a settings file is for: its name says, else its tables do. Raises ConfigError."""
     if "minigate" in file.name or "sidecar" in file.name:
         return "minigate"
+    if "qdaemon" in file.name or "worker" in file.name:
+        return "qdaemon"
     if "qgate" in file.name:
         return "qgate"
     try:
@@ -55,13 +60,15 @@ def kind_of(file: Path) -> str:
         raise ConfigError(f"{file}: no such file") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: {error}") from None
+    if WORKER_TABLES & document.keys():
+        return "qdaemon"
     if SIDECAR_TABLES & document.keys() or "hosts" in _table(document, "listen"):
         return "minigate"
     if GATE_TABLES & document.keys() or "host" in _table(document, "listen"):
         return "qgate"
     raise ConfigError(
-        f"{file}: whether this is for qgate or minigate cannot be told",
-        hint="name it qgate.toml or minigate.toml",
+        f"{file}: whether this is for qgate, minigate or qdaemon cannot be told",
+        hint="name it qgate.toml, minigate.toml or qdaemon.toml",
     )
 
 
@@ -72,6 +79,11 @@ def load_settings(file: Path, kind: str) -> object:
         from tunnel_proto.settings import load
 
         return load(file, MinigateSettings)
+    if kind == "qdaemon":
+        from qdaemon.settings import QdaemonSettings
+        from tunnel_proto.settings import load
+
+        return load(file, QdaemonSettings)
     from qgate.settings import load_gate_settings
 
     return load_gate_settings(file)
