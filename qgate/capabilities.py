@@ -100,7 +100,11 @@ class Capabilities:
         self.http = HttpFront(Application(self.desk, settings.http, wall=clock))
         self.administrator = Application(self.desk, settings.http, principal=ADMINISTRATOR, wall=clock)
         self.sql = VirtualFront(
-            SqlDesk(self.desk, directory, ShownLists(self)), directory=directory, audit=audit, wall=clock
+            SqlDesk(self.desk, directory, ShownLists(self)),
+            directory=directory,
+            audit=audit,
+            message_max=settings.http.max_body,
+            wall=clock,
         )
         directory.subscribe(self._directory_changed)
 

@@ -22,9 +22,12 @@ EVENTS: Final = b"text/event-stream; charset=utf-8"
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def dumps(value: object) -> bytes:
     """Compact JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def error_object(problem: Problem) -> dict[str, Any]:

@@ -9,20 +9,27 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from qgate.capability.work import Begun, Chunk, Event, Moved, Problem, Work
+from qgate.control.local import LocalServer
 from qgate.governance.policy import CapabilityPolicy
+from qgate.http.application import Application, Beside
+from qgate.settings import HttpSettings
 from tests.minigate.conftest import until
 from tests.qgate.http_stack import (
     KEY,
     MODELLESS_KEY,
     OTHER_KEY,
+    FakeEngine,
     Stack,
     analysis,
     app,
+    desk,
+    directory,
     finished,
     stack,
     vectors,
@@ -452,6 +459,27 @@ async def test_receipts_are_found_by_their_app_only(tmp_path: Path) -> None:
         async with client(running, OTHER_KEY) as sdk:
             with pytest.raises(openai.NotFoundError):
                 await sdk.get("/receipts/rct_1", cast_to=object)
+
+
+async def test_the_control_socket_needs_no_key(tmp_path: Path) -> None:
+    async def other(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 418, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    engine = FakeEngine()
+    administrator = app("admin")
+    made = desk(engine, directory())
+    server = LocalServer(
+        Beside(Application(made, HttpSettings(), principal=administrator), other), tmp_path / "admin.sock"
+    )
+    await server.start()
+    transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "admin.sock"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asking:
+        reply = await asking.post("/v1/chat/completions", json={"model": "smol", "messages": HELLO})
+        assert reply.json()["choices"][0]["message"]["content"] == "one two thrée"
+        assert engine.seen[0].app is administrator
+        assert (await asking.get("/control/v1/status")).status_code == 418
+    await server.close()
 
 
 async def test_many_at_once(tmp_path: Path) -> None:

@@ -231,6 +231,36 @@ async def test_one_row_shape(
         assert row[6] == f"rct_{served.stack.engine.seen[0].id[4:]}"
 
 
+async def test_rows_in_portions_and_a_pipeline_that_fails(tmp_path: Path) -> None:
+    async with database(tmp_path) as served:
+        one = await asyncpg.connect(served.url())
+        async with one.transaction():
+            names = [row["name"] async for row in one.cursor("SHOW models", prefetch=2)]
+        assert names[:2] == ["smol", "secret/model"]
+        assert len(names) > 4
+        await one.close()
+        async with await psycopg.AsyncConnection.connect(served.dsn(), autocommit=True) as two:
+            async with two.pipeline() as pipeline:
+                good = await two.execute("SELECT 1")
+                await two.execute("SELECT * FROM nothing")
+                lost = await two.execute("SELECT 2")
+                with pytest.raises(psycopg.errors.UndefinedTable):
+                    await pipeline.sync()
+                assert await good.fetchone() == (1,)
+                with pytest.raises(psycopg.Error):
+                    await lost.fetchone()
+            assert await (await two.execute("SELECT 3")).fetchone() == (3,)
+
+
+async def test_a_message_that_is_too_long_ends_the_session(tmp_path: Path) -> None:
+    async with database(tmp_path) as served:
+        one = await psycopg.AsyncConnection.connect(served.dsn())
+        with pytest.raises(psycopg.OperationalError):
+            await one.execute("SELECT * FROM qg('task=summarize', %s)", ("x" * 2_000_000,))
+        await one.close()
+        assert served.stack.engine.seen == []
+
+
 # --- errors
 
 
