@@ -98,6 +98,7 @@ class Child:
         self._wire = wire
         unlocked = confinement.lock_memory() if frame["lock"] else "not asked for"
         self._model = library.Model(frame["path"], gpu_layers=frame["gpu_layers"], on_progress=self._progress)
+        self._check_room(frame)
         context = library.Context(
             self._model,
             size=frame["context"],
@@ -140,6 +141,18 @@ class Child:
                 }
             ]
         )
+
+    def _check_room(self, frame: Frame) -> None:
+        """LoadFailed before llama.cpp tries: it would spend a minute on a cache of terabytes."""
+        needed = self._model.cache_bytes(frame["context"] * frame["slots"])
+        free = confinement.available_memory()
+        if frame["gpu_layers"] == 0 and needed > free:
+            raise LoadFailed(
+                "out_of_memory",
+                f"{frame['slots']} × {frame['context']} tokens need about {needed >> 20} MiB, "
+                f"and {free >> 20} are free",
+                hint="load it with fewer slots or a smaller context",
+            )
 
     def _progress(self, share: float) -> None:
         self._wire.send([{"t": "progress", "share": share}])

@@ -112,6 +112,14 @@ class Model:
         self._pieces: dict[int, bytes] = {}
         self._scratch = ctypes.create_string_buffer(1024)
 
+    def cache_bytes(self, tokens: int) -> int:
+        """About how much a KV cache of ``tokens`` tokens takes, in 16 bits; 0 for a model without one."""
+        if self.recurrent:
+            return 0
+        heads = max(llama_cpp.llama_model_n_head(self.pointer), 1)
+        width = self.n_embd // heads * llama_cpp.llama_model_n_head_kv(self.pointer)
+        return int(tokens * llama_cpp.llama_model_n_layer(self.pointer) * width * 2 * 2)
+
     def control_tokens(self) -> list[ControlToken]:
         """Every control and unknown token with a text, in the order of their ids."""
         found = []
