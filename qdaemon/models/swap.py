@@ -69,6 +69,8 @@ def plan(
     for one in _order(left):
         if free >= need and len(held) - len(choice.evict) < places:
             break
+        if one in choice.evict:  # it went with its group
+            continue
         together = [one, *_companions(one, left, choice.evict)]
         choice.evict += together
         free += sum(each.memory for each in together)
