@@ -368,7 +368,14 @@ class Run:
         receipt = self._engine.receipts.issue(self.work, outcome=outcome)
         self._engine.ended(self.work, outcome, "ok", receipt)
         self._events.append(
-            Finished(command.finish_reason, command.usage, receipt, command.result, command.raw)
+            Finished(
+                command.finish_reason,
+                command.usage,
+                receipt,
+                command.result,
+                command.raw,
+                tuple(self._dispatch.ids),
+            )
         )
         self._arrived.set()
 

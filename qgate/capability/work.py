@@ -286,7 +286,8 @@ class Moved:
 class Finished:
     """The answer is complete.
 
-    `result` is an analysis' object or a list of embedding vectors; `raw` a provider's whole body.
+    `result` is an analysis' object or a list of embedding vectors; `raw` a provider's whole body. `ids` are
+    all token ids of the answer, as the gate would have replayed them elsewhere.
     """
 
     finish_reason: str
@@ -294,6 +295,7 @@ class Finished:
     receipt: Receipt
     result: Any = None
     raw: bytes | None = None
+    ids: tuple[int, ...] = field(default=(), repr=False)
 
 
 Event = Begun | Chunk | Moved | Finished

@@ -94,6 +94,9 @@ def check_common(body: Mapping[str, Any]) -> None:
         if value is not None and integer(value, name, 1, 128) != 1:
             refuse(f"{name} must be 1 here: one request gives one answer", name, code="unsupported")
     _check_stop(body.get("stop"))
+    mesh = body.get("qgate")
+    if mesh is not None and (not isinstance(mesh, dict) or not isinstance(mesh.get("ids", False), bool)):
+        refuse('qgate must be an object; {"ids": true} asks for token ids', "qgate")
     options = body.get("stream_options")
     if options is not None:
         if not isinstance(options, dict):

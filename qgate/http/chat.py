@@ -29,6 +29,12 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
+def wants_ids(body: Mapping[str, Any]) -> bool:
+    """Whether a body asks for the token ids of its answer: `"qgate": {"ids": true}`."""
+    asked = body.get("qgate")
+    return isinstance(asked, Mapping) and asked.get("ids") is True
+
+
 class _Streaming:
     """What chat and completion streams share: one line a chunk, its frame made once."""
 
@@ -41,6 +47,7 @@ class _Streaming:
         self._created = created
         options = body.get("stream_options") or {}
         self._include_usage = bool(options.get("include_usage"))
+        self._tells_ids = wants_ids(body)
         self._before = b""
         self._after = b""
         self._wrote = False
@@ -64,17 +71,16 @@ class _Streaming:
             delta = dict(chunk.delta or {})
             if chunk.text:
                 delta["content"] = chunk.text
-            choice = self._choice(delta, None, _joined([chunk.logprobs] if chunk.logprobs else []))
-            return (
-                first + b"data: " + dumps({**self._head(answer, self._kind), "choices": [choice]}) + b"\n\n"
-            )
+            return first + self._spelt(answer, chunk, delta)
+        if self._tells_ids and chunk.ids:
+            return first + self._spelt(answer, chunk, {"content": chunk.text})
         if not chunk.text:
             return first
         return first + self._before + json.dumps(chunk.text).encode() + self._after
 
     def closing(self, answer: Answer) -> bytes:
         """The finish reason with the receipt, the usage where it was asked for, and the end's mark."""
-        mesh = answer.mesh()
+        mesh = self._mesh(answer)
         if self._held:
             *others, last = self._held
             kept = b"".join(b"data: " + one + b"\n\n" for one in others)
@@ -100,6 +106,18 @@ class _Streaming:
         """An error event, and no [DONE]."""
         held = b"".join(b"data: " + one + b"\n\n" for one in self._held)
         return held + error_event(problem)
+
+    def _spelt(self, answer: Answer, chunk: Chunk, delta: Mapping[str, Any]) -> bytes:
+        """A chunk that says more than a text."""
+        choice = self._choice(delta, None, _joined([chunk.logprobs] if chunk.logprobs else []))
+        said = {**self._head(answer, self._kind), "choices": [choice]}
+        if self._tells_ids:
+            said["qgate"] = {"ids": chunk.ids}
+        return b"data: " + dumps(said) + b"\n\n"
+
+    def _mesh(self, answer: Answer) -> dict[str, Any]:
+        mesh = answer.mesh()
+        return {**mesh, "ledger": answer.end.ids} if self._tells_ids else mesh
 
     def _raw(self, raw: bytes) -> bytes:
         self._wrote = True
@@ -156,7 +174,7 @@ class ChatFace(_Streaming):
                 **self._head(answer, self._whole_kind),
                 "choices": [choice],
                 "usage": usage_object(finished.usage),
-                "qgate": answer.mesh(),
+                "qgate": self._mesh(answer),
             }
         )
 
@@ -192,7 +210,7 @@ class CompletionFace(_Streaming):
                 **self._head(answer, self._whole_kind),
                 "choices": [choice],
                 "usage": usage_object(finished.usage),
-                "qgate": answer.mesh(),
+                "qgate": self._mesh(answer),
             }
         )
 

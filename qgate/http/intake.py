@@ -222,6 +222,7 @@ def _merged(
     if most is not None:
         merged[named if named == "max_completion_tokens" else "max_tokens"] = most
     merged.pop("max_output_tokens", None)
+    merged.pop("qgate", None)  # said to the gate, not to whoever runs the request
     for name in ("temperature", "seed"):
         value = getattr(request, name)
         if value is not None:
