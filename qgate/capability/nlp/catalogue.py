@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-AS_OF: Final = "2025-11"
+AS_OF: Final = "2026-11"
 """When the priors below were set; docs/nlp.md says from what."""
 
 QUALITY: Final[Mapping[str, float]] = MappingProxyType(
