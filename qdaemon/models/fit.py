@@ -194,7 +194,7 @@ def score(speed: float, loss: float, prefer: Prefer) -> float:
         case "speed":
             return math.log(speed) - 0.1 * LOSS_WEIGHT * loss
         case "quality":
-            return 0.1 * math.log(speed) - LOSS_WEIGHT * loss
+            return 0.02 * math.log(speed) - LOSS_WEIGHT * loss
         case _:
             return math.log(speed) - LOSS_WEIGHT * loss
 

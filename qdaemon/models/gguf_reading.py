@@ -56,8 +56,8 @@ def describe(path: Path, size: int) -> dict[str, Any]:
         found = fields.get(key)
         return otherwise if found is None else found.contents()
 
-    arch = str(value("general.architecture", ""))
-    if not arch:
+    arch = value("general.architecture", "")
+    if not isinstance(arch, str) or not arch:
         return _problem("model_corrupt", "it does not say its architecture", _COPY)
     if int(value("split.count", 1)) > 1:
         return _problem(
