@@ -15,6 +15,7 @@ from setuptools import Extension, setup
 COMPILED = [
     "tunnel_proto/batch.py",
     "tunnel_proto/cipher.py",
+    "tunnel_proto/events.py",
     "tunnel_proto/outbound.py",
     "tunnel_proto/mux.py",
     "tunnel_proto/pump.py",
@@ -22,6 +23,8 @@ COMPILED = [
     "tunnel_proto/resume.py",
     "tunnel_proto/session.py",
     "tunnel_proto/stream.py",
+    "minigate/http.py",
+    "minigate/relay.py",
     "qgate/postgres/conversation.py",
     "qgate/postgres/fingerprint.py",
     "qgate/postgres/session.py",

@@ -12,14 +12,15 @@ import asyncio
 import contextlib
 import socket
 import struct
-from typing import Protocol
+from typing import Final, Protocol, cast
 
 from minigate.connections import Connections
+from minigate.discard import Discard
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.pgwire import AUTHENTICATION_OK, TERMINATE, error_response, ready_for_query
 
-_READY_IDLE = ready_for_query(b"I")
+_READY_IDLE: Final = ready_for_query(b"I")
 _LINGER_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST instead of FIN
 
 _CONNECTION_FAILURE = "08006"
@@ -124,8 +125,10 @@ class AuthenticationWatch:
         return False
 
 
-class AppSide(asyncio.Protocol):
-    """The app's end: what it sends goes into the stream.
+class AppSide:
+    """The app's end, the protocol of its transport: what it sends goes into the stream.
+
+    It has no base class, so that it can be compiled.
 
     ``idle`` is true while the app waits for nothing: the gate's last data ended in ReadyForQuery outside a
     transaction and the app has sent nothing since. Only a drain reads it.
@@ -159,7 +162,7 @@ class AppSide(asyncio.Protocol):
         self.stream = stream
         self.connections.live.add(self)
         self.connections.counts.opened += 1
-        self.transport.set_protocol(self)
+        self.transport.set_protocol(cast("asyncio.Protocol", self))
 
     def data_received(self, data: bytes) -> None:
         self.idle = False
@@ -339,27 +342,3 @@ class GateSide:
 
     def link_restored(self) -> None:
         """Nothing was lost, so there is nothing to do."""
-
-
-class Discard:
-    """The receiver of a stream whose app has gone: takes what still comes and returns its credit."""
-
-    __slots__ = ("_stream",)
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def data_received(self, data: bytes, boundary: bool) -> None:
-        self._stream.consumed(len(data))
-
-    def eof_received(self) -> None: ...
-
-    def stream_closed(self, error: StreamError | None) -> None: ...
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...

@@ -13,7 +13,7 @@ import hashlib
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 
@@ -204,8 +204,7 @@ class TlsLayer(asyncio.Transport, asyncio.Protocol):
     # As the transport of the protocol above.
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        assert isinstance(protocol, asyncio.Protocol)
-        self._protocol = protocol
+        self._protocol = cast(asyncio.Protocol, protocol)  # compiled ones are one without saying so
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._protocol

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from minigate.discard import Discard
 from minigate.metrics import Ledger
-from minigate.relay import Discard
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.link import Stream, StreamError, TunnelClient

@@ -160,7 +160,7 @@ class PeerSession:
 
 
 class Arrival(asyncio.Protocol):
-    """One connection to the gate, from its first byte on."""
+    """One connection to the gate, from its first byte until it carries a session."""
 
     def __init__(self, server: TunnelServer) -> None:
         self._server = server
@@ -174,7 +174,6 @@ class Arrival(asyncio.Protocol):
         self._handshake: ResponderHandshake | None = None
         self._established: Established | None = None
         self._link: RecordLayer | None = None
-        self._pump: Pump | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the stranger and give it a moment to prove itself."""
@@ -199,11 +198,7 @@ class Arrival(asyncio.Protocol):
         self._timer = self._loop.call_later(FIRST_MESSAGE_TIMEOUT_S, self._refuse, "slow", "too slow")
 
     def data_received(self, data: bytes) -> None:
-        """Handshake, then the first record, then the session."""
-        transport = self._transport
-        if self._pump is not None and transport is not None:
-            self._pump.data_received(transport, data)
-            return
+        """Handshake, then the first record; what follows goes to the session's pump."""
         try:
             if self._link is not None:
                 self._link.feed(data)
@@ -223,18 +218,6 @@ class Arrival(asyncio.Protocol):
         self._leave()
         if self._timer is not None:
             self._timer.cancel()
-        if self._pump is not None and self._transport is not None:
-            self._pump.connection_lost(self._transport, error)
-
-    def pause_writing(self) -> None:
-        """The socket is full."""
-        if self._pump is not None and self._transport is not None:
-            self._pump.pause_writing(self._transport)
-
-    def resume_writing(self) -> None:
-        """The socket has room."""
-        if self._pump is not None and self._transport is not None:
-            self._pump.resume_writing(self._transport)
 
     def abort(self) -> None:
         """Close at once."""
@@ -284,12 +267,10 @@ class Arrival(asyncio.Protocol):
                 session.session.accept(
                     link, time.monotonic(), kernel_rtt(self._transport), Start.decode(payload), session.id
                 )
-                self._pump = session.pump
                 session.pump.attach(self._transport, link)
             elif kind == FrameType.RESUME:
                 resume = Resume.decode(payload)
                 session = self._server.find(peer, resume)
-                self._pump = session.pump
                 session.resume(self._transport, link, resume, self._address)
             else:
                 raise RemoteProtocolError("the first record holds one START or RESUME")

@@ -97,7 +97,8 @@ class RecordLayer:
                 self._buffer = b""
                 self._position = 0
             return None
-        length = int.from_bytes(buffer[self._position : start])
+        at = self._position
+        length = buffer[at] << 24 | buffer[at + 1] << 16 | buffer[at + 2] << 8 | buffer[at + 3]
         if not _CIPHERTEXT_MIN <= length <= _CIPHERTEXT_MAX:
             raise RemoteProtocolError(f"a record of {length} bytes")
         end = start + length

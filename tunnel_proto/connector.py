@@ -257,7 +257,7 @@ class TunnelClient:
         offer: Resume | None,
         peer_received: int | None,
         dial: Dial,
-    ) -> Pump:
+    ) -> None:
         """A connection is ready to carry the session.
 
         TunnelError when the session ended meanwhile, ResumeRefused when it cannot be joined to the gate's.
@@ -267,7 +267,6 @@ class TunnelClient:
             raise TunnelError("the session ended while it was being resumed")
         loop = asyncio.get_running_loop()
         rtt = kernel_rtt(transport) if self._proxy is None else 0.0
-        dial.pump = pump  # the transport may pause writing from inside attach
         if offer is None:
             session.start(link, time.monotonic(), rtt)
         else:
@@ -290,7 +289,6 @@ class TunnelClient:
             self._set_state("draining" if self._draining else "up")
             if was_lost:
                 pump.tell_streams("link_restored")
-        return pump
 
     def _begin(self) -> Session:
         identity = SessionIdentity(

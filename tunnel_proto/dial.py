@@ -14,7 +14,6 @@ from tunnel_proto.frame import Resume, decode_number, decode_reason
 if TYPE_CHECKING:
     from tunnel_proto.connector import TunnelClient
     from tunnel_proto.handshake import InitiatorHandshake
-    from tunnel_proto.pump import Pump
 
 _PROXY_REPLY_MAX = 8192
 
@@ -31,7 +30,7 @@ class Dial(asyncio.Protocol):
         self._link: RecordLayer | None = None
         self._offer: Resume | None = None
         self._spoke = False
-        self.pump: Pump | None = None
+        self._carries = False  # a session: the transport is no longer ours
         self.addresses: tuple[str, ...] = ()  # of the very process that answered
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -45,10 +44,7 @@ class Dial(asyncio.Protocol):
             self._greet()
 
     def data_received(self, data: bytes) -> None:
-        """Proxy's answer, message 2, RESUMED; then records."""
-        if self.pump is not None and self._transport is not None:
-            self.pump.data_received(self._transport, data)
-            return
+        """Proxy's answer, message 2, RESUMED."""
         try:
             if self._handshake is None and self._link is None:
                 self._proxy_answered(data)
@@ -62,9 +58,7 @@ class Dial(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The socket is gone."""
-        if self.pump is not None and self._transport is not None:
-            self.pump.connection_lost(self._transport, error)
-        elif self._handshake is not None and not self._spoke:
+        if self._handshake is not None and not self._spoke:
             self._fail(
                 TunnelError(
                     "the gate closed the connection without an answer",
@@ -74,19 +68,9 @@ class Dial(asyncio.Protocol):
         else:
             self._fail(TunnelError(str(error) if error else "the connection was closed"))
 
-    def pause_writing(self) -> None:
-        """The socket is full."""
-        if self.pump is not None and self._transport is not None:
-            self.pump.pause_writing(self._transport)
-
-    def resume_writing(self) -> None:
-        """The socket has room."""
-        if self.pump is not None and self._transport is not None:
-            self.pump.resume_writing(self._transport)
-
     def abort(self) -> None:
         """Give up before there is a session on it."""
-        if self.pump is None and self._transport is not None:
+        if not self._carries and self._transport is not None:
             self._transport.abort()
 
     def _greet(self) -> None:
@@ -140,7 +124,8 @@ class Dial(asyncio.Protocol):
 
     def _ready(self, link: RecordLayer, peer_received: int | None) -> None:
         assert self._transport is not None
-        self.pump = self._client.linked(self._transport, link, self._offer, peer_received, self)
+        self._client.linked(self._transport, link, self._offer, peer_received, self)
+        self._carries = True
         if not self.done.done():
             self.done.set_result(None)
 

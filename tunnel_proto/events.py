@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-if TYPE_CHECKING:
-    from tunnel_proto.stream import MuxStream
+from tunnel_proto.stream import MuxStream
 
 
-@dataclass(slots=True)
+@dataclass
 class DataReceived:
     """All data of one record: (stream, data, ends on a message boundary), in order."""
 
     chunks: list[tuple[MuxStream, bytes, bool]]
 
 
-@dataclass(slots=True)
+@dataclass
 class StreamOpened:
     """The peer opened a stream."""
 
     stream: MuxStream
 
 
-@dataclass(slots=True)
+@dataclass
 class EofReceived:
     """The peer closed its direction of a stream."""
 
     stream: MuxStream
 
 
-@dataclass(slots=True)
+@dataclass
 class StreamEnded:
     """A stream is over: ``code`` None after both sides closed, else a `StreamCode`."""
 
@@ -40,28 +39,28 @@ class StreamEnded:
     sqlstate: str
 
 
-@dataclass(slots=True)
+@dataclass
 class WritePaused:
     """A stream's backlog stayed above its bound after a flush."""
 
     stream: MuxStream
 
 
-@dataclass(slots=True)
+@dataclass
 class WriteResumed:
     """A paused stream's backlog has drained."""
 
     stream: MuxStream
 
 
-@dataclass(slots=True)
+@dataclass
 class SessionStarted:
     """The gate confirmed a new session."""
 
     session: str
 
 
-@dataclass(slots=True)
+@dataclass
 class PeerDraining:
     """GOAWAY: the peer takes no new streams."""
 
@@ -69,7 +68,7 @@ class PeerDraining:
     message: str
 
 
-@dataclass(slots=True)
+@dataclass
 class SessionEnded:
     """The session is over for both; its streams have ended before this event."""
 
@@ -77,7 +76,7 @@ class SessionEnded:
     message: str
 
 
-@dataclass(slots=True)
+@dataclass
 class LinkDead:
     """The peer did not answer in time: drop the link."""
 

@@ -12,10 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from tunnel_proto.batch import split_frames
 from tunnel_proto.compression import CompressedDataError, Compression, Expander, check_blocks
 from tunnel_proto.configuration import SessionStats
-from tunnel_proto.constants import DRAIN_KINDS, STREAM_ID_MAX, STREAM_WINDOW, DataFlag, FrameType, StreamCode
+from tunnel_proto.constants import (
+    DRAIN_KINDS,
+    FRAME_HEADER_BYTES,
+    STREAM_ID_MAX,
+    STREAM_WINDOW,
+    DataFlag,
+    FrameType,
+    StreamCode,
+)
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.events import DataReceived, EofReceived, PeerDraining, StreamEnded, StreamOpened
 from tunnel_proto.frame import (
@@ -104,7 +111,20 @@ class Mux(Outbound):
         chunks: list[tuple[MuxStream, bytes, bool]] = []
         streams = self.streams
         total = 0
-        for kind, flags, stream_id, payload in split_frames(body, position):
+        end = len(body)
+        while position < end:
+            start = position + FRAME_HEADER_BYTES
+            if start > end:
+                raise RemoteProtocolError("a frame header is cut short")
+            kind = body[position]
+            flags = body[position + 1]
+            stop = start + (body[position + 2] << 8 | body[position + 3])
+            if stop > end:
+                raise RemoteProtocolError("a frame is longer than its record")
+            high = body[position + 4] << 8 | body[position + 5]
+            stream_id = high << 16 | body[position + 6] << 8 | body[position + 7]
+            payload = body[start:stop]
+            position = stop
             stream = streams.get(stream_id)
             if kind == _DATA:
                 if stream is None:

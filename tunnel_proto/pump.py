@@ -167,6 +167,7 @@ class Pump:
         self._fast: bool | None = None  # which kernel backlog is set
         self._dispatching = False
         self._watchers: set[asyncio.Future[None]] = set()
+        self._flush_later = self._flush_soon
         session.mux.on_wake = self._wake
 
     @property
@@ -186,6 +187,7 @@ class Pump:
             old.abort()
         self._writable = True
         self._fast = None
+        transport.set_protocol(cast("asyncio.BaseProtocol", Carrier(self, transport)))
         tune(transport)
         self.session.mux.awake = True
         self.flush()
@@ -272,7 +274,7 @@ class Pump:
             self._dispatch()
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._flush_soon)
+        self._loop.call_soon(self._flush_later)
 
     def _flush_soon(self) -> None:
         if self.session.mux.awake:  # else something flushed meanwhile
@@ -343,7 +345,7 @@ class Pump:
     def _deliver(self, event: DataReceived) -> None:
         for stream, data, boundary in event.chunks:
             try:
-                stream.receiver.data_received(data, boundary)  # type: ignore[attr-defined]
+                cast("Stream", stream).receiver.data_received(data, boundary)
             except Exception as error:
                 self._failed(stream, error)
 
@@ -395,6 +397,29 @@ class Pump:
             receiver.stream_closed(StreamError(StreamCode.INTERNAL, "internal error"))
         except Exception as again:
             self._fault(f"stream {stream.id} ({stream.kind}): {type(again).__name__}: {again}")
+
+
+class Carrier:
+    """The protocol of a transport that carries a session. Without a base class it can be compiled."""
+
+    def __init__(self, pump: Pump, transport: asyncio.Transport) -> None:
+        self._pump = pump
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._pump.data_received(self._transport, data)
+
+    def eof_received(self) -> None:
+        """The transport closes itself."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._pump.connection_lost(self._transport, error)
+
+    def pause_writing(self) -> None:
+        self._pump.pause_writing(self._transport)
+
+    def resume_writing(self) -> None:
+        self._pump.resume_writing(self._transport)
 
 
 def tune(transport: asyncio.Transport) -> None:

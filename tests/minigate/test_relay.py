@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigate.relay import SQLSTATES, AuthenticationWatch, Discard, stream_error_response
+from minigate.discard import Discard
+from minigate.relay import SQLSTATES, AuthenticationWatch, stream_error_response
 from tests.minigate.conftest import Wire, open_wire, until
 from tests.minigate.gates import RecordedStream
 from tests.minigate.test_starting import SASL, STARTUP, App, connect
