@@ -1,0 +1,189 @@
+"""Reading a machine: this one for real, GPUs by a stand-in for NVML that fails as NVML does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+from qdaemon.hardware import bandwidth
+from qdaemon.hardware.facts import Counters, inference_flags, pcie_bandwidth, rates, vram_bandwidth
+from qdaemon.hardware.nvml import Gpus
+from qdaemon.hardware.probe import Probe, same_hardware
+from tests.qdaemon.fake_nvml import H100, FakeNvml, NVMLError
+from tunnel_proto.messages import Hardware, Report, encode
+
+
+def probe(folder: Path, **more: Any) -> Probe:
+    return Probe(threads=1, folder=folder, gpus=more.pop("gpus", None), **more)
+
+
+def test_this_machine_is_described(tmp_path: Path) -> None:
+    reader = probe(tmp_path / "not" / "made" / "yet")
+    hardware = reader.hardware()
+    assert hardware.cpu
+    assert 0 < hardware.cores <= hardware.threads
+    assert hardware.memory > 1 << 28
+    assert hardware.gpus == ()
+    load = reader.load()
+    assert 0 <= load.cpu <= 1
+    assert 0 < load.memory_available <= hardware.memory
+    assert load.disk_free > 0
+    assert encode(Report("w", 0, full=True, load=load, hardware=hardware))
+
+
+def test_bandwidth_is_measured_within_what_is_possible(tmp_path: Path) -> None:
+    reader = probe(tmp_path)
+    assert reader.measure(16) == ""
+    hardware = reader.hardware()
+    assert 0.2e9 < hardware.memory_bandwidth_one < 2e12
+    assert hardware.memory_bandwidth >= hardware.memory_bandwidth_one
+    assert hardware.measured_at > 0
+
+
+def test_the_bytes_that_a_measurement_counts_are_those_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 12.0] * 20)
+    monkeypatch.setattr("qdaemon.hardware.bandwidth.time.perf_counter", lambda: next(times))
+    measured = bandwidth.measure(2, 1)
+    assert measured.one == (1 << 20) * bandwidth.ROUNDS / 2.0
+    assert measured.all == 2 * measured.one
+
+
+def test_a_machine_without_room_is_not_made_to_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        available = 1 << 20
+
+    monkeypatch.setattr("qdaemon.hardware.probe.psutil.virtual_memory", Full)
+    assert "MiB of memory are free" in probe(tmp_path).measure(128)
+
+
+def test_a_control_groups_limit_is_the_memory_there_is(tmp_path: Path) -> None:
+    group = tmp_path / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("1073741824\n")
+    (group / "memory.current").write_text("805306368\n")
+    (group / "memory.stat").write_text("anon 1\ninactive_file 268435456\n")
+    reader = probe(tmp_path, sys=tmp_path)
+    assert reader.hardware().memory_limit == 1 << 30
+    assert reader.memory_available() == 512 << 20
+    (group / "memory.max").write_text("max\n")
+    assert reader.hardware().memory_limit == 0
+
+
+def test_an_arm_machine_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor : 0\nFeatures : fp asimd i8mm bf16 sve crc32\nCPU part : 0xd40\n\nprocessor : 1\n"
+    )
+    assert probe(tmp_path, proc=tmp_path).hardware().cpu_flags == ("asimd", "bf16", "i8mm", "sve")
+
+
+def test_rates_between_two_readings() -> None:
+    before = Counters(10.0, disk_read=100, net_sent=5)
+    after = Counters(12.0, disk_read=300, net_sent=3)
+    found = rates(before, after)
+    assert (found.disk_read, found.net_sent) == (100.0, 0.0)
+    assert rates(None, after) == rates(after, after) == rates(after, before)
+
+
+def test_bus_and_memory_speeds_from_their_parts() -> None:
+    assert pcie_bandwidth(4, 16) == pytest.approx(31.5e9, rel=0.01)
+    assert pcie_bandwidth(99, 16) == 0
+    assert vram_bandwidth(5120, 2619) == pytest.approx(3.35e12, rel=0.01)
+    assert inference_flags(["avx2", "mmx", "amx_int8"]) == ("amx_int8", "avx2")
+
+
+# --- GPUs
+
+
+def test_a_gpu_is_described_and_watched() -> None:
+    gpus = Gpus(FakeNvml([H100]))
+    (gpu,) = gpus.facts()
+    assert gpu.name == "NVIDIA H100 80GB HBM3"
+    assert gpu.vram == 85_520_809_984
+    assert (gpu.pcie_generation, gpu.pcie_width) == (5, 16)
+    assert gpu.bus == pytest.approx(63e9, rel=0.01)
+    assert gpu.bandwidth == pytest.approx(3.35e12, rel=0.01)
+    assert (gpu.driver, gpu.cuda) == ("570.86.15", "12.8")
+    (load,) = gpus.load()
+    assert (load.utilisation, load.power, load.temperature, load.ecc_errors) == (0.37, 214.35, 41.0, 0)
+    assert encode(Report("w", 0, hardware=Hardware(gpus=gpus.facts())))
+
+
+def test_a_machine_without_a_driver_is_a_normal_machine() -> None:
+    for error in (12, 9):
+        gpus = Gpus(FakeNvml(init_error=error))
+        assert gpus.facts() == ()
+        assert gpus.load() == ()
+        assert gpus.problem == ""
+
+
+def test_the_real_module_says_the_same_here() -> None:
+    gpus = Gpus()
+    assert gpus.problem == "" or gpus.facts() == ()
+    gpus.close()
+
+
+def test_a_driver_that_was_updated_under_us_is_told_and_mended() -> None:
+    library = FakeNvml([H100], init_error=18)
+    gpus = Gpus(library)
+    assert gpus.facts() == ()
+    assert "version mismatch" in gpus.problem
+    library.init_error = 0
+    gpus.reopen()
+    assert gpus.problem == ""
+    assert len(gpus.facts()) == 1
+    gpus.close()
+    assert library.opened == 0
+
+
+def test_a_gpu_that_is_lost_does_not_hide_the_others() -> None:
+    library = FakeNvml([H100, {**H100, "uuid": "GPU-2"}])
+    gpus = Gpus(library)
+    library.gpus[0] = {**H100, "lost": True}
+    lost, well = gpus.facts()
+    assert "lost" in lost.problem
+    assert well.problem == ""
+    assert [one.problem != "" for one in gpus.load()] == [True, False]
+
+
+def test_fields_that_a_card_does_not_have_stay_empty() -> None:
+    gpus = Gpus(FakeNvml([{"name": b"Old Card", "memory": (1 << 31, 0)}]))
+    (gpu,) = gpus.facts()
+    assert gpu.name == "Old Card"
+    assert (gpu.bus, gpu.bandwidth, gpu.pcie_width, gpu.uuid) == (0.0, 0.0, 0, "")
+    (load,) = gpus.load()
+    assert (load.utilisation, load.power, load.temperature, load.ecc_errors) == (None, None, None, None)
+
+
+def test_a_gpu_that_shares_the_machines_memory_is_there_without_its_own() -> None:
+    gpus = Gpus(FakeNvml([{"name": "Orin"}]))
+    (gpu,) = gpus.facts()
+    assert (gpu.name, gpu.vram, gpu.problem) == ("Orin", 0, "")
+
+
+def test_a_refusal_of_permission_or_a_broken_driver_is_told() -> None:
+    library = FakeNvml([H100])
+    gpus = Gpus(library)
+    library.count_error = 4
+    assert gpus.facts() == ()
+    assert "Permissions" in gpus.problem
+    assert "Unknown" in Gpus(FakeNvml(init_error=999)).problem
+
+
+def test_the_stand_in_has_what_the_real_module_has() -> None:
+    for name in dir(FakeNvml):
+        if name.startswith(("nvml", "NVML_")):
+            real = getattr(pynvml, name)
+            if name.startswith("NVML_"):
+                assert getattr(FakeNvml, name) == real, name
+    for number, text in NVMLError.TEXTS.items():
+        assert str(pynvml.NVMLError(number)).rstrip(".").lower() == text.rstrip(".").lower(), number
+
+
+def test_the_time_of_measurement_alone_is_no_change() -> None:
+    first = Hardware(cpu="x", measured_at=1.0)
+    assert same_hardware(first, Hardware(cpu="x", measured_at=2.0))
+    assert not same_hardware(first, Hardware(cpu="y", measured_at=1.0))
+    assert not same_hardware(None, first)
