@@ -107,9 +107,9 @@ class Estimate:
         """Take what one request showed; `decode` and `prefill` are (tokens, seconds)."""
         if first_token_s is not None:
             self.first_token.observe(first_token_s, now)
-        if decode is not None and decode[0] >= 4 and decode[1] > 0:
+        if decode is not None and decode[0] >= 4 and 0 < decode[1] < math.inf:
             self.speed.observe(decode[0] / decode[1])
-        if prefill is not None and prefill[0] >= 8 and prefill[1] > 0:
+        if prefill is not None and prefill[0] >= 8 and 0 < prefill[1] < math.inf:
             self.prefill.observe(prefill[0] / prefill[1])
         if service_s is not None:
             self.service.observe(service_s)

@@ -27,7 +27,7 @@ PREFERENCES: Final[Mapping[str, Mapping[str, float]]] = MappingProxyType(
     {
         "speed": {"time": 4.0, "quality": 0.1, "money": 0.5, "abroad": 1.0},
         "quality": {"time": 0.25, "quality": 10.0, "money": 0.25, "abroad": 1.0},
-        "cost": {"time": 0.5, "quality": 0.5, "money": 50.0, "abroad": 1.0},
+        "cost": {"time": 0.5, "quality": 0.5, "money": 2000.0, "abroad": 1.0},
         "privacy": {"time": 1.0, "quality": 1.0, "money": 1.0, "abroad": 1.0},
     }
 )
