@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
+from qgate.capability.finops.accounts import SILENT_S
 from qgate.capability.finops.budgets import PERIODS, SCOPES, Budget, target
 from qgate.capability.finops.forecast import BurnRate, Forecast, forecast
-from qgate.capability.finops.ledger import SILENT_S
 from qgate.capability.finops.prices import plain
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import InvalidRequestError, UnknownNameError

@@ -285,8 +285,8 @@ async def test_while_the_store_is_away_a_gate_spends_what_it_leased_and_no_more(
     assert caught.value.code == "unavailable"
     # A soft limit stops nobody; it is told when the store is back.
     gate.settle(soft[0], tokens("0.01"))
-    gate._store = store
-    gate._away_until = 0.0
+    gate.accounts._store = store
+    gate.accounts._away_until = 0.0
     await gate.flush()
     assert await spent(store, "team:red/month") == CENT
     del store_server

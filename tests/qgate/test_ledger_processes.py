@@ -103,18 +103,21 @@ async def test_two_gates_two_hundred_requests_one_limit(store: Store, store_dsn:
 
 @pytest.mark.timeout(120)
 async def test_a_killed_gates_reservations_are_never_spent_again(store: Store, store_dsn: str) -> None:
-    await put(store, budget("app:web/month", "1"))
-    async with spender(store_dsn, "a", 100) as first, spender(store_dsn, "b", 100) as second:
+    limit = budget("app:web/month", "2.5")
+    await put(store, limit)
+    async with spender(store_dsn, "a", 100) as first:
         await first.until("hold", 5)
-        first.process.kill()
-        await first.rest()
-        await second.until("over")
-        assert first.count("closed") == 0
-        assert first.spent + second.spent <= 1
-        at_death = await committed(store)
-        assert first.spent + second.spent <= at_death <= 1
-        # Nobody gets what the dead one held: not its sibling, and not its own next run.
-        for gate in ("a", "c"):
-            heir = ledger(store, await put(store, budget("app:web/month", "1")), gate=gate)
-            with pytest.raises(Problem):
-                await heir.reserve(work(), CLOUD, 1 - at_death + Decimal("0.000001"))
+        async with spender(store_dsn, "b", 100) as second:
+            await second.until("hold", 1)
+            first.process.kill()
+            await first.rest()
+            await second.until("over")
+            assert first.count("closed") == 0
+            assert first.spent + second.spent <= Decimal("2.5")
+            at_death = await committed(store)
+            assert first.spent + second.spent <= at_death <= Decimal("2.5")
+            # Nobody gets what the dead one held: not its sibling, and not its own next run.
+            for gate in ("a", "c"):
+                heir = ledger(store, await put(store, limit), gate=gate)
+                with pytest.raises(Problem):
+                    await heir.reserve(work(), CLOUD, Decimal("2.5") - at_death + Decimal("0.000001"))
