@@ -110,6 +110,10 @@ class Line:
         )
         return last
 
+    async def over(self) -> None:
+        """Wait until the stream has ended."""
+        await self.until(lambda: self.closed)
+
     def text(self) -> str:
         return "".join(one.text for one in self.said if isinstance(one, JobTokens))
 
@@ -205,6 +209,19 @@ class WorkerGate:
             return None
 
         found: ModelState = await control.until(there)
+        return found
+
+    async def until_idle(self) -> Report:
+        """Wait until a report says that no job is left."""
+        control = await self.reported()
+        seen = len(control.said)
+
+        def idle() -> Report | None:
+            later = [one for one in control.said[seen:] if isinstance(one, Report)]
+            last = later[-1] if later else None
+            return last if last is not None and not last.jobs_running and not last.jobs_queued else None
+
+        found: Report = await control.until(idle)
         return found
 
     async def ask(self, verb: str, **args: Any) -> Answer:
