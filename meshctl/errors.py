@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
             ExitCode.UNREACHABLE: "no gate answers",
             ExitCode.NOT_FOUND: "the thing named does not exist",
             ExitCode.REFUSED: "refused, in conflict with what is there, or not confirmed",
-            ExitCode.CHECK_FAILED: "a check did not pass (db add|check, audit verify, doctor, config check)",
+            ExitCode.CHECK_FAILED: "a check did not pass (check, verify, doctor, db add, provider add)",
         }[self]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -13,7 +14,9 @@ from qgate.governance.sample import Sample
 from qgate.governance.trail import AuditTrail
 from qgate.postgres.rotation import Rotation
 from qgate.store import StoreUnavailableError
+from qgate.store.budgets import forget_before
 from qgate.store.gates import announce_gate
+from qgate.store.receipts import drop_receipts
 from tunnel_proto.errors import MeshError
 
 EVERY_S: Final = 60.0
@@ -51,7 +54,7 @@ class Upkeep:
 
     async def _look_after_the_store(self) -> None:
         loop = asyncio.get_running_loop()
-        retire_at = loop.time()
+        retire_at = forget_at = loop.time()
         self._office.directory.on_promotion(lambda _route, _read_only: self._stir.set())
         while True:
             self._stir.clear()
@@ -60,6 +63,9 @@ class Upkeep:
                 for problem in await self._rotation.heal():
                     log.warning("a password rotation is unfinished", problem=problem)
                 days: int = self._office.directory.setting("audit.retention_days")
+                if loop.time() >= forget_at:
+                    forget_at = loop.time() + RETIRE_EVERY_S
+                    await self._forget()
                 if days and loop.time() >= retire_at:
                     retire_at = loop.time() + RETIRE_EVERY_S
                     await self._trail.retire(days)
@@ -70,6 +76,13 @@ class Upkeep:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EVERY_S):
                     await self._stir.wait()
+
+    async def _forget(self) -> None:
+        """Drop receipts, past periods of budgets and journal entries that have had their time."""
+        before = self._office.now() - timedelta(days=self._office.directory.setting("finops.keep_days"))
+        async with self._office.store.transaction() as connection:
+            await drop_receipts(connection, before)
+            await forget_before(connection, before)
 
     async def _announce(self) -> None:
         if addresses := self._office.gates():

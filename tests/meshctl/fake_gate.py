@@ -71,7 +71,7 @@ def serving(path: Path) -> Iterator[FakeGate]:
             self.end_headers()
             self.wfile.write(text.encode())
 
-        do_GET = do_POST = do_PUT = do_DELETE = _reply  # noqa: N815 - http.server's names
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _reply  # noqa: N815 - http.server's names
 
     with _UnixServer(str(path), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
