@@ -78,8 +78,10 @@ _TIME: Final = re.compile(
 
 _CAPITAL: Final = r"(?:[A-ZÀ-ÖØ-ÞĀ-Ž][\w’'-]{0,40}|[A-Z]\.)"
 _NAME: Final = re.compile(
-    rf"(?<![\w.@/-]){_CAPITAL}(?:(?:\s(?:of|de|da|del|della|di|du|van|von|der|den|la|le|for|and|&)(?:\sthe)?)?\s{_CAPITAL}){{0,6}}"
+    rf"(?<![\w.@/-]){_CAPITAL}(?:\s(?:(?:de|da|del|della|di|du|van|von|der|den|la|le|&)\s){{0,2}}{_CAPITAL}){{0,6}}"
 )
+_OF: Final = re.compile(rf"\s(?:of|for)(?:\sthe)?\s{_CAPITAL}(?:\s{_CAPITAL}){{0,3}}")
+_BEFORE: Final = re.compile(r"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Rev|Sen|Gov|Gen|Col|Capt|Lt|Sgt|Hon)\.\s\Z")
 _TITLES: Final = re.compile(
     r"(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Sir|Lady|Lord|President|Senator|Judge|Captain|King|Queen|Herr|Frau)\.?\s"
 )
@@ -184,7 +186,7 @@ def _names(text: str, language: str | None) -> Iterator[Found]:
         start, found = match.start(), match[0]
         if title := _TITLES.match(found):
             start, found = start + title.end(), found[title.end() :]
-        titled = title is not None
+        titled = title is not None or _BEFORE.search(text, max(0, start - 8), start) is not None
         if not titled and _begins(text, match.start(), starts):
             first, _, rest = found.partition(" ")
             if first.lower() in small or (first not in inner and (not rest or not rest[0].isupper())):
@@ -194,8 +196,10 @@ def _names(text: str, language: str | None) -> Iterator[Found]:
             start, found = start + len(lead) + 1, found[len(lead) + 1 :]
         while " " in found and not found.rsplit(" ", 1)[1][:1].isupper():
             found = found.rsplit(" ", 1)[0]
-        for suffix in ("'s", "’s"):
-            found = found.removesuffix(suffix)
+        found = found.removesuffix("'s").removesuffix("’s")
+        if {found.lower().partition(" ")[0], found.lower().rpartition(" ")[2]} & (_LEGAL | _PLACES):
+            more = _OF.match(text, start + len(found))
+            found += more[0] if more is not None else ""
         if (
             len(found) < 2
             or not found[0].isupper()
