@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+from minigate.relay import AppSide
 from qgate.capability.finops.rates import RateLimits
 from qgate.capability.work import Begun, Chunk, Event, Finished, Receipt, Usage, Work
 from qgate.governance.directory import App, Directory, Snapshot
@@ -21,6 +23,7 @@ from qgate.http.desk import Desk, ModelCard
 from qgate.http.front import HttpFront
 from qgate.http.intake import Intake
 from qgate.settings import HttpSettings
+from tests.minigate.conftest import until
 from tests.minigate.tunnel import Mesh, mesh
 from tunnel_proto.link import PeerSession
 
@@ -165,6 +168,19 @@ class Stack:
         return f"http://127.0.0.1:{self.port}/v1"
 
 
+async def _hung_up(running: Mesh) -> None:
+    """Wait for the apps' connections to end, and cut what is left: no socket may outlive its test."""
+    connections = running.sidecar.connections
+    with contextlib.suppress(TimeoutError):
+        await until(lambda: not connections.live, 0.5)
+    for one in (*connections.live, *connections.lingering):
+        if isinstance(one, AppSide):
+            one.transport.abort()
+        else:
+            one.expired()
+    await until(lambda: not connections.live and not connections.lingering)
+
+
 @asynccontextmanager
 async def stack(
     tmp_path: Path,
@@ -191,3 +207,4 @@ async def stack(
             yield Stack(running, front, engine, names, made, receipts)
         finally:
             await front.close()
+            await _hung_up(running)
