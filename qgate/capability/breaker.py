@@ -16,6 +16,7 @@ to a bound; the doubling is forgotten with the first success.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -37,7 +38,7 @@ class BreakerLimits:
 class Breaker:
     """The state of one way. `now` is monotonic time, in seconds."""
 
-    __slots__ = ("_failures", "_limits", "_openings", "_until", "probing", "reason", "state")
+    __slots__ = ("_failed_at", "_failures", "_limits", "_openings", "_until", "probing", "reason", "state")
 
     def __init__(self, limits: BreakerLimits) -> None:
         self.state: State = "closed"
@@ -45,6 +46,7 @@ class Breaker:
         self.probing = False  # half-open, and the one probe is under way
         self._limits = limits
         self._failures = 0
+        self._failed_at = -math.inf
         self._openings = 0
         self._until = 0.0
 
@@ -87,8 +89,17 @@ class Breaker:
         self.probing = False
         self._failures = self._openings = 0
 
-    def failed(self, now: float, reason: str, *, retry_after_s: float | None = None) -> None:
-        """A request failed through no fault of its own."""
+    def failed(
+        self, now: float, reason: str, *, retry_after_s: float | None = None, apart_s: float = 0.0
+    ) -> None:
+        """A request failed through no fault of its own.
+
+        Those that fail less than ``apart_s`` seconds after one another failed of one and the same thing.
+        """
+        same = now - self._failed_at < apart_s
+        self._failed_at = now
+        if same and self.state != "half-open":
+            return
         self._failures += 1
         self.reason = reason
         if retry_after_s is not None and retry_after_s > 0:

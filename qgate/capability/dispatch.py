@@ -30,7 +30,7 @@ those that were at a crash start one at a time on their next node), or when it w
     ----------+------------------------------+----------------------------------------------------------
     placing   | Planned(candidates)          | reserving: Reserve; or starting: Launch, where it is free
               | Planned(problem)             | pausing: Wake, where one is soon free; placing: Place, where
-              |                              | there is a next class; over: Fail
+              |                              | a next class is, or a process is started anew; over: Fail
     reserving | Reserved                     | starting: Launch
               | Denied                       | placing: Place (another), over: Fail
     starting  | Accepted                     | waiting: Wake
@@ -192,8 +192,8 @@ class Dispatch:
         if plan.candidates:
             self.shift = plan.shift
             return self._choose(plan.candidates[0], now)
-        if self._how in {"exact", "kindred"}:
-            return self._next_class(plan)
+        if self._returns():
+            return [self._place()]
         assert plan.problem is not None
         problem = plan.problem
         wait = problem.retry_after_s
@@ -204,6 +204,8 @@ class Dispatch:
             self.state = "pausing"
             self._tried = frozenset()
             return []
+        if self._how in {"exact", "kindred"}:
+            return self._next_class(plan)
         return self._fail(self._best_problem(problem))
 
     def _choose(self, candidate: Candidate, now: float) -> list[Command]:
@@ -212,6 +214,14 @@ class Dispatch:
             self.state = "reserving"
             return [Reserve(candidate)]
         return self._launch(now)
+
+    def _returns(self) -> bool:
+        """Let it go back to where its process died, for no other node will do: a daemon starts a new one."""
+        if self._failure is None or not self._failure[0].crashed or self.chosen is None:
+            return False
+        there = self.chosen.key in self._tried
+        self._tried -= {self.chosen.key}
+        return there
 
     def _denied(self, problem: Problem) -> list[Command]:
         if self.state != "reserving" or self.chosen is None:
@@ -409,6 +419,7 @@ class Dispatch:
                     whole_node=failure.blame in {"network", "provider"} and failure.retry_after_s is None,
                     retry_after_s=failure.retry_after_s,
                     refuted=failure.code in REFUTING,
+                    crashed=failure.crashed,
                 )
             )
         if failure.crashed and self._crashes.poisonous(len(self.ids)):

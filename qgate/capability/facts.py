@@ -162,13 +162,14 @@ class Observe:
 
 @dataclass(frozen=True, slots=True)
 class Distrust:
-    """The candidate failed; `refuted`: it does not have what it claims."""
+    """The candidate failed; `refuted`: it does not have what it claims; `crashed`: its process died."""
 
     candidate: Candidate
     reason: str
     whole_node: bool = False
     retry_after_s: float | None = None
     refuted: bool = False
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,9 @@ PROVIDER_SPEED: Final = 60.0
 PROVIDER_FIRST_TOKEN_S: Final = 0.6
 """What a provider's model is taken to do (tokens/s, seconds) until one request was measured."""
 
+CRASH_S: Final = 1.0
+"""Attempts whose process, link or provider is lost within such a time of each other saw the same loss."""
+
 REFUTED_FIRST_S: Final = 60.0
 REFUTED_MOST_S: Final = 3600.0
 CONTEXT_MAX: Final = 2**31 - 1
@@ -290,14 +293,16 @@ class Inventory:
         *,
         whole_node: bool = False,
         retry_after_s: float | None = None,
+        crashed: bool = False,
     ) -> None:
-        """An attempt failed there through no fault of its own."""
+        """An attempt failed there through no fault of its own; `crashed`: a process died, and all in it."""
         deployment = self.find(candidate)
         if deployment is None:
             return
-        deployment.breaker.failed(now, reason, retry_after_s=retry_after_s)
+        apart_s = CRASH_S if crashed or whole_node else 0.0
+        deployment.breaker.failed(now, reason, retry_after_s=retry_after_s, apart_s=apart_s)
         if whole_node:
-            deployment.node.breaker.failed(now, reason, retry_after_s=retry_after_s)
+            deployment.node.breaker.failed(now, reason, retry_after_s=retry_after_s, apart_s=apart_s)
         self._refresh(deployment, now)
         self._weigh(deployment.node)
 

@@ -285,6 +285,7 @@ class Run:
                             command.reason,
                             whole_node=command.whole_node,
                             retry_after_s=command.retry_after_s,
+                            crashed=command.crashed,
                         )
                 case Finish():
                     self._finish(command)

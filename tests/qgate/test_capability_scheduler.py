@@ -368,8 +368,12 @@ def test_two_choices_spread_what_is_equal() -> None:
 def test_a_breaker_opens_probes_and_closes() -> None:
     it = Placing(report("w1", model()))
     candidate = it.best(work())
-    for _ in range(3):
-        it.inventory.failed(candidate, 10.0, "it broke")
+    for at in (7.0, 8.5, 10.0):
+        for _ in range(50):  # what dies with one batch counts once
+            assert it.plan(work(), now=at).problem is None
+            it.inventory.failed(candidate, at, "it broke", crashed=True)
+            if at == 10.0:
+                break
     assert "breaker is open (it broke)" in it.reasons(work(), "w1")
     problem = it.plan(work(), now=11.0).problem
     assert problem is not None
