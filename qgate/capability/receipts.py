@@ -116,6 +116,10 @@ class Receipts:
             except (StoreUnavailableError, TimeoutError):
                 self._arrived.set()
                 await asyncio.sleep(_RETRY_S)
+            except Exception:  # they are in memory and with the clients: no reason to take the gate down
+                log.exception("receipts could not be written")
+                self._arrived.set()
+                await asyncio.sleep(_RETRY_S)
             if self.dropped != told:
                 log.warning("receipts were dropped, because the store is away", dropped=self.dropped - told)
                 told = self.dropped

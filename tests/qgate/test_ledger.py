@@ -12,7 +12,7 @@ import pytest
 from qgate.capability.finops.ledger import BudgetLedger, Hold
 from qgate.capability.work import Hop, Outcome, Problem, Reservation, Usage
 from qgate.governance.directory import Snapshot
-from qgate.store import Store
+from qgate.store import Store, StoreUnavailableError
 from qgate.store.budgets import slices_of, standings
 from qgate.store.embedded import EmbeddedPostgres
 from tests.qgate.spending import CLOUD, LOCAL, app, budget, ledger, put, tokens, work
@@ -369,3 +369,33 @@ async def test_the_arithmetic_of_the_store_survives_any_order(store_dsn: str, st
     assert nothing is not None
     assert (nothing["granted"], nothing["left_over"]) == (None, 7)
     await raw.close()
+
+
+async def test_an_idle_slice_is_kept_while_nobody_can_be_told(store_dsn: str, store: Store) -> None:
+    snapshot = await put(store, budget("app:web/month", "10"))
+    severed = await Store.open(store_dsn)
+    now = [0.0]
+    gate = ledger(severed, snapshot, monotonic=lambda: now[0])
+    gate.settle(await gate.reserve(work(), CLOUD, CENT), tokens("0"))
+    await severed.close()
+    now[0] = 1000.0
+    with pytest.raises(StoreUnavailableError):
+        await gate.flush(everything=True)
+    assert await gate.reserve(work(), CLOUD, 20 * CENT)
+
+
+async def test_a_gate_survives_what_the_store_does_not_understand(store: Store) -> None:
+    snapshot = await put(store, budget("app:web/month", "10"))
+    gate = ledger(store, snapshot)
+    async with store.connection() as connection:
+        await connection.execute("ALTER FUNCTION settle_slice RENAME TO elsewhere")
+        gate.settle(await gate.reserve(work(), CLOUD, CENT), tokens("0.01"))
+        running = asyncio.ensure_future(gate.run())
+        await asyncio.sleep(0.3)
+        assert not running.done()
+        await connection.execute("ALTER FUNCTION elsewhere RENAME TO settle_slice")
+    async with asyncio.timeout(20):
+        while await spent(store) != CENT:
+            await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
@@ -39,6 +39,7 @@ RECALL_WAIT_S: Final = 0.3
 AWAY_HELD_S: Final = 0.5
 _LISTEN_AGAIN_S: Final = 1.0
 _STORE_TIMEOUT_S: Final = 5.0
+_RETURNED: Final = "!"  # before a budget's id in a notification: not a call for it, but the answer
 
 log = structlog.get_logger(__name__)
 
@@ -250,9 +251,13 @@ class Accounts:
             tasks.create_task(self._listen(), name="budget recalls")
             while True:
                 self._stir.clear()
-                with contextlib.suppress(StoreUnavailableError, TimeoutError):
+                try:
                     await self.flush()
                     await self.refresh()
+                except (StoreUnavailableError, TimeoutError):
+                    pass  # the directory's watch has said so already
+                except Exception:  # budgets hold without this task, so it must not take the gate down
+                    log.exception("the budgets could not be told")
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(float(self._directory.setting("finops.interval_s"))):
                         await self._stir.wait()
@@ -269,7 +274,7 @@ class Accounts:
             await asyncio.sleep(1.0)
 
     def _heard(self, payload: str) -> None:
-        if payload.startswith("!"):
+        if payload.startswith(_RETURNED):
             self._returned.set()
         else:
             self._recalled.add(payload)
@@ -279,33 +284,45 @@ class Accounts:
         """Tell the store what was spent and what is given back; with `everything` all that is free.
 
         What is given back is out of this gate's hands before the store is told, and is told once only: if
-        that is lost, it counts as spent.
+        that is lost, it counts as spent. So it is not done before there is a connection to tell it over.
         """
         async with self._storing:
-            now = self._monotonic()
             await self._repay()
-            idle_s = float(self._directory.setting("finops.idle_return_s"))
-            told: list[tuple[Slice, Told]] = []
+            now = self._monotonic()
             recalled, self._recalled = self._recalled, set()
-            for account in self._accounts.values():
-                purse, name = account.purse, account.budget.id
-                wait = 0.0 if everything or name in recalled else idle_s
-                back = purse.give_back(now, idle_s=wait)
-                for one in purse.slices:
-                    gives = back if one is purse.slices[-1] else ZERO
-                    due = one.spent != one.told or gives or now - one.told_at >= HEARTBEAT_S
-                    if due and one.granted + one.spent + gives > 0:
-                        told.append((one, Told(name, one.started_at, account.run, one.spent, gives)))
-            if told:
+            if recalled or self._due(now, everything=everything):
                 async with self._store.transaction() as connection:
-                    await table.settle(connection, [one for _, one in told])
+                    told = list(self._told(now, recalled, everything=everything))
+                    await table.settle(connection, [said for _, said in told])
                     for name in recalled:
-                        await table.recall(connection, "!" + name)
+                        await table.recall(connection, _RETURNED + name)
                 for slice_, said in told:
                     slice_.told, slice_.told_at = said.spent, now
             for account in self._accounts.values():
                 account.purse.forget(now)
             await self._journal.flush()
+
+    def _due(self, now: float, *, everything: bool) -> bool:
+        """Whether the store has something to hear."""
+        idle_s = 0.0 if everything else float(self._directory.setting("finops.idle_return_s"))
+        for account in self._accounts.values():
+            current = account.purse.current(now)
+            if current is not None and current.free > 0 and now - current.used_at >= idle_s:
+                return True
+            if any(_unheard(one, now) for one in account.purse.slices):
+                return True
+        return False
+
+    def _told(self, now: float, recalled: set[str], *, everything: bool) -> Iterator[tuple[Slice, Told]]:
+        """What is to be told; what it gives back is given from this moment on."""
+        idle_s = float(self._directory.setting("finops.idle_return_s"))
+        for account in self._accounts.values():
+            purse, name = account.purse, account.budget.id
+            back = purse.give_back(now, idle_s=0.0 if everything or name in recalled else idle_s)
+            for one in purse.slices:
+                gives = back if one is purse.slices[-1] else ZERO
+                if gives or _unheard(one, now):
+                    yield one, Told(name, one.started_at, account.run, one.spent, gives)
 
     async def _repay(self) -> None:
         """Lease what was spent on trust while the store was away."""
@@ -384,6 +401,11 @@ class Accounts:
             account = self.of(budget)
             account.budget = budget
             account.refused_above = None
+
+
+def _unheard(one: Slice, now: float) -> bool:
+    """Whether the store is to hear of a slice: it was spent from, or has not been heard of for a while."""
+    return one.spent != one.told or (one.granted > 0 and now - one.told_at >= HEARTBEAT_S)
 
 
 @dataclass(frozen=True, slots=True)
