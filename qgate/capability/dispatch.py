@@ -55,6 +55,7 @@ from typing import Final, Literal
 
 from qgate.capability.candidate import Candidate
 from qgate.capability.demand import Demand, continuation
+from qgate.capability.endings import poisonous, problem_of, still_loading, too_late
 from qgate.capability.facts import (
     Accepted,
     Broke,
@@ -80,7 +81,6 @@ from qgate.capability.facts import (
     Settle,
     Tick,
     Wake,
-    problem_of,
 )
 from qgate.capability.live import Crashes, LiveAttempt
 from qgate.capability.preferences import ScheduleSettings
@@ -423,12 +423,7 @@ class Dispatch:
                 )
             )
         if failure.crashed and self._crashes.poisonous(len(self.ids)):
-            problem = Problem(
-                "this request was being worked on each time a model's process died; it is not tried again",
-                code="poison_request",
-                detail={"crashes": self._crashes.count},
-                hint="send it with isolation=dedicated to find out more, or change the request",
-            )
+            problem = poisonous(self._crashes.count)
             return [*commands, *self._fail(problem)]
         if failure.blame == "request" or not failure.retriable or self.attempts >= self.settings.attempts:
             return [*commands, *self._fail(self._failed_problem())]
@@ -504,21 +499,8 @@ class Dispatch:
         return [*commands, *self._launch(now)]
 
     def _still_loading(self, live: LiveAttempt) -> list[Command]:
-        state, share, eta = live.progress
         self._failure = None
-        problem = Problem(
-            f"{live.candidate.model} is still being loaded ({share:.0%})",
-            code="model_loading",
-            retry_after_s=max(1.0, min(eta if eta is not None else 5.0, 300.0)),
-            detail={
-                "state": state or "loading",
-                "progress": round(share, 3),
-                "eta_s": eta,
-                "node": live.candidate.node,
-                "model": live.candidate.model,
-            },
-            hint="send the request again after Retry-After; the load goes on",
-        )
+        problem = still_loading(live.candidate, live.progress)
         used = live.used(None, len(self.ids), self.demand.input_tokens)
         commands: list[Command] = [Halt(live.number), *self._settled(used)]
         self.hops.append(live.hop(used, "the model is still being loaded"))
@@ -532,10 +514,7 @@ class Dispatch:
         live = self.live
         if deadline is not None and now >= deadline:
             commands = self._drop_live("the deadline passed")
-            detail = {"attempts": self.attempts}
-            problem = Problem(
-                "the deadline of the request has passed", code="deadline_exceeded", detail=detail
-            )
+            problem = too_late(self.attempts)
             return [*commands, *self._fail(problem)]
         if self.state == "pausing" and self._pause_until is not None and now >= self._pause_until:
             self._pause_until = None

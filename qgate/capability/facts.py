@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qgate.capability.candidate import Candidate
 from qgate.capability.demand import Demand
 from qgate.capability.scheduler import Plan
-from qgate.capability.work import CODES, NOTHING_USED, Begun, Chunk, Failure, Hop, Moved, Problem, Usage
+from qgate.capability.work import NOTHING_USED, Begun, Chunk, Failure, Hop, Moved, Problem, Usage
 
 # --- facts. `attempt` is an attempt's number: what an attempt says after its end is not heard.
 
@@ -215,30 +214,3 @@ class Wake:
 
 
 Command = (Place | Reserve | Launch | Halt | Settle | Observe | Distrust | Say | Finish | Fail | End) | Wake
-
-
-def problem_of(failure: Failure, node: str, *, begun: bool, detail: Mapping[str, Any]) -> Problem:
-    """What whoever asked is told of a failure that nothing could mend."""
-    status = failure.status
-    if begun and failure.blame != "request":
-        return Problem(
-            f"the answer broke off: {failure.message}",
-            code="stream_interrupted",
-            detail={"node": node, **detail},
-        )
-    if failure.code in CODES:
-        code = failure.code
-    elif failure.blame == "request":
-        code = "invalid_request"
-    elif failure.blame == "provider":
-        code = "rate_limit_exceeded" if status == 429 else "provider_error"
-    else:
-        code = "node_failed"
-    passed_on = status if failure.blame == "request" and status is not None and 400 <= status < 500 else None
-    return Problem(
-        failure.message,
-        code=code,
-        status=passed_on,
-        retry_after_s=failure.retry_after_s,
-        detail={"node": node, **detail},
-    )
