@@ -145,7 +145,11 @@ def _add(settings: QdaemonSettings, file: Path, name: str | None) -> int:
     store = ModelStore(settings.model_folder, disk_reserve=settings.models.disk_reserve)
     store.open()
     entry = store.add(file, name or name_from(file), now=time.time())
-    facts = asyncio.run(store.facts.of(store.path(entry.sha256), entry.sha256))
+    try:
+        facts = asyncio.run(store.facts.of(store.path(entry.sha256), entry.sha256))
+    except MeshError:
+        store.remove(entry)
+        raise
     sys.stdout.write(
         f"{entry.name} {entry.sha256} {facts.family} {facts.quant}\n"
         f"next: start {PROGRAM}, or tell a running one: kill -HUP PID\n"

@@ -72,7 +72,7 @@ class Upload:
             self._answer(Answer(0, False, problem=problem))
             return
         try:
-            arrival = await self._in_thread(self._store.arrival, name, size)
+            arrival = await self._begin(name, size)
             try:
                 await self._write(arrival, name[:NAME_MAX])
                 entry = await self._in_thread(
@@ -111,8 +111,24 @@ class Upload:
                 share = min(1.0, arrival.received / arrival.size)
                 self._stream.write(encode(LoadProgress(name, "uploading", share)), boundary=True)
 
+    async def _begin(self, name: str, size: int) -> Arrival:
+        made: list[Arrival] = []
+        try:
+            await self._in_thread(lambda: made.append(self._store.arrival(name, size)))
+        except asyncio.CancelledError:
+            for arrival in made:
+                arrival.abandon()
+            raise
+        return made[0]
+
     async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return await self._loop.run_in_executor(None, call, *arguments)
+        """Run it in a thread, to its end also when we are cancelled: nothing may touch the file beside it."""
+        future = self._loop.run_in_executor(None, call, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait({future})
+            raise
 
     def _answer(self, answer: Answer) -> None:
         stream, self._stream = self._stream, None

@@ -162,6 +162,11 @@ class WorkerGate:
             self.replay.close()
             self.server = None
 
+    def forget(self) -> None:
+        """Wait for a new control stream from now on."""
+        self.control = None
+        self._came.clear()
+
     @property
     def address(self) -> GateAddress:
         return GateAddress(self.name, "127.0.0.1", self.port, self.identity.handshake_public)
