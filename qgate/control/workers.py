@@ -256,10 +256,11 @@ class _Desk:
 
     def _row(self, name: str, enrolled: Mapping[str, Any] | None) -> dict[str, Any]:
         view = self._workers.views.get(name)
+        session = self._workers.session_of(name)
         row: dict[str, Any] = {
             "name": name,
             "state": "never connected",
-            "connected": self._workers.session_of(name) is not None,
+            "connected": session is not None and session.connected,
             "fingerprint": enrolled["fingerprint"] if enrolled else None,
             "expires_at": enrolled["expires_at"] if enrolled else None,
         }
