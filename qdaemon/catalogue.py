@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
-from qdaemon.models.gguf_facts import GgufFacts
+from qdaemon.models.facts import GgufFacts
 from qdaemon.models.store import Entry
 from qdaemon.runtimes.engine import Child, Place
 from qdaemon.turns import Turns

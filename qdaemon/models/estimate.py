@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from qdaemon.models.gguf_facts import GgufFacts
+from qdaemon.models.facts import GgufFacts
 
 KV_BYTES: Final = 2.0  # F16
 CONTEXT_STEP: Final = 256  # llama.cpp pads a context with flash attention to this

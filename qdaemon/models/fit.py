@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from qdaemon.models.estimate import Estimate, estimate
-from qdaemon.models.gguf_facts import GgufFacts
+from qdaemon.models.facts import GgufFacts
 
 Prefer = Literal["speed", "quality", "balanced"]
 

@@ -14,10 +14,10 @@ import json
 import struct
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from qdaemon.models.facts import GgufFacts
 from tunnel_proto.errors import ConfigError, MeshError
 from tunnel_proto.node_directory import replace_file
 
@@ -32,8 +32,6 @@ READ_SECONDS: Final = 120.0
 
 ANSWER_MAX: Final = 1 << 20
 
-KINDS_OF_ENCODERS: Final = ("embedding",)
-
 
 class ModelFileError(MeshError):
     """A model file cannot be used; ``code`` is "not_gguf", "model_corrupt" or "model_unsupported"."""
@@ -41,49 +39,6 @@ class ModelFileError(MeshError):
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class GgufFacts:
-    """A model's own description. Sizes in bytes.
-
-    ``kv_heads`` is the sum over layers (layers may differ); ``types`` holds the bytes of each tensor type;
-    ``read_bytes`` are the bytes of weights that one decoded token reads, by tensor type: all of them but the
-    embedding table (of which one row), and of experts those that are used.
-    """
-
-    arch: str
-    name: str = ""
-    family: str = ""
-    quant: str = ""
-    params: int = 0
-    context_train: int = 0
-    layers: int = 0
-    embedding: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    key_length: int = 0
-    value_length: int = 0
-    sliding_window: int = 0
-    vocabulary: int = 0
-    experts: int = 0
-    experts_used: int = 0
-    weights: int = 0
-    largest_layer: int = 0
-    types: Mapping[str, int] = field(default_factory=dict)
-    read_bytes: Mapping[str, int] = field(default_factory=dict)
-    read_elements: Mapping[str, int] = field(default_factory=dict)
-    tokenizer_sha: str = ""
-    template_sha: str = ""
-    encoder: bool = False  # made for embeddings: no text comes out of it
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What it can be asked for. Any decoder can embed as well; how well is another matter."""
-        if self.encoder:
-            return KINDS_OF_ENCODERS
-        chat = ("chat",) if self.template_sha else ()
-        return (*chat, "completion", "embedding")
 
 
 def check_header(path: Path) -> None:

@@ -26,7 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from qdaemon.models.gguf_facts import FactsCache, GgufFacts, check_header
+from qdaemon.models.facts import GgufFacts
+from qdaemon.models.gguf_facts import FactsCache, check_header
 from tunnel_proto.errors import ConfigError, MeshError
 from tunnel_proto.messages import MODEL_NAME
 from tunnel_proto.node_directory import replace_file

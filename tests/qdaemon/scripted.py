@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qdaemon.models.gguf_facts import GgufFacts
+from qdaemon.models.facts import GgufFacts
 from qdaemon.models.store import ModelStore
 from qdaemon.runtimes.engine import StoredModel
 from qdaemon.runtimes.llama.job import JobSink, LlamaJob, LoadFailed, Timing, Usage

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from qdaemon.models import estimate, fit
-from qdaemon.models.gguf_facts import HEADER, FactsCache, GgufFacts, ModelFileError, check_header, read_facts
+from qdaemon.models.facts import GgufFacts
+from qdaemon.models.gguf_facts import HEADER, FactsCache, ModelFileError, check_header, read_facts
 
 STRING, ARRAY, UINT32 = 8, 9, 4
 
