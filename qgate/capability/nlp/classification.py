@@ -13,6 +13,9 @@ from qgate.capability.nlp.words import small_words, stem, words
 _SHARED: Final = 0.7
 """How much a label's words that stand in the text count, beside the cosine of the two vectors."""
 
+_ALIKE: Final = 0.15
+"""Cosine from which a label without a shared word counts at all."""
+
 
 def classify(text: str, labels: list[str]) -> dict[str, Any]:
     """Scores of 0 to 1, best first, and the best label; None where no label shares a word with the text.
@@ -35,7 +38,10 @@ def classify(text: str, labels: list[str]) -> dict[str, Any]:
         total = sum(weights.values())
         shared = sum(weight for term, weight in weights.items() if counts[term]) / total if total else 0.0
         cosine = max(0.0, float(np.dot(whole, vector(f"{name} {description}".strip()))))
-        score = _SHARED * shared + (1.0 - _SHARED) * cosine if shared else 0.5 * (1.0 - _SHARED) * cosine
+        if shared:
+            score = _SHARED * shared + (1.0 - _SHARED) * cosine
+        else:  # spellings that are alike; what is less is chance
+            score = 0.5 * (1.0 - _SHARED) * cosine if cosine >= _ALIKE else 0.0
         scores.append((round(min(1.0, score), 4), name))
     ranked = sorted(scores, key=lambda one: -one[0])
     return {
