@@ -22,6 +22,7 @@ COMPILED = [
     "tunnel_proto/rate.py",
     "tunnel_proto/resume.py",
     "tunnel_proto/session.py",
+    "tunnel_proto/stats.py",
     "tunnel_proto/stream.py",
     "minigate/http.py",
     "minigate/relay.py",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from tunnel_proto.configuration import SessionStats
+from tunnel_proto.stats import SessionStats
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

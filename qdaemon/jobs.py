@@ -76,7 +76,8 @@ class Jobs:
         self.live.add(job)
         alone = start.isolation == "dedicated" and model.engine == "llama"
         queue: Turns[Any] = self._alone if alone else model.queue
-        channel.send(JobAccepted(start.job, len(queue), model.state))
+        full = model.running >= model.slots and not alone
+        channel.send(JobAccepted(start.job, max(len(queue), int(full)), model.state))
         queue.push(app, job, cost=cost_of(start), share=share)
         job.wait(queue, self.settings.wait_s)
         if alone:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tunnel_proto.configuration import SessionStats
+from tunnel_proto.stats import SessionStats
 
 
 @dataclass(slots=True)

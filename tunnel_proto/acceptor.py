@@ -14,7 +14,7 @@ import structlog
 from tunnel_proto.batch import split_frames
 from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.compression import ContextPool
-from tunnel_proto.configuration import SessionStats, TunnelSettings
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import FIRST_MESSAGE_TIMEOUT_S, OPENING_MAX, FrameType, StreamCode
 from tunnel_proto.durability import Durability
 from tunnel_proto.errors import (
@@ -30,6 +30,7 @@ from tunnel_proto.pump import Pump, Stream, kernel_rtt
 from tunnel_proto.refusals import TELL_EVERY_S, Refusals
 from tunnel_proto.resume import SessionTable
 from tunnel_proto.session import Session, SessionIdentity
+from tunnel_proto.stats import SessionStats
 
 if TYPE_CHECKING:
     from tunnel_proto.certificate import NodeCertificate

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.compression import ContextPool
-from tunnel_proto.configuration import SessionStats, TunnelSettings
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import (
     DRAIN_KINDS,
     INSTANCE_BYTES,
@@ -26,6 +26,7 @@ from tunnel_proto.frame import Resume
 from tunnel_proto.handshake import Hello, InitiatorHandshake
 from tunnel_proto.pump import Pump, Stream, StreamReceiver, kernel_rtt
 from tunnel_proto.session import Session, SessionIdentity
+from tunnel_proto.stats import SessionStats
 
 if TYPE_CHECKING:
     from tunnel_proto.enrolment import GateAddress

@@ -7,9 +7,10 @@ Everything here runs on one event loop and is not thread-safe.
 from __future__ import annotations
 
 from tunnel_proto.acceptor import PeerSession, TunnelServer
-from tunnel_proto.configuration import SessionStats, TunnelSettings
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.connector import TunnelClient
 from tunnel_proto.pump import Stream, StreamError, StreamReceiver
+from tunnel_proto.stats import SessionStats
 
 __all__ = [
     "PeerSession",

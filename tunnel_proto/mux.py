@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tunnel_proto.compression import CompressedDataError, Compression, Expander, check_blocks
-from tunnel_proto.configuration import SessionStats
 from tunnel_proto.constants import (
     DRAIN_KINDS,
     FRAME_HEADER_BYTES,
@@ -35,6 +34,7 @@ from tunnel_proto.frame import (
     encode_reason,
 )
 from tunnel_proto.outbound import Outbound
+from tunnel_proto.stats import SessionStats
 from tunnel_proto.stream import LOCAL_CLOSED, OVER, REMOTE_CLOSED, MuxStream
 
 _DATA: Final = int(FrameType.DATA)

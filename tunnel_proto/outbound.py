@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Final
 
 from tunnel_proto.compression import Compression, TurnCompressor
-from tunnel_proto.configuration import SessionStats
 from tunnel_proto.constants import (
     COMPRESS_TURN_MIN,
     CONTEXT_IDLE_S,
@@ -29,6 +28,7 @@ from tunnel_proto.constants import (
 from tunnel_proto.events import Event, StreamEnded, WritePaused, WriteResumed
 from tunnel_proto.frame import HEADER, MODES, UNKNOWN_LIMITS, encode_credit
 from tunnel_proto.sensitive import Sensitive
+from tunnel_proto.stats import SessionStats
 from tunnel_proto.stream import LOCAL_CLOSED, OVER, REMOTE_CLOSED, MuxStream, take
 
 _DATA: Final = int(FrameType.DATA)

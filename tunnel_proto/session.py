@@ -25,7 +25,7 @@ from typing import Final
 from tunnel_proto.batch import split_frames
 from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.compression import Compression, ContextPool, LevelPolicy
-from tunnel_proto.configuration import SessionStats, TunnelSettings
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import (
     ACK_BYTES,
     ACK_DELAY_S,
@@ -56,6 +56,7 @@ from tunnel_proto.frame import (
 from tunnel_proto.mux import Mux, StreamFactory
 from tunnel_proto.rate import LinkRate
 from tunnel_proto.resume import SendLog
+from tunnel_proto.stats import SessionStats
 from tunnel_proto.stream import MuxStream
 
 _NUMBERED: Final = int(RecordFlag.NUMBERED)
@@ -111,6 +112,9 @@ class Session:
         self.started = not client
         self.over = False
         self.name = ""
+        self._rekey_bytes = settings.rekey_bytes
+        self._resend_buffer = settings.resend_buffer
+        self._record_size = settings.record_size
         self._identity = identity
         policy = LevelPolicy(settings.compression_level_max, enabled=settings.compression != "off")
         self.mux = Mux(
@@ -263,7 +267,7 @@ class Session:
             return self._seal(link, 0, self._take_urgent())
         if self.over:
             return None
-        if link.sealed_bytes >= self.settings.rekey_bytes:
+        if link.sealed_bytes >= self._rekey_bytes:
             record = self._seal(link, 0, encode(FrameType.REKEY))
             link.rekey_sending()
             return record
@@ -275,7 +279,7 @@ class Session:
             self.rate.sent(number, now)
             return self._seal(link, _NUMBERED, body)
         rate = self.rate
-        room = self.settings.resend_buffer
+        room = self._resend_buffer
         if rate.measured and not rate.fast:
             room = min(room, rate.flight)
         if self.log.size < room:
@@ -287,7 +291,7 @@ class Session:
                 if self._waiting_since is None:
                     self._waiting_since = now
                 return self._seal(link, _NUMBERED, body)
-        elif room < self.settings.resend_buffer and self.mux.has_output:
+        elif room < self._resend_buffer and self.mux.has_output:
             rate.flight_limited()
         if self._ack_at is not None and (now >= self._ack_at or self._unacked_bytes >= self._ack_every):
             return self._seal(link, 0, b"")
@@ -308,7 +312,7 @@ class Session:
     @property
     def record_size(self) -> int:
         """Bytes to aim at for one record: what delays interactive data on a slow link, small."""
-        return self.settings.record_size if self.rate.fast else min(SLOW_RECORD, self.settings.record_size)
+        return self._record_size if self.rate.fast else min(SLOW_RECORD, self._record_size)
 
     @property
     def _ack_every(self) -> int:

@@ -316,7 +316,7 @@ class Dispatch:
             self.state = "waiting"
         live.accepted = True
         if fact.queue:
-            live.idle = False
+            live.idle, live.queued = False, True
             live.queue_until = now + self.settings.queue_wait_s
         if fact.state in LOADING:
             self._loads(live, now)

@@ -16,6 +16,9 @@ SLOWEST_PREFILL: Final = 20.0
 """Prompt tokens/s that any node reaches; with a margin it says how long silence before an answer may last."""
 PREFILL_MARGIN: Final = 4.0
 
+QUEUED_PATIENCE: Final = 6.0
+"""Times `stall_s`: a request that waits its turn hears nothing, and its worker bounds that itself (300 s)."""
+
 
 @dataclass(slots=True)
 class LiveAttempt:
@@ -28,6 +31,7 @@ class LiveAttempt:
     from_ids: int
     accepted: bool = False
     idle: bool = True  # it neither queued nor loaded: its times are the node's own
+    queued: bool = False
     first_at: float | None = None
     last_at: float = 0.0
     tokens: int = 0
@@ -65,6 +69,8 @@ class LiveAttempt:
         """How long it may be silent: a long prompt is worked on in silence."""
         if self.first_at is not None:
             return stall_s
+        if self.queued:
+            stall_s *= QUEUED_PATIENCE
         return stall_s + PREFILL_MARGIN * prompt / max(self.candidate.prefill, SLOWEST_PREFILL)
 
     def hop(self, usage: Usage | None, reason: str) -> Hop:

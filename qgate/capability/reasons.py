@@ -79,9 +79,18 @@ def words(inventory: Inventory, demand: Demand, row: int, bad: int, seconds: flo
 
 
 def refusal(
-    inventory: Inventory, demand: Demand, rows: Ints, bad: Bits, seconds: Floats, now: float
+    inventory: Inventory,
+    demand: Demand,
+    rows: Ints,
+    bad: Bits,
+    seconds: Floats,
+    now: float,
+    budget: str = "",
 ) -> Problem:
-    """The error for a request that nothing can take: what would have to change for the nearest candidate."""
+    """The error for a request that nothing can take: what would have to change for the nearest candidate.
+
+    `budget` is what a budget says of the one that would have been taken.
+    """
     request = demand.work.request
     alive = np.fromiter((int(row) in inventory.deployments for row in rows), np.bool_, len(rows))
     rows, bad, seconds = rows[alive], bad[alive], seconds[alive]
@@ -130,8 +139,9 @@ def refusal(
             fastest = (
                 f" (the fastest needs {float(seconds.min()):.1f} s)" if code == "deadline_exceeded" else ""
             )
+            told = budget if code == "budget_exceeded" and budget else "; ".join(reasons)
             return Problem(
-                f"{text}{fastest}: " + "; ".join(reasons),
+                f"{text}{fastest}: {told}",
                 code=code,
                 param="messages" if code == "context_length_exceeded" else None,
                 detail={"reasons": reasons},

@@ -133,7 +133,7 @@ class Scheduler:
         order, _ = self._order(judged, demand, settings, random)
         if not order:
             soon = bool(((judged.bad & ~np.uint32(columns.BREAKER | columns.FULL)) == 0).any())
-            problem = refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now)
+            problem = refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now, shift)
             return Plan(problem=problem, soon=soon)
         return Plan(
             candidates=tuple(
@@ -357,8 +357,11 @@ class Scheduler:
         return bits
 
     def _budgets(self, demand: Demand, rows: Ints, bad: Bits, score: Floats, weights: Weights) -> str:
-        """Ask the ledger about every provider's model that is still possible."""
-        shift = ""
+        """Ask the ledger about every provider's model that is still possible.
+
+        Returns why the one that would have been taken was held back; "" where that was none of them.
+        """
+        shift, favourite = "", -1
         for place in self.inventory.nodes.values():
             if place.kind != "provider" or not place.live:
                 continue
@@ -368,11 +371,14 @@ class Scheduler:
                 if index < 0 or bad[index]:
                     continue
                 verdict = self.ledger.verdict(demand.work, self.inventory.offer(deployment))
+                if verdict.action != "ok" and favourite < 0:
+                    favourite = int(np.where(bad == 0, score, np.float32(np.inf)).argmin())
                 if verdict.action == "refused":
                     bad[index] |= columns.BUDGET
                 elif verdict.action == "prefer-local":
                     score[index] += weights.pressure * max(0.05, min(1.0, verdict.pressure or 1.0))
-                shift = shift or (verdict.reason if verdict.action != "ok" else "")
+                if index == favourite and verdict.action != "ok":
+                    shift = verdict.reason
         return shift
 
     def _order(

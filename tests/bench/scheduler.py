@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 
 from qgate.capability.candidate import Candidate, NlpEngine, ProviderModel
 from qgate.capability.demand import demand_of
@@ -46,6 +47,11 @@ class FreeLedger:
     async def reserve(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation:
         """Nothing is reserved here."""
         raise NotImplementedError
+
+    def upper_bound(self, work: Work, candidate: Candidate, max_tokens: int | None = None) -> Decimal:
+        """As if nothing cost anything."""
+        del work, candidate, max_tokens
+        return Decimal(0)
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
         """Nothing is settled here."""
@@ -151,12 +157,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     seed = random.Random(7)
     inventory, settings = Inventory(pool="main"), ScheduleSettings()
-    filling = measured(
-        lambda: [
-            inventory.workers_changed(f"worker-{one:04}", full(one, given.models, seed), 0.0)
-            for one in range(given.workers)
-        ]
-    )
+    began = time.perf_counter()
+    for one in range(given.workers):
+        inventory.workers_changed(f"worker-{one:04}", full(one, given.models, seed), 0.0)
+    filling = time.perf_counter() - began
     inventory.nlp_changed(NlpEngine({"summarize": 0.45, "keywords": 0.4}, parallel=2))
     inventory.providers_changed(
         [
@@ -177,9 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
             now += 0.002
             worker = seed.randrange(given.workers)
             report = delta(worker, given.models, seed)
-            updates.append(
-                measured(lambda w=worker, r=report: inventory.workers_changed(f"worker-{w:04}", r, now))
-            )  # type: ignore[misc]
+            updates.append(measured(partial(inventory.workers_changed, f"worker-{worker:04}", report, now)))
             began = time.perf_counter()
             plan = scheduler.plan(demand_of(work, settings, now=now), settings, now=now, random=seed)
             times[name].append(time.perf_counter() - began)

@@ -13,8 +13,8 @@ from meshctl.dev.models import packaged_model
 from tests.kit.mesh import Mesh
 
 ARTICLE = (
-    "The harbour of the old town was rebuilt in 1904 after a fire. Most of its timber piers were replaced by stone. "
-    "Merchants paid for the new harbour with a tax on salt. The tax on salt was disliked, and the merchants knew it. "
+    "The harbour of the old town was rebuilt in 1904 after a fire. Most of its piers were replaced by stone. "
+    "Merchants paid for the new harbour with a tax on salt. The tax on salt was disliked, and they knew it. "
     "In the end the harbour brought more trade than the tax had cost. A cat slept on the pier."
 )
 

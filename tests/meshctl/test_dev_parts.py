@@ -33,12 +33,14 @@ RECORD = DevRecord(
     supervisor_pid=1,
     gate_pid=2,
     sidecar_pid=3,
+    daemon_pid=5,
     port=11438,
     tunnel_port=4,
     admin_socket="/x/gate/admin.sock",
     app="demo",
     database="shop",
     password="secret-pw",
+    api_key="qg_secret-key",
     started_at=0.0,
 )
 
@@ -62,9 +64,9 @@ def test_with_other_keys_the_password_stays_sealed_and_the_rest_can_be_read(tmp_
     state.write(RECORD)
     key = GateDirectory(state.gate).node_key
     key.unlink()
-    assert state.read() == replace(RECORD, password="")
+    assert state.read() == replace(RECORD, password="", api_key="")
     save_identity(key, Identity.generate())
-    assert state.read() == replace(RECORD, password="")
+    assert state.read() == replace(RECORD, password="", api_key="")
 
 
 def prepared(root: Path) -> DevState:

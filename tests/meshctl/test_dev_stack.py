@@ -66,7 +66,14 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 
 def test_a_driver_reaches_the_sample_database(first: dict[str, Any]) -> None:
     assert orders(first["postgres_dsn"]) > 1000
-    assert set(first) >= {"postgres_dsn", "state_dir", "admin_socket", "pids"}
+    assert set(first) >= {
+        "postgres_dsn",
+        "openai_base_url",
+        "openai_api_key",
+        "state_dir",
+        "admin_socket",
+        "pids",
+    }
     assert all(runs_module(pid, name) for name, pid in first["pids"].items() if name != "supervisor")
 
 
@@ -74,8 +81,9 @@ def test_the_state_directory_holds_no_password_in_the_clear(first: dict[str, Any
     state = Path(first["state_dir"])
     told = json.loads(meshctl("dev", "status", "--state-dir", state, "-o", "json")[0])
     assert told["postgres_dsn"] == first["postgres_dsn"]
-    password = urlsplit(first["postgres_dsn"]).password
-    assert password
+    password = unquote(urlsplit(first["postgres_dsn"]).password or "")
+    secrets = [password, first["openai_api_key"]]
+    assert all(secrets)
     files = [path for path in state.rglob("*") if path.is_file()]
     assert files
     for path in files:
@@ -83,7 +91,7 @@ def test_the_state_directory_holds_no_password_in_the_clear(first: dict[str, Any
             content = path.read_bytes()
         except FileNotFoundError:  # the server's own, recycled meanwhile
             continue
-        assert unquote(password).encode() not in content, path
+        assert not any(secret.encode() in content for secret in secrets), path
     assert not list(state.rglob("superuser.password"))
 
 
@@ -105,7 +113,7 @@ def test_a_second_stack_runs_beside_it_and_goes_on_where_it_was(
         assert "runs in" in err
 
         os.kill(held.supervisor_pid, signal.SIGKILL)
-        for pid in (held.gate_pid, held.sidecar_pid):
+        for pid in (held.gate_pid, held.sidecar_pid, held.daemon_pid):
             gone(pid)
         meshctl("dev", "status", "--state-dir", tmp_path, code=3)
         out, _ = meshctl("dev", "-d", "--state-dir", tmp_path, "--port", port, "-o", "json")

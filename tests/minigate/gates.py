@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from tunnel_proto.configuration import SessionStats
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.link import Stream, StreamReceiver, TunnelClient
+from tunnel_proto.stats import SessionStats
 
 
 class RecordedStream(Stream):

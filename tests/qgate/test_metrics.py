@@ -8,7 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from qgate.metrics import Figures, GateCollector, TunnelTotals, families, registry_of
-from tunnel_proto.configuration import SessionStats
+from tunnel_proto.stats import SessionStats
 
 ROOT = Path(__file__).parents[2]
 

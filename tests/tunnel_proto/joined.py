@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tunnel_proto.batch import split_frames
 from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.compression import ContextPool
-from tunnel_proto.configuration import SessionStats, TunnelSettings
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.errors import RemoteProtocolError, ResumeRefused
 from tunnel_proto.events import (
     DataReceived,
@@ -22,6 +22,7 @@ from tunnel_proto.events import (
 from tunnel_proto.frame import Resume, Start, decode_number
 from tunnel_proto.resume import SessionTable
 from tunnel_proto.session import Session, SessionIdentity
+from tunnel_proto.stats import SessionStats
 from tunnel_proto.stream import MuxStream
 
 OWNER = b"o" * 32
