@@ -27,6 +27,7 @@ async def test_it_loads_with_progress_and_says_what_it_is() -> None:
         assert model.slots == 3
         assert model.context == 512
         assert model.context_train == 8192
+        assert "kernels" in model.build
         assert "chunk 32" in model.build
         assert model.isolation == "wiped"
         assert model.memory_used > 100 << 20

@@ -126,7 +126,7 @@ class Child:
             [
                 {
                     "t": "ready",
-                    "build": library.build(),
+                    "build": library.build(frame["gpu_layers"]),
                     "features": library.features(),
                     "context": context.size,
                     "context_train": self._model.n_ctx_train,

@@ -7,6 +7,8 @@ not compared with its limits first.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -305,9 +307,13 @@ def load_failure(log: Log) -> LoadFailed:
     )
 
 
-def build() -> str:
-    """Version of llama.cpp's binding and library, as the gate compares them."""
-    return f"llama-cpp-python {llama_cpp.__version__}"
+def build(gpu_layers: int) -> str:
+    """What decides how sums are rounded, as gates compare it: the library's version, the kernels that it chose
+    on this machine (as a digest of `features`), and how much runs on a GPU.
+    """
+    kernels = hashlib.sha256(f"{platform.machine()} {features()}".encode()).hexdigest()[:8]
+    gpu = f", gpu {gpu_layers}" if gpu_layers else ""
+    return f"llama-cpp-python {llama_cpp.__version__}, kernels {kernels}{gpu}"
 
 
 def features() -> str:
