@@ -162,9 +162,9 @@ class SidecarProcess(Daemon):
 class DaemonProcess(Daemon):
     """A qdaemon with its directory."""
 
-    def __init__(self, directory: Path, *, name: str) -> None:
+    def __init__(self, directory: Path, *, name: str, command: Sequence[str] = ()) -> None:
         self.config = directory / "qdaemon.toml"
-        super().__init__(name, [_tool("qdaemon"), "--config", str(self.config)], directory)
+        super().__init__(name, [_tool("qdaemon"), "--config", str(self.config)], directory, command)
 
     def start(self, *, timeout_s: float = 20.0) -> None:
         """Start and wait until its metrics port answers (whether or not a gate is there)."""
@@ -354,10 +354,15 @@ class Mesh:
         return sidecar
 
     def add_daemon(
-        self, name: str, *, gates: Sequence[GateProcess] = (), settings: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        *,
+        gates: Sequence[GateProcess] = (),
+        settings: Mapping[str, Any] | None = None,
+        command: Sequence[str] = (),
     ) -> DaemonProcess:
         """Enrol a daemon and write its directory; it dials `gates` (default all). Nothing is discovered."""
-        daemon = DaemonProcess(self._enrol(name, "daemon", gates), name=name)
+        daemon = DaemonProcess(self._enrol(name, "daemon", gates), name=name, command=command)
         own = {
             "state_dir": str(daemon.directory),
             "drain_s": 5.0,

@@ -179,14 +179,23 @@ def ask(
     path: str = "/v1/chat/completions",
     *,
     timeout_s: float = PATIENCE_S,
+    **headers: str,
 ) -> Reply:
-    """One request and its whole answer. A body of bytes is sent as it is; None makes it a GET."""
+    """One request and its whole answer. A body of bytes is sent as it is; None makes it a GET.
+
+    ``headers`` replace ours, named with _ for -; an empty one is left out.
+    """
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as sock:
-        sock.sendall(_request("GET" if body is None else "POST", path, key, data))
-        with sock.makefile("rb") as file:
-            status, headers = _head(file)
-            answer = file.read(int(headers["content-length"]))
+        sock.sendall(_request("GET" if body is None else "POST", path, key, data, **headers))
+        return reply_on(sock)
+
+
+def reply_on(sock: socket.socket) -> Reply:
+    """Read the whole answer that comes on a connection."""
+    with sock.makefile("rb") as file:
+        status, headers = _head(file)
+        answer = file.read(int(headers["content-length"]))
     try:
         document = json.loads(answer)
     except ValueError:
@@ -194,12 +203,16 @@ def ask(
     return Reply(status, headers, answer, document)
 
 
-def _request(method: str, path: str, key: str, data: bytes) -> bytes:
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
-    return head.encode() + data
+def _request(method: str, path: str, key: str, data: bytes, **headers: str) -> bytes:
+    fields = {
+        "host": "localhost",
+        "authorization": f"Bearer {key}",
+        "content-type": "application/json",
+        "content-length": str(len(data)),
+    }
+    fields |= {name.lower().replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items() if value)]
+    return "\r\n".join([*lines, "", ""]).encode() + data
 
 
 def _head(file: BinaryIO) -> tuple[int, dict[str, str]]:
