@@ -308,8 +308,9 @@ def load_failure(log: Log) -> LoadFailed:
 
 
 def build(gpu_layers: int) -> str:
-    """What decides how sums are rounded, as gates compare it: the library's version, the kernels that it chose
-    on this machine (as a digest of `features`), and how much runs on a GPU.
+    """What decides how sums are rounded, as gates compare it.
+
+    The library's version, the kernels that it chose on this machine (a digest), layers on a GPU.
     """
     kernels = hashlib.sha256(f"{platform.machine()} {features()}".encode()).hexdigest()[:8]
     gpu = f", gpu {gpu_layers}" if gpu_layers else ""
