@@ -384,15 +384,14 @@ class Dispatch:
         served = fact.version.lower()
         if candidate.kind == "worker" and len(served) == SHA_LENGTH and served != candidate.version.lower():
             failure = Failure("wrong_version", "the node served other weights than it was asked for", True)
+            self._blind = True  # nobody can go on from the ids of a model that was not asked for
             return self._broke(failure, now)
-        commands: list[Command] = [live.observed(fact, now), *self._settled(fact.usage)]
-        self._evaluated += fact.usage.evaluated_tokens
-        whole = replace(
-            fact.usage,
-            completion_tokens=max(fact.usage.completion_tokens, len(self.ids)),
-            evaluated_tokens=self._evaluated,
-        )
-        self.hops.append(live.hop(fact.usage, ""))
+        asked = self.demand.input_tokens
+        usage = live.counted(fact.usage, ids=len(self.ids), prompt=asked, answer=self.max_tokens)
+        commands: list[Command] = [live.observed(replace(fact, usage=usage), now), *self._settled(usage)]
+        self._evaluated += usage.evaluated_tokens
+        whole = replace(usage, evaluated_tokens=self._evaluated)
+        self.hops.append(live.hop(usage, ""))
         commands += self._openings(candidate)
         commands += [Say(chunk) for chunk in self._held]
         self.live = None

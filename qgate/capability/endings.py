@@ -10,6 +10,13 @@ from qgate.capability.work import CODES, Failure, Problem
 
 LOADING_RETRY_S: Final = 5.0
 LOADING_RETRY_MOST_S: Final = 300.0
+AGAIN_S: Final = 2.0
+"""Retry-After where nobody says when it is worth while."""
+
+_AGAIN: Final = frozenset({"unavailable", "rate_limit_exceeded", "queue_full"})
+_NEXT: Final = (
+    "send it again, or name another model; meshctl route explain shows an administrator what there is"
+)
 
 
 def problem_of(failure: Failure, node: str, *, begun: bool, detail: Mapping[str, Any]) -> Problem:
@@ -20,6 +27,7 @@ def problem_of(failure: Failure, node: str, *, begun: bool, detail: Mapping[str,
             f"the answer broke off: {failure.message}",
             code="stream_interrupted",
             detail={"node": node, **detail},
+            hint=_NEXT,
         )
     if failure.code in CODES:
         code = failure.code
@@ -30,12 +38,14 @@ def problem_of(failure: Failure, node: str, *, begun: bool, detail: Mapping[str,
     else:
         code = "node_failed"
     passed_on = status if failure.blame == "request" and status is not None and 400 <= status < 500 else None
+    wait = failure.retry_after_s
     return Problem(
         failure.message,
         code=code,
         status=passed_on,
-        retry_after_s=failure.retry_after_s,
+        retry_after_s=AGAIN_S if wait is None and code in _AGAIN else wait,
         detail={"node": node, **detail},
+        hint="" if failure.blame == "request" else _NEXT,
     )
 
 

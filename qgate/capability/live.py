@@ -16,6 +16,10 @@ SLOWEST_PREFILL: Final = 20.0
 """Prompt tokens/s that any node reaches; with a margin it says how long silence before an answer may last."""
 PREFILL_MARGIN: Final = 4.0
 
+PROMPT_MARGIN: Final = 4
+"""A tokenizer makes at most so many tokens of what we guess to be one: one a byte, for any language."""
+TEMPLATE_TOKENS: Final = 4096  # what a chat template may add of its own, tools described at length included
+
 QUEUED_PATIENCE: Final = 6.0
 """Times `stall_s`: a request that waits its turn hears nothing, and its worker bounds that itself (300 s)."""
 
@@ -50,6 +54,23 @@ class LiveAttempt:
             prompt_tokens=fact.usage.prompt_tokens if not self.from_ids else 0,
             decode=(counted - 1, took) if took > 0 and counted > 1 else None,
             service_s=now - self.launched_at if self.idle else None,
+        )
+
+    def counted(self, usage: Usage, *, ids: int, prompt: int, answer: int) -> Usage:
+        """What a worker says it used, as far as it can be: it is no price, but rates and receipts heed it.
+
+        `ids` are those of the whole answer so far (0: it has none), `prompt` is the guess of its length, and
+        `answer` the most tokens that were asked for. A provider's bill is not ours to doubt.
+        """
+        if self.candidate.kind != "worker":
+            return usage
+        completion = ids or min(usage.completion_tokens, answer)
+        asked = min(usage.prompt_tokens, PROMPT_MARGIN * prompt + TEMPLATE_TOKENS)
+        return Usage(
+            asked,
+            completion,
+            min(usage.cached_tokens, asked),
+            min(usage.evaluated_tokens, asked + completion),
         )
 
     def used(self, failure: Failure | None, ids: int, prompt: int) -> Usage | None:
