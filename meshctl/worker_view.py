@@ -192,6 +192,9 @@ def worker(one: Record) -> list[Table]:
         "memory": f"{size(flat['memory'])}, {size(flat['free'])} free",
         "memory bandwidth": f"{decimal_rate(flat['bandwidth'])}, "
         f"{decimal_rate(hardware.get('memory_bandwidth_one'))} by one thread",
+        "measured": hardware.get("measured_at")
+        and f"{moment(hardware['measured_at'])}, {share(hardware.get('measured_beside') or 0.0)} of the "
+        "processors in other use",
         "swap in use": size(flat["swap"]),
         "disk free": size(flat["disk_free"]),
         "network cards": ", ".join(

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from qdaemon.catalogue import Catalogue
 from qdaemon.enrolment import node
+from qdaemon.hardware.measurement import due
 from qdaemon.hardware.nvml import Gpus
 from qdaemon.hardware.probe import Probe, same_hardware
 from qdaemon.interrogation import Interrogation
@@ -108,7 +109,7 @@ class Daemon:
             jobs=self.jobs,
             settings=settings,
             refresh=self.refresh,
-            probe=self._measure,
+            probe=self._measure_on_demand,
             interrogate=self.interrogation.look,
         )
         registry = CollectorRegistry()
@@ -301,18 +302,32 @@ class Daemon:
         free = sum(max(0, gpu.vram - used.get(index, 0)) for index, gpu in gpus.items())
         return free, min((gpu.bandwidth for gpu in gpus.values()), default=0.0)
 
+    async def _measure_on_demand(self) -> Hardware:
+        await self._in_thread(self.probe.reopen_gpus)
+        return await self._measure()
+
     async def _measure(self) -> Hardware:
-        problem = await self._in_thread(self._measure_now)
+        problem = await self._in_thread(self.probe.measure, self._settings.probe.bandwidth_mib)
         if problem:
             log.warning("memory bandwidth not measured", cause=problem)
         await self._read_hardware()
         hardware = self.inventory.hardware
-        log.info("measured", memory_bandwidth=hardware.memory_bandwidth, gpus=len(hardware.gpus))
+        log.info(
+            "measured",
+            memory_bandwidth=hardware.memory_bandwidth,
+            beside=round(hardware.measured_beside, 2),
+            gpus=len(hardware.gpus),
+        )
         return hardware
 
-    def _measure_now(self) -> str:
-        self.probe.reopen_gpus()
-        return self.probe.measure(self._settings.probe.bandwidth_mib)
+    def _measurement_due(self) -> bool:
+        return self._settings.probe.bandwidth and due(
+            self.probe.measured,
+            tried=self.probe.tried,
+            now=time.time(),
+            busy=self.inventory.load.cpu,
+            jobs=len(self.jobs.live),
+        )
 
     async def _read_hardware(self) -> None:
         self._hardware_at = self.loop.time()
@@ -328,6 +343,8 @@ class Daemon:
         """Read the load and report, at the rate of the settings."""
         while True:
             self.inventory.load = await self._in_thread(self.probe.load)
+            if self._measurement_due():
+                self._keep(self._measure())
             if self.loop.time() - self._hardware_at > HARDWARE_EVERY_S:
                 await self._read_hardware()
             self.uplink.beat()

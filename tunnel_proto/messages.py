@@ -123,6 +123,7 @@ class Hardware:
     memory_bandwidth: float = has(_RATE, 0.0)  # measured with all threads that inference uses
     memory_bandwidth_one: float = has(_RATE, 0.0)  # measured with one thread
     measured_at: float = has(_SECONDS, 0.0)  # unix time
+    measured_beside: float = has(_SHARE, 0.0)  # of the processors, in other use at that time
     gpus: tuple[Gpu, ...] = has(listed(record(Gpu), DEVICES_MAX), ())
     gpu_problem: str = has(_LINE, "")  # why GPUs cannot be read, where a driver is there
     nics: tuple[Nic, ...] = has(listed(record(Nic), DEVICES_MAX), ())

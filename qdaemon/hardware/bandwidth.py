@@ -4,6 +4,11 @@ Decoding reads each weight once a token and writes next to nothing, so what coun
 STREAM's copy (McCalpin 1995), whose bytes are twice the array (three times with write-allocate). The reader
 is libc's memchr for a byte that is not there: vectorised, and run outside Python's lock by ctypes, so that
 threads read side by side.
+
+A machine that does other things is measured too low, never too high. So the best of several runs counts, each
+a few milliseconds long (less than a scheduler's slice), with pauses between them in which a neighbour's burst
+may pass; a single thread's run is timed by that thread's own clock, which stands still while another one has
+its core. What others used of the processors meanwhile is told with the result.
 """
 
 from __future__ import annotations
@@ -12,13 +17,17 @@ import ctypes
 import mmap
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-PASSES = 3
-"""Readings of each kind; the best counts, as in STREAM: noise only ever slows one down."""
-
-ROUNDS = 2
-"""Times that each pass reads its buffer."""
+RUNS: Final = 16
+"""At most; `settled` ends it sooner."""
+REST_S: Final = 0.1
+"""Between two runs."""
+ALIKE: Final = 3
+"""So many runs that come near the best one: it was no accident, and will not get better."""
+NEAR: Final = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,34 +39,59 @@ class Bandwidth:
     threads: int
 
 
-def measure(threads: int, mebibytes: int) -> Bandwidth:
-    """Read ``mebibytes`` in each thread; blocks for about a second on a usual machine. Raises `MemoryError`.
+def measure(threads: int, mebibytes: int, *, rest: Callable[[float], None] = time.sleep) -> Bandwidth:
+    """Read ``mebibytes`` in each thread, up to `RUNS` times; blocks for a second or two.
 
     The buffers should be several times the last-level cache: 128 MiB a thread is, on what is sold today.
+    Raises `MemoryError`.
     """
     size = mebibytes << 20
     buffers = [_Buffer(size) for _ in range(max(1, threads))]
+    one: list[float] = []
+    together: list[float] = []
     try:
-        one = max(_pass(buffers[:1]) for _ in range(PASSES))
-        together = one if len(buffers) == 1 else max(_pass(buffers) for _ in range(PASSES))
+        for number in range(RUNS):
+            if number:
+                rest(REST_S)
+            one.append(alone(buffers[0]))
+            together.append(side_by_side(buffers) if len(buffers) > 1 else one[-1])
+            if settled(one) and settled(together):
+                break
     finally:
         for buffer in buffers:
             buffer.close()
-    return Bandwidth(one, max(one, together), len(buffers))
+    return Bandwidth(max(one), max(*one, *together), len(buffers))
 
 
-def _pass(buffers: list[_Buffer]) -> float:
-    """Bytes/s of one pass over all buffers at once, each in its thread."""
+def settled(rates: Sequence[float]) -> bool:
+    """Whether the best of ``rates`` has been come near often enough to believe it."""
+    best = max(rates)
+    return sum(rate >= best * (1 - NEAR) for rate in rates) >= ALIKE
+
+
+def alone(buffer: _Buffer) -> float:
+    """Bytes/s of one thread, in its own CPU time: waiting for memory counts there, waiting for a core not."""
+    began = time.thread_time()
+    buffer.read()
+    return buffer.size / (time.thread_time() - began)
+
+
+def side_by_side(buffers: Sequence[_Buffer]) -> float:
+    """Bytes/s of all threads at once, by the clock: only what overlaps is a bandwidth."""
     gate = threading.Barrier(len(buffers) + 1)
-    threads = [threading.Thread(target=buffer.read, args=(gate,), daemon=True) for buffer in buffers]
+
+    def read(buffer: _Buffer) -> None:
+        gate.wait()
+        buffer.read()
+
+    threads = [threading.Thread(target=read, args=(buffer,), daemon=True) for buffer in buffers]
     for thread in threads:
         thread.start()
     gate.wait()
     began = time.perf_counter()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - began
-    return sum(buffer.size for buffer in buffers) * ROUNDS / seconds
+    return sum(buffer.size for buffer in buffers) / (time.perf_counter() - began)
 
 
 class _Buffer:
@@ -74,10 +108,8 @@ class _Buffer:
         self._find.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
         self._find.restype = ctypes.c_void_p
 
-    def read(self, gate: threading.Barrier) -> None:
-        gate.wait()
-        for _ in range(ROUNDS):
-            self._find(self._address, 7, self.size)
+    def read(self) -> None:
+        self._find(self._address, 7, self.size)
 
     def close(self) -> None:
         del self._view

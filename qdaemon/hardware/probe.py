@@ -1,6 +1,6 @@
 """Reads this machine: psutil for what runs everywhere, /proc and /sys for what it leaves out, NVML for GPUs.
 
-Its methods block for milliseconds (`measure` for about a second): the daemon calls them in a thread.
+Its methods block for milliseconds (`measure` for a second or two): the daemon calls them in a thread.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import psutil
 
 from qdaemon.hardware import bandwidth
 from qdaemon.hardware.facts import Counters, Rates, inference_flags, rates
+from qdaemon.hardware.measurement import Measurement, better, others
 from qdaemon.hardware.nvml import Gpus
 from tunnel_proto.messages import DEVICES_MAX, Hardware, Load, Nic
 
 _VIRTUAL_NETWORKS = ("lo", "veth", "docker", "br-", "virbr", "tun", "tap", "wg")
+_BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 _NO_LIMIT = 1 << 60  # cgroup v1 says "no limit" by a number near 2^63
 
 
@@ -43,8 +45,9 @@ class Probe:
         self._sys = sys
         self._counters: Counters | None = None
         self._rates = Rates()
-        self._measured: bandwidth.Bandwidth | None = None
-        self._measured_at = 0.0
+        self.measured: Measurement | None = None
+        self.tried = 0.0
+        """When a measurement was last begun, unix time."""
         psutil.cpu_percent()  # the first reading has nothing to compare with and says 0
 
     def measure(self, mebibytes: int) -> str:
@@ -52,22 +55,26 @@ class Probe:
 
         Leaves it alone where less than four times its buffers is free: a probe must not cause swapping.
         """
+        self.tried = time.time()
         available = psutil.virtual_memory().available
         threads = max(1, self._threads)
         fitting = max(1, min(mebibytes, (available >> 20) // (4 * threads)))
         if fitting < min(16, mebibytes):
             return f"only {available >> 20} MiB of memory are free"
         try:
-            self._measured = bandwidth.measure(threads, fitting)
+            used, own = _processors(), time.process_time()
+            found = bandwidth.measure(threads, fitting)
+            busy, whole = (after - before for before, after in zip(used, _processors(), strict=True))
         except MemoryError as error:
             return f"no memory for the measurement: {error}"
-        self._measured_at = time.time()
+        share = others(busy, time.process_time() - own, whole)
+        self.measured = better(self.measured, Measurement(found, time.time(), share))
         return ""
 
     def hardware(self) -> Hardware:
         """What the machine is."""
         memory = psutil.virtual_memory()
-        measured = self._measured
+        measured = self.measured
         name, flags = self._cpu()
         usable = len(os.sched_getaffinity(0))
         gpus = () if self._gpus is None else self._gpus.facts()
@@ -80,9 +87,10 @@ class Probe:
             memory=memory.total,
             memory_limit=self._memory_limit(),
             swap=psutil.swap_memory().total,
-            memory_bandwidth=measured.all if measured else 0.0,
-            memory_bandwidth_one=measured.one if measured else 0.0,
-            measured_at=self._measured_at,
+            memory_bandwidth=measured.bandwidth.all if measured else 0.0,
+            memory_bandwidth_one=measured.bandwidth.one if measured else 0.0,
+            measured_at=measured.at if measured else 0.0,
+            measured_beside=measured.others if measured else 0.0,
             gpus=gpus,
             gpu_problem="" if self._gpus is None else self._gpus.problem,
             nics=self._nics(),
@@ -206,4 +214,16 @@ class Probe:
 
 def same_hardware(first: Hardware | None, second: Hardware) -> bool:
     """Whether two readings differ in nothing but the time of measurement."""
-    return first is not None and replace(first, measured_at=0.0) == replace(second, measured_at=0.0)
+    return first is not None and _timeless(first) == _timeless(second)
+
+
+def _timeless(one: Hardware) -> Hardware:
+    return replace(one, measured_at=0.0, measured_beside=0.0)
+
+
+def _processors() -> tuple[float, float]:
+    """CPU seconds of this machine so far: in use (what a hypervisor took included), and all."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    busy = sum(getattr(times, name, 0.0) for name in _BUSY)
+    return busy, busy + idle

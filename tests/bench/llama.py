@@ -3,8 +3,8 @@
     python -m tests.bench.llama [--rounds 9] [--tokens 96] [--only NAME]... [--json FILE] [--markdown FILE]
 
 Whatever computes is pinned to the first core, everything else (client, minigate, gate and its store, qdaemon)
-to the others. Each round runs every contender once, in turns; a ratio is the median of the rounds' ratios with
-a bootstrap interval of 95 %, so that a machine whose speed drifts does not decide.
+to the others. Each round runs every contender once, in turns; a ratio is the median of the rounds' ratios
+with a bootstrap interval of 95 %, so that a machine whose speed drifts does not decide.
 
 - mesh: HTTP at minigate, tunnel, gate, tunnel, qdaemon, child. child: the child process alone.
 - one stream: a greedy chat request. Direct: ``Llama.create_chat_completion(stream=True)`` in a process of its

@@ -10,6 +10,7 @@ import pytest
 
 from qdaemon.hardware import bandwidth
 from qdaemon.hardware.facts import Counters, inference_flags, pcie_bandwidth, rates, vram_bandwidth
+from qdaemon.hardware.measurement import Measurement, better, due, others
 from qdaemon.hardware.nvml import Gpus
 from qdaemon.hardware.probe import Probe, same_hardware
 from tests.qdaemon.fake_nvml import H100, FakeNvml, NVMLError
@@ -44,11 +45,65 @@ def test_bandwidth_is_measured_within_what_is_possible(tmp_path: Path) -> None:
 
 
 def test_the_bytes_that_a_measurement_counts_are_those_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([10.0, 12.0] * 20)
-    monkeypatch.setattr("qdaemon.hardware.bandwidth.time.perf_counter", lambda: next(times))
-    measured = bandwidth.measure(2, 1)
-    assert measured.one == (1 << 20) * bandwidth.ROUNDS / 2.0
-    assert measured.all == 2 * measured.one
+    own, clock = iter([10.0, 12.0] * 20), iter([10.0, 13.0] * 20)
+    monkeypatch.setattr("qdaemon.hardware.bandwidth.time.thread_time", lambda: next(own))
+    monkeypatch.setattr("qdaemon.hardware.bandwidth.time.perf_counter", lambda: next(clock))
+    rests: list[float] = []
+    measured = bandwidth.measure(2, 1, rest=rests.append)
+    assert measured.one == (1 << 20) / 2.0
+    assert measured.all == 2 * (1 << 20) / 3.0
+    # Three runs that agree are enough.
+    assert rests == [bandwidth.REST_S] * 2
+
+
+def test_a_disturbed_measurement_goes_on_until_the_best_was_met_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates = iter([9.7, 12.0, 38.0, 11.0, 38.5, 10.0, 37.9, 1.0])
+    monkeypatch.setattr("qdaemon.hardware.bandwidth.alone", lambda _: next(rates))
+    measured = bandwidth.measure(1, 1, rest=lambda _: None)
+    assert (measured.one, measured.all) == (38.5, 38.5)
+    assert next(rates) == 1.0
+    climbing = iter(range(1, 99))
+    monkeypatch.setattr("qdaemon.hardware.bandwidth.alone", lambda _: next(climbing))
+    assert bandwidth.measure(1, 1, rest=lambda _: None).one == bandwidth.RUNS
+
+
+def _measurement(rate: float, others: float, at: float = 0.0) -> Measurement:
+    return Measurement(bandwidth.Bandwidth(rate, rate, 1), at, others)
+
+
+def test_a_quiet_measurement_is_believed_and_a_busy_one_where_it_shows_more() -> None:
+    busy, quiet = _measurement(9.7, 0.9), _measurement(38.0, 0.02)
+    assert better(None, busy) is busy
+    assert better(busy, quiet) is quiet
+    assert better(quiet, busy) is quiet
+    assert better(quiet, more := _measurement(39.0, 0.9)) is more
+    assert better(quiet, lower := _measurement(20.0, 0.0)) is lower
+
+
+def test_a_measurement_is_made_again_once_the_machine_is_quiet_and_idle() -> None:
+    calm: dict[str, Any] = {"tried": 0.0, "now": 100.0, "busy": 0.05, "jobs": 0}
+    busy, quiet = _measurement(9.7, 0.9), _measurement(38.0, 0.02)
+    assert due(busy, **calm)
+    assert due(None, **calm)
+    assert not due(quiet, **calm)
+    assert due(quiet, **calm | {"now": 7 * 3600.0})
+    for hindrance in ({"busy": 0.5}, {"jobs": 1}, {"tried": 70.0}):
+        assert not due(busy, **calm | hindrance)
+
+
+def test_what_others_used_is_told_with_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert others(busy_s=1.5, own_s=0.5, all_s=4.0) == 0.25
+    assert others(busy_s=0.1, own_s=0.5, all_s=4.0) == 0.0
+    assert others(busy_s=1.0, own_s=0.0, all_s=0.0) == 0.0
+    seen = iter([(10.0, 100.0), (12.0, 104.0)])
+    monkeypatch.setattr("qdaemon.hardware.probe._processors", lambda: next(seen))
+    monkeypatch.setattr("qdaemon.hardware.probe.time.process_time", iter([1.0, 2.0]).__next__)
+    reader = probe(tmp_path)
+    assert reader.measure(16) == ""
+    assert reader.hardware().measured_beside == 0.25
+    assert reader.tried > 0
 
 
 def test_a_machine_without_room_is_not_made_to_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +239,6 @@ def test_the_stand_in_has_what_the_real_module_has() -> None:
 
 def test_the_time_of_measurement_alone_is_no_change() -> None:
     first = Hardware(cpu="x", measured_at=1.0)
-    assert same_hardware(first, Hardware(cpu="x", measured_at=2.0))
+    assert same_hardware(first, Hardware(cpu="x", measured_at=2.0, measured_beside=0.5))
     assert not same_hardware(first, Hardware(cpu="y", measured_at=1.0))
     assert not same_hardware(None, first)
