@@ -19,10 +19,10 @@ define llama
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-compiled check format compat bench bench-wire bench-idle bench-slow clean
+.PHONY: help dev test test-compiled check format compat bench bench-wire bench-idle bench-slow bench-capability clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ...")'
@@ -58,7 +58,7 @@ format: $(STAMP) ## rewrite the code in the house format
 compat: $(STAMP) ## the drivers' own test suites, direct and through the wire
 	$(BIN)/python -m tests.compat
 
-bench: bench-wire bench-idle bench-slow ## every benchmark
+bench: bench-wire bench-idle bench-slow bench-capability ## every benchmark
 
 # What a user installs: a wheel, compiled where there is a C compiler. See docs/decisions/compiled-modules.md.
 $(BENCH)/.installed: pyproject.toml setup.py $(wildcard tunnel_proto/*.py qgate/*.py qgate/*/*.py qgate/*/*/*.py qdaemon/*.py qdaemon/*/*.py qdaemon/*/*/*.py minigate/*.py meshctl/*.py meshctl/*/*.py)
@@ -76,6 +76,13 @@ bench-idle: $(BENCH)/.installed ## memory and CPU of 5,000 idle connections
 
 bench-slow: $(BENCH)/.installed ## a 20 Mbit/s, 40 ms line (needs root: it makes network namespaces)
 	$(BENCH)/bin/python -m tests.bench.slowlink
+
+bench-capability: $(BENCH)/.installed ## gateway, summaries, llama.cpp and the scheduler, beside what does the same
+	$(BENCH)/bin/python -m tests.bench.gateway
+	$(BENCH)/bin/python -m tests.bench.summarize
+	$(BENCH)/bin/python -m tests.bench.summarize_wire
+	$(BENCH)/bin/python -m tests.bench.llama
+	$(BENCH)/bin/python -m tests.bench.scheduler
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -76,7 +76,8 @@ class Identity:
 
     def sign(self, domain: str, message: bytes) -> bytes:
         """Sign ``message`` for one purpose; returns the 64-byte Ed25519 signature."""
-        _, secret_key = nacl.bindings.crypto_sign_seed_keypair(self.signing_seed)
+        # libsodium's secret key is the seed followed by the public key, which was derived already.
+        secret_key = self.signing_seed + self.verify_key
         return nacl.bindings.crypto_sign(_signed_bytes(domain, message), secret_key)[:SIGNATURE_BYTES]
 
 

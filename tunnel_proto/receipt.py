@@ -16,7 +16,7 @@ import hmac
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tunnel_proto.certificate import OnlineCertificate, read_online
@@ -27,6 +27,9 @@ VERSION: Final = 1
 DOCUMENT_MAX: Final = 64 << 10
 _DOMAIN: Final = "receipt"
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
+_encode: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +42,44 @@ class Genuine:
 
 def canonical(document: Mapping[str, Any]) -> bytes:
     """The one spelling of a receipt. ValueError for NaN and infinities."""
-    return json.dumps(
-        document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    ).encode("ascii")
+    return _encode(document).encode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class SignedReceipt:
+    """A whole receipt: its members, and the same as JSON text, ready to be kept and handed out."""
+
+    document: dict[str, Any]
+    text: str = field(repr=False)
 
 
 def sign_receipt(
     fields: Mapping[str, Any], *, online: Identity, certificate: bytes, pool_key: bytes
 ) -> dict[str, Any]:
     """The whole receipt around `fields`, which have at least `id` and `ended_at`."""
-    document = {
-        "v": VERSION,
-        **fields,
-        "pool": fingerprint(pool_key),
-        "certificate": base64.b64encode(certificate).decode("ascii"),
-    }
-    signature = online.sign(_DOMAIN, canonical(document))
-    return {**document, "signature": base64.b64encode(signature).decode("ascii")}
+    return ReceiptSigner(pool_key).sign(fields, online=online, certificate=certificate).document
+
+
+class ReceiptSigner:
+    """Signs many receipts of one pool: what is the same in all of them is spelt once."""
+
+    __slots__ = ("_certificate", "_pool", "_spelt")
+
+    def __init__(self, pool_key: bytes) -> None:
+        self._pool = fingerprint(pool_key)
+        self._certificate = b""
+        self._spelt = ""
+
+    def sign(self, fields: Mapping[str, Any], *, online: Identity, certificate: bytes) -> SignedReceipt:
+        """The whole receipt around `fields`, which have at least `id` and `ended_at`."""
+        if certificate != self._certificate:
+            self._certificate = certificate
+            self._spelt = base64.b64encode(certificate).decode("ascii")
+        document = {"v": VERSION, **fields, "pool": self._pool, "certificate": self._spelt}
+        unsigned = canonical(document)
+        signature = base64.b64encode(online.sign(_DOMAIN, unsigned)).decode("ascii")
+        document["signature"] = signature
+        return SignedReceipt(document, f'{unsigned[:-1].decode("ascii")},"signature":"{signature}"}}')
 
 
 def check_receipt(document: Mapping[str, Any], *, pool: str) -> Genuine:

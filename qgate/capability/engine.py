@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qgate.capability.demand import demand_of
 from qgate.capability.fairness import FairShares, QueueFullError
-from qgate.capability.preferences import ScheduleSettings
+from qgate.capability.preferences import SETTINGS, ScheduleSettings
 from qgate.capability.run import Run
 from qgate.capability.scheduler import Explanation, Randomness, Scheduler
 from qgate.capability.work import (
@@ -139,6 +139,8 @@ class Engine:
         self.crash_zones = CrashZones()
         self._setting = settings
         self._audit = audit
+        self._read: tuple[Any, ...] = ()
+        self._settings = ScheduleSettings()
         self._runs: set[Run] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         shown = self.settings
@@ -150,7 +152,10 @@ class Engine:
     @property
     def settings(self) -> ScheduleSettings:
         """The scheduler's settings as they are now."""
-        return ScheduleSettings.read(self._setting)
+        read = tuple(map(self._setting, SETTINGS))
+        if read != self._read:
+            self._read, self._settings = read, ScheduleSettings(*read)
+        return self._settings
 
     @property
     def waiting(self) -> int:

@@ -62,7 +62,7 @@ class ScheduleSettings:
     @classmethod
     def read(cls, setting: Callable[[str], Any]) -> ScheduleSettings:
         """From a look-up by name, such as `Directory.setting`."""
-        return cls(**{name: setting(f"schedule.{name}") for name in _NAMES})
+        return cls(*map(setting, SETTINGS))
 
     def weights(self, prefer: str | None) -> Weights:
         """What counts how much, with what the request prefers."""
@@ -76,4 +76,5 @@ class ScheduleSettings:
         )
 
 
-_NAMES: Final = tuple(one.name for one in fields(ScheduleSettings))
+SETTINGS: Final = tuple(f"schedule.{one.name}" for one in fields(ScheduleSettings))
+"""The settings' names, in the order of the fields."""

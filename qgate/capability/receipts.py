@@ -21,7 +21,7 @@ from qgate.capability.work import Hop, Outcome, Receipt, Work
 from qgate.store import Store, StoreUnavailableError
 from qgate.store.receipts import ReceiptRow, add_receipts, find_receipt
 from tunnel_proto.certificate import OnlineKey
-from tunnel_proto.receipt import sign_receipt, spell
+from tunnel_proto.receipt import ReceiptSigner, spell
 
 QUEUE_MAX: Final = 50_000
 BATCH_MAX: Final = 1_000
@@ -57,7 +57,7 @@ class Receipts:
         self._store = store
         self._gate = gate
         self._online = online
-        self._pool_key = pool_key
+        self._signer = ReceiptSigner(pool_key)
         self._on_shift = on_shift
         self._clock = clock
         self._waiting: OrderedDict[str, ReceiptRow] = OrderedDict()
@@ -66,19 +66,13 @@ class Receipts:
 
     def issue(self, work: Work, *, outcome: Outcome) -> Receipt:
         """Sign one now. Its id is the request's, so that a stream can name it before it begins."""
-        document = sign_receipt(
+        signed = self._signer.sign(
             fields_of(work, outcome, gate=self._gate),
             online=self._online.identity,
             certificate=self._online.certificate,
-            pool_key=self._pool_key,
         )
         self.issued += 1
-        row = ReceiptRow(
-            work.id,
-            outcome.ended_at or self._clock(),
-            work.app.name,
-            json.dumps(document, separators=(",", ":")),
-        )
+        row = ReceiptRow(work.id, outcome.ended_at or self._clock(), work.app.name, signed.text)
         self._waiting[work.id] = row
         if len(self._waiting) > QUEUE_MAX:
             self._waiting.popitem(last=False)
@@ -86,7 +80,7 @@ class Receipts:
         self._arrived.set()
         if outcome.shift:
             self._on_shift(work, outcome)
-        return Receipt(work.id, document)
+        return Receipt(work.id, signed.document, signed.text)
 
     async def get(self, receipt_id: str, app: str | None) -> Mapping[str, Any] | None:
         """The signed document, None where there is none of this app (None: of any app).

@@ -72,6 +72,7 @@ CODES: Final[Mapping[str, Code]] = MappingProxyType(
         "provider_error": Code(502, _SERVER, "08006"),
         "invalid_response": Code(502, _SERVER, "08P01"),
         "unavailable": Code(503, _SERVER, "57P03"),
+        "audit_full": Code(503, _SERVER, "57P03"),
         "model_loading": Code(503, _SERVER, "57P03"),
         "deadline_exceeded": Code(504, "timeout_error", "57014"),
     }
@@ -359,10 +360,14 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A signed receipt: its id, and the JSON object whose shape is in docs/finops.md."""
+    """A signed receipt: its id, the JSON object whose shape is in docs/finops.md, and that object as text.
+
+    `text` "" where nobody has written it yet.
+    """
 
     id: str
     document: Mapping[str, Any]
+    text: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
