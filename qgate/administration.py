@@ -43,7 +43,7 @@ class Administration:
         self.sidecars = Sidecars(office)
         self.preferences = Preferences(office)
         self.samples = Sample(office, self.databases)
-        self._office = office
+        self.office = office
         self._backups = Backups(office, gate=gate, files=kept_files(files))
         self._settings = settings
         self._gate = gate
@@ -91,11 +91,11 @@ class Administration:
 
     async def noted(self, what: str, name: str, by: str, detail: Mapping[str, Any] | None = None) -> None:
         """Record an order that the store knows nothing of, as one to a worker. `detail` holds no secret."""
-        await self._office.changed(what, name, by, detail)
+        await self.office.changed(what, name, by, detail)
 
     async def rekey(self, *, by: str) -> dict[str, Any]:
         """Reseal every secret under a new master key."""
-        return await Rekeying(self._office).run(by=by)
+        return await Rekeying(self.office).run(by=by)
 
     async def backup(self, path: str, *, by: str) -> dict[str, Any]:
         """Write the store and this gate's keys, sealed under the vault key, into a new file of mode 0600."""

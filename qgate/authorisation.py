@@ -1,25 +1,37 @@
-"""Which nodes may hold a session at this gate: at the handshake, and for as long as the session lasts."""
+"""Which nodes may hold a session at this gate: at the handshake, and for as long as the session lasts.
+
+A node of this pool is checked against the pool's key and what was enrolled here. A gate of a paired pool
+comes in the role "peer", with a chain that its own online key signed: it is checked against that pool's key.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
+from qgate.federation.peer import Peer
 from qgate.governance.directory import Directory
 from tunnel_proto.authorisation import Authorisation
-from tunnel_proto.certificate import NodeCertificate
+from tunnel_proto.certificate import NodeCertificate, claimed_pool, read_chain, read_online
 from tunnel_proto.errors import AuthenticationFailed
 from tunnel_proto.handshake import Hello
 from tunnel_proto.marks import ReplayMarks
 
 SERVED_ROLES = frozenset({"client", "daemon"})
-"""Roles that find something here; peers and administrators come with later parts of the mesh."""
+"""Roles of this pool's own nodes that find something here."""
+
+FOREIGN_ROLES = frozenset({"peer"})
+"""Roles of other pools' nodes that may come in."""
 
 UNKNOWN = "the node is not enrolled"
 REVOKED = "the node was revoked"
 SUPERSEDED = "the node was enrolled again and this is its old certificate"
 OTHER_KEY = "the node is enrolled with another signing key"
 OTHER_ROLE = "the node is enrolled in another role"
+UNPAIRED = "the node's pool is not paired with this one"
+PEER_REVOKED = "the node's pool was revoked"
+ROTATED = "the node's pool has another online key by now"
 
 _REASONS = {
     UNKNOWN: "unknown",
@@ -27,6 +39,9 @@ _REASONS = {
     SUPERSEDED: "superseded",
     OTHER_KEY: "certificate",
     OTHER_ROLE: "role",
+    UNPAIRED: "unpaired",
+    PEER_REVOKED: "revoked",
+    ROTATED: "superseded",
 }
 
 
@@ -41,6 +56,7 @@ class GateAuthorisation:
     ) -> None:
         self.refused: Counter[str] = Counter()
         self._directory = directory
+        self._pool_key = pool_key
         self._check = Authorisation(
             pool_key=pool_key, roles=SERVED_ROLES, standing=self.standing, marks=marks, clock=clock
         )
@@ -48,13 +64,29 @@ class GateAuthorisation:
     def __call__(self, hello: Hello, remote_static: bytes) -> NodeCertificate:
         """The certificate of a node that may come in; raises AuthenticationFailed for any other."""
         try:
-            return self._check(hello, remote_static)
+            return self._check_of(hello)(hello, remote_static)
         except AuthenticationFailed as error:
             self.refused[reason_of(error)] += 1
             raise
 
+    def _check_of(self, hello: Hello) -> Authorisation:
+        """The check for nodes of the pool that the chain claims to be of."""
+        pool_key = claimed_pool(hello.chain)
+        if pool_key == self._pool_key:
+            return self._check
+        peer = self._directory.peer(pool_key)
+        if problem := _unwelcome(peer):
+            raise AuthenticationFailed(problem)
+        assert peer is not None
+        # Whoever holds an online key that the peer has replaced signs nobody in any more.
+        if _online_serial(hello.chain) < read_online(peer.online_certificate).serial:
+            raise AuthenticationFailed(ROTATED)
+        return dataclasses.replace(self._check, pool_key=pool_key, roles=FOREIGN_ROLES)
+
     def standing(self, certificate: NodeCertificate) -> str:
         """Why the bearer of a sound certificate is not welcome all the same, or the empty string."""
+        if certificate.pool != self._pool_key:
+            return _unwelcome(self._directory.peer(certificate.pool))
         node = self._directory.node(certificate.handshake_public)
         if node is None:
             return UNKNOWN
@@ -76,6 +108,17 @@ class GateAuthorisation:
         """
         reason = self.standing(peer)
         return "" if reason == SUPERSEDED else reason
+
+
+def _unwelcome(peer: Peer | None) -> str:
+    if peer is not None and peer.state == "revoked":
+        return PEER_REVOKED
+    return "" if peer is not None and peer.paired else UNPAIRED
+
+
+def _online_serial(chain: bytes) -> int:
+    online, _ = read_chain(chain)
+    return online.serial
 
 
 def reason_of(error: AuthenticationFailed) -> str:

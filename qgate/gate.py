@@ -36,8 +36,11 @@ from qgate.governance.watch import DirectoryWatch
 from qgate.http.application import Beside
 from qgate.keys import GateKeys
 from qgate.metrics import Figures, TunnelTotals
+from qgate.peering import Peering
 from qgate.postgres.front import PostgresFront
 from qgate.postgres.rotation import Rotation
+from qgate.postgres.session import FrontSession
+from qgate.postgres.virtual import VirtualSession
 from qgate.settings import GateFiles, GateSettings, split_address
 from qgate.starting import Starting
 from qgate.state import OpenStore, open_store
@@ -134,6 +137,9 @@ class Gate:
             clock=clock,
         )
         parts.front.virtual = self.capabilities.sql
+        self.peering = Peering(
+            settings, files, keys=lambda: self.parts.keys, directory=parts.directory, clock=clock
+        )
         self.upkeep = Upkeep(
             office, rotation=self.rotation, trail=parts.trail, sample=self.administration.samples
         )
@@ -177,6 +183,7 @@ class Gate:
             await gate.upkeep.prepare()
             await gate.capabilities.open(stack)
             await gate._listen(stack)
+            await gate.peering.open(stack)
             gate._stack = stack.pop_all()
         gate.state = "ready"
         return gate
@@ -208,12 +215,13 @@ class Gate:
             tasks.create_task(self._watch_certificates(), name="certificates")
             tasks.create_task(self.upkeep.run(), name="upkeep")
             tasks.create_task(self.capabilities.run(), name="capabilities")
+            tasks.create_task(self.peering.run(), name="peering")
 
     async def drain(self) -> None:
         """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
         self.state = "draining"
         patience = self.settings.drain_timeout_s
-        log.info("draining", sessions=len(self.tunnel.sessions), connections=len(self.parts.front.live))
+        log.info("draining", sessions=len(self.tunnel.sessions), connections=len(self.connections))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.tunnel.drain(patience))
             tasks.create_task(self.parts.front.drain(patience))
@@ -241,7 +249,10 @@ class Gate:
         self.tunnel.chain = keys.chain
         self.parts.online.certificate = keys.online_certificate
         self._certificates_read.set()
+        renewed = keys.chain != held.chain or keys.online_certificate != held.online_certificate
         self.parts = dataclasses.replace(self.parts, keys=keys)
+        if renewed:
+            self.peering.renewed()
         self.settings = dataclasses.replace(self.settings, drain_timeout_s=settings.drain_timeout_s)
         return waiting
 
@@ -252,9 +263,12 @@ class Gate:
         # Revoked between the handshake and its first record.
         if reason := self.authorisation.standing(session.peer):
             session.close(StreamCode.REVOKED, reason)
+            return
+        self.peering.session_opened(session)
 
     def _session_closed(self, session: PeerSession) -> None:
         self.totals.session_ended(session.stats)
+        self.peering.session_closed(session)
         self.capabilities.workers.session_closed(session)
 
     def _stream_opened(self, session: PeerSession, stream: Stream) -> None:
@@ -267,6 +281,8 @@ class Gate:
                 self.capabilities.http.accept(session, stream)
             case "daemon", "daemon":
                 self.capabilities.workers.accept(session, stream)
+            case "peer", _:
+                self.peering.accept(session, stream)
             case _:
                 self._refuse(stream)
 
@@ -278,7 +294,8 @@ class Gate:
         )
 
     def _directory_changed(self, names: frozenset[str]) -> None:
-        if not any(name.startswith("node:") for name in names):
+        self.peering.directory_changed(names)
+        if not any(name.startswith(("node:", "peer:")) for name in names):
             return
         for session in list(self.tunnel.sessions.values()):
             if reason := self.authorisation.withdrawn(session.peer):
@@ -323,9 +340,14 @@ class Gate:
             for address in self.settings.listen.advertise
         )
 
+    @property
+    def connections(self) -> tuple[FrontSession | VirtualSession, ...]:
+        """Apps' PostgreSQL sessions, those with the virtual database last."""
+        return (*self.parts.front.live, *self.capabilities.sql.live)
+
     def app_sessions(self, app: str) -> int:
         """How many of an app's connections are open here."""
-        return sum(one.app_name == app for one in self.parts.front.live)
+        return sum(one.app_name == app for one in self.connections)
 
     def route_sessions(self, route: str) -> int:
         """How many connections to a database are open here."""
@@ -356,9 +378,9 @@ class Gate:
             tunnel=self.totals.with_live([one.stats for one in sessions]),
             handshakes_refused=dict(self.authorisation.refused + self.tunnel.refusals.counts),
             streams_refused=dict(self.streams_refused),
-            connections=len(front.live),
-            connections_opened=front.stats.connections,
-            queries=front.stats.queries_total,
+            connections=len(self.connections),
+            connections_opened=front.stats.connections,  # log-ins, whatever the database
+            queries=front.stats.queries_total + self.capabilities.sql.queries,
             rows=front.stats.rows_total,
             pools=pools,
             audit_queued=audit.queued,

@@ -141,6 +141,16 @@ class HttpSettings:
         minimum=1024,
         maximum=1 << 30,
     )
+    head_timeout_s: float = option(
+        30.0, "How long a request's head may take to arrive.", unit="s", minimum=1, maximum=600
+    )
+    body_timeout_s: float = option(
+        30.0,
+        "How long a request's body may take to arrive; each 512 bytes of it earn one second more.",
+        unit="s",
+        minimum=1,
+        maximum=600,
+    )
     hosts: tuple[str, ...] = option(
         (),
         "Names besides localhost, 127.0.0.1 and [::1] that a request's Host header may hold, without a port; "
@@ -217,6 +227,7 @@ class GateFiles:
     control_socket: Path
     embedded_store: Path
     marks: Path
+    peer_mark: Path
     dsn: Path | None
     credentials: Path | None = None
     """The folder of systemd's credentials; files in it may carry systemd's modes."""
@@ -249,6 +260,7 @@ class GateFiles:
             control_socket=resolve(settings.control.socket, "control.socket"),
             embedded_store=settings.state_dir / "pg",
             marks=settings.state_dir / "marks",
+            peer_mark=settings.state_dir / "peer.mark",
             dsn=resolve(settings.store.dsn_file, "store.dsn_file") if settings.store.dsn_file else None,
             credentials=credentials,
         )

@@ -157,6 +157,19 @@ def read_chain(chain: bytes) -> tuple[OnlineCertificate, NodeCertificate]:
     return online, node
 
 
+def claimed_pool(chain: bytes) -> bytes:
+    """The pool key that a chain claims to descend from, nothing verified: it says by which key to verify.
+
+    Raises AuthenticationFailed for what is no chain.
+    """
+    _, online_certificate, _, _ = _array(chain, 4, "certificate chain")
+    body, _ = _array(online_certificate, 2, "online certificate")
+    pool = _array(body, 6, "online certificate")[1]
+    if not _is_key(pool):
+        raise AuthenticationFailed("the online certificate is malformed: a key has the wrong size")
+    return bytes(pool)
+
+
 def verify_chain(chain: bytes, *, pool_key: bytes, now: float) -> NodeCertificate:
     """Check a chain against the pool key at ``now`` (unix seconds) and return the node's certificate.
 

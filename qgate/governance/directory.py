@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from qgate.federation.peer import OwnPool
 from qgate.governance.policy import ApiKey, CapabilityPolicy, digest_of
 from qgate.governance.registry import DEFAULTS
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qgate.capability.finops.budgets import Budget
     from qgate.capability.finops.prices import ListedPrice
     from qgate.capability.providers.catalogue import Provider
+    from qgate.federation.peer import Peer
 
 __all__ = [
     "ApiKey",
@@ -130,7 +132,8 @@ class Snapshot:
     `apps` and `routes` by name, `nodes` by X25519 public key. `passwords` holds sealed passwords by (route
     name, read-only?), current before pending. `secrets` holds further sealed secrets by name. `settings`
     holds only what differs from the registry's defaults. `keys` are apps' keys by digest, `providers` by
-    name, `prices` what an administrator set, by model, `budgets` by id.
+    name, `prices` what an administrator set, by model, `budgets` by id. `pool` is what this pool calls
+    itself, `peers` are other pools by key, revoked ones included.
     """
 
     apps: Mapping[str, App] = field(default_factory=dict)
@@ -144,6 +147,8 @@ class Snapshot:
     providers: Mapping[str, Provider] = field(default_factory=dict)
     prices: Mapping[str, ListedPrice] = field(default_factory=dict)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
+    pool: OwnPool = field(default_factory=OwnPool)
+    peers: Mapping[bytes, Peer] = field(default_factory=dict)
 
 
 Unseal = Callable[[bytes, str], bytes]
@@ -222,6 +227,24 @@ class Directory:
         """The node that owns this X25519 public key."""
         return self._snapshot.nodes.get(handshake_public)
 
+    def own_pool(self) -> OwnPool:
+        """What this pool calls itself."""
+        return self._snapshot.pool
+
+    def peer(self, pool_key: bytes) -> Peer | None:
+        """The pool of that key, whatever its state: the caller must ask `trust.may` or `Peer.paired`."""
+        return self._snapshot.peers.get(pool_key)
+
+    def peers(self) -> tuple[Peer, ...]:
+        """All peers in the order of failover, revoked and unpaired ones included."""
+        return tuple(sorted(self._snapshot.peers.values(), key=lambda one: (one.position, one.name)))
+
+    def peer_named(self, name: str) -> Peer | None:
+        """The peer that is called ``name`` now; one that gave the name up only where no other has it."""
+        found = [one for one in self._snapshot.peers.values() if one.name == name]
+        found.sort(key=lambda one: one.state in {"unpaired", "revoked"})
+        return found[0] if found else None
+
     def passwords(self, route: Route, *, read_only: bool) -> tuple[bytes, ...]:
         """Candidates for the upstream login, the likeliest first; try the next one on SQLSTATE 28P01."""
         key = (route.name, read_only)
@@ -256,7 +279,7 @@ class Directory:
         return DEFAULTS[name] if value is None else value
 
     def subscribe(self, callback: Subscriber) -> None:
-        """Call `callback` with the names of what changed ("app:web", "route:shop", "node:…", "setting:…")."""
+        """Call `callback` with the names of what changed ("app:web", "route:shop", "node:…", "peer:…")."""
         self._subscribers.append(callback)
 
     def on_promotion(self, callback: Callable[[str, bool], None]) -> None:
@@ -299,6 +322,11 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for public in before.nodes.keys() | after.nodes.keys():
         if before.nodes.get(public) != after.nodes.get(public):
             yield f"node:{(after.nodes.get(public) or before.nodes[public]).name}"
+    if before.pool != after.pool:
+        yield "pool"
+    for pool_key in before.peers.keys() | after.peers.keys():
+        if before.peers.get(pool_key) != after.peers.get(pool_key):
+            yield f"peer:{(after.peers.get(pool_key) or before.peers[pool_key]).name}"
     for digest in before.keys.keys() | after.keys.keys():
         if before.keys.get(digest) != after.keys.get(digest):
             yield f"key:{(after.keys.get(digest) or before.keys[digest]).app}"

@@ -11,6 +11,9 @@ from tunnel_proto.errors import ConfigError
 # In an order that foreign keys allow. Columns that the server computes are not copied.
 TABLES: Final = (
     "nodes",
+    "pool",
+    "peers",
+    "pairings",
     "routes",
     "passwords",
     "secrets",

@@ -9,6 +9,7 @@ from qgate.store.apps import all_apps
 from qgate.store.budgets import all_budgets
 from qgate.store.database import Store
 from qgate.store.nodes import all_nodes
+from qgate.store.peers import all_peers, own_pool
 from qgate.store.providers import all_aliases, all_prices, all_providers
 from qgate.store.routes import all_passwords, all_routes
 from qgate.store.secrets import all_secrets
@@ -35,4 +36,6 @@ async def read_snapshot(store: Store) -> Snapshot:
             providers={provider.name: provider for provider in await all_providers(connection)},
             prices=await all_prices(connection),
             budgets={budget.id: budget for budget in await all_budgets(connection)},
+            pool=await own_pool(connection),
+            peers={peer.pool_key: peer for peer in await all_peers(connection)},
         )

@@ -1,0 +1,78 @@
+"""What a gate has to do with other pools, put together: links, and all that goes over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from qgate.federation.links import PeerLinks, peer_chain
+from qgate.governance.directory import Directory
+from qgate.keys import GateKeys
+from qgate.settings import GateFiles, GateSettings
+from tunnel_proto.link import PeerSession, Stream
+from tunnel_proto.marks import TimestampMark
+
+
+class Peering:
+    """The federation's parts of one gate. ``keys()`` are the gate's as they are now."""
+
+    def __init__(
+        self,
+        settings: GateSettings,
+        files: GateFiles,
+        *,
+        keys: Callable[[], GateKeys],
+        directory: Directory,
+        clock: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._keys = keys
+        self._mark = TimestampMark(files.peer_mark, time.time_ns)
+        self.links = PeerLinks(
+            identity=keys().node,
+            chain=self._chain,
+            peers=directory,
+            settings=settings.tunnel,
+            next_timestamp=self._mark.next,
+        )
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Begin to dial; ``stack`` ends it."""
+        stack.push_async_callback(self.links.close)
+        self.links.start()
+
+    async def run(self) -> None:
+        """What goes on beside the links, until cancelled."""
+
+    def directory_changed(self, names: frozenset[str]) -> None:
+        """Something about pools may have changed."""
+        if any(name.startswith("peer:") for name in names):
+            self.links.look()
+
+    def session_opened(self, session: PeerSession) -> None:
+        """A node began a session; peers' gates matter here."""
+        if session.peer.role == "peer":
+            self.links.session_opened(session)
+
+    def session_closed(self, session: PeerSession) -> None:
+        """A session ended."""
+        if session.peer.role == "peer":
+            self.links.session_closed(session)
+
+    def accept(self, session: PeerSession, stream: Stream) -> None:
+        """A peer's gate opened a stream."""
+        self.links.accept(session.peer.pool, session, stream)
+
+    def renewed(self) -> None:
+        """This gate's certificate was replaced."""
+        self.links.renew()
+
+    def state(self) -> list[dict[str, Any]]:
+        """A row a paired pool, for status."""
+        return self.links.state()
+
+    def _chain(self) -> bytes:
+        keys = self._keys()
+        return peer_chain(keys.node, keys.certificate, keys.online, keys.online_certificate)

@@ -1,0 +1,72 @@
+"""Gates of several pools in the test's own process, paired without the ceremony."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from qgate.federation.peer import Peer
+from qgate.gate import Gate
+from qgate.store.embedded import EmbeddedPostgres
+from qgate.store.peers import put_own_pool, put_peer
+from tests.qgate.gates import gate_settings, make_directory, running
+
+
+@asynccontextmanager
+async def pools(
+    directory: Path, server: EmbeddedPostgres, *names: str, **changes: Any
+) -> AsyncIterator[list[Gate]]:
+    """A running gate of a new pool for each name, each over a database of its own; nobody is paired yet."""
+    administrator = await asyncpg.connect(server.dsn())
+    databases = [f"pool_{name}_{secrets.token_hex(4)}" for name in names]
+    try:
+        async with AsyncExitStack() as stack:
+            gates = []
+            for name, database in zip(names, databases, strict=True):
+                await administrator.execute(f"CREATE DATABASE {database}")
+                own = directory / name
+                settings = gate_settings(own, server.dsn(database), **{"name": f"{name}-gate", **changes})
+                make_directory(own, settings)
+                gate = await stack.enter_async_context(running(settings))
+                async with gate.parts.store.store.transaction() as connection:
+                    await put_own_pool(connection, name, "pool", gate.administration.office.now())
+                await gate.parts.watch.refresh()
+                gates.append(gate)
+            yield gates
+    finally:
+        for database in databases:
+            await administrator.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+        await administrator.close()
+
+
+def peer_of(gate: Gate, *, level: int = 2, **changes: Any) -> Peer:
+    """What another pool knows of the pool of ``gate`` once they are paired."""
+    peer = Peer(
+        pool_key=gate.parts.keys.pool_key,
+        name=gate.parts.directory.own_pool().name,
+        state="paired",
+        level=level,
+        gates=gate.gate_addresses(),
+        online_certificate=gate.parts.keys.online_certificate,
+        paired_at=0.0,
+    )
+    return dataclasses.replace(peer, **changes)
+
+
+async def know(gate: Gate, peer: Peer) -> None:
+    """Write what a gate's pool knows of a peer, as its admin would."""
+    async with gate.parts.store.store.transaction() as connection:
+        await put_peer(connection, peer, gate.administration.office.now())
+    await gate.parts.watch.refresh()
+
+
+async def pair(one: Gate, other: Gate, *, level: int = 2) -> None:
+    """Pair two pools at the same level on both sides."""
+    await know(one, peer_of(other, level=level))
+    await know(other, peer_of(one, level=level))
