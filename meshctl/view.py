@@ -293,6 +293,12 @@ def status(reply: Record) -> list[Table]:
         f"{size(totals.get('bytes_app'))} of app data in {size(totals.get('bytes_wire'))} on the wire "
         f"({ratio(totals.get('bytes_app') or 0, totals.get('bytes_wire') or 0)})",
     }
+    if asked := reply.get("capability"):
+        head["models"] = (
+            f"{asked.get('requests')} requests, {asked.get('failed')} failed, "
+            f"{asked.get('running')} running, {asked.get('waiting')} waiting; "
+            f"{asked.get('tokens_in')} tokens in, {asked.get('tokens_out')} out"
+        )
     shown = [card(head)]
     if reply.get("sessions"):
         shown.append(sessions(reply["sessions"]))

@@ -39,6 +39,7 @@ from qgate.http.application import Application
 from qgate.http.desk import Desk, ModelCard
 from qgate.http.front import HttpFront
 from qgate.http.intake import Intake
+from qgate.http.protocol import Patience
 from qgate.http.sql import SqlDesk
 from qgate.postgres.virtual_front import VirtualFront
 from qgate.settings import GateSettings
@@ -96,8 +97,17 @@ class Capabilities:
         )
         self.rates = RateLimits()
         self.intake = Intake(directory, clock, time.monotonic, os.urandom, self.rates)
-        self.desk = Desk(self.intake, self.engine, ShownModels(self.inventory), self.receipts)
-        self.http = HttpFront(Application(self.desk, settings.http, wall=clock))
+        self.desk = Desk(
+            self.intake,
+            self.engine,
+            ShownModels(self.inventory),
+            self.receipts,
+            accepting=lambda: audit.accepting,
+        )
+        self.http = HttpFront(
+            Application(self.desk, settings.http, wall=clock),
+            Patience(head_s=settings.http.head_timeout_s, body_s=settings.http.body_timeout_s),
+        )
         self.administrator = Application(self.desk, settings.http, principal=ADMINISTRATOR, wall=clock)
         self.sql = VirtualFront(
             SqlDesk(self.desk, directory, ShownLists(self)),

@@ -11,6 +11,7 @@ from tunnel_proto.identity import fingerprint
 if TYPE_CHECKING:
     from qgate.gate import Gate
     from qgate.postgres.session import FrontSession
+    from qgate.postgres.virtual import VirtualSession
     from tunnel_proto.link import PeerSession
 
 STREAMS_SHOWN = 1000
@@ -21,6 +22,7 @@ def status_of(gate: Gate) -> dict[str, Any]:
     """The document; bytes, seconds and unix times as plain numbers."""
     figures = gate.figures()
     parts = gate.parts
+    engine = gate.capabilities.engine
     store_problem = gate.problems().get("store", "")
     return {
         "gate": {
@@ -41,7 +43,7 @@ def status_of(gate: Gate) -> dict[str, Any]:
             "detail": store_problem,
         },
         "sessions": [_session(one) for one in gate.tunnel.sessions.values()],
-        "streams": [_connection(one) for one in parts.front.live[:STREAMS_SHOWN]],
+        "streams": [_connection(one) for one in gate.connections[:STREAMS_SHOWN]],
         "totals": {
             "sessions": figures.sessions,
             "streams": figures.streams,
@@ -50,6 +52,15 @@ def status_of(gate: Gate) -> dict[str, Any]:
             "bytes_app": figures.tunnel.bytes_app_in + figures.tunnel.bytes_app_out,
             "bytes_wire": figures.tunnel.bytes_wire_in + figures.tunnel.bytes_wire_out,
             "resumes": figures.tunnel.resumes,
+        },
+        "capability": {
+            "requests": engine.figures.requests.total(),
+            "failed": engine.figures.requests.total() - engine.figures.requests["ok"],
+            "running": engine.figures.in_flight,
+            "waiting": engine.waiting,
+            "tokens_in": engine.figures.prompt_tokens,
+            "tokens_out": engine.figures.completion_tokens,
+            "http_connections": gate.capabilities.http.live,
         },
         "audit": {
             "queued": figures.audit_queued,
@@ -79,7 +90,7 @@ def _session(session: PeerSession) -> dict[str, Any]:
     }
 
 
-def _connection(session: FrontSession) -> dict[str, Any]:
+def _connection(session: FrontSession | VirtualSession) -> dict[str, Any]:
     return {
         "app": session.app_name,
         "database": session.database,

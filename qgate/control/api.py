@@ -87,7 +87,7 @@ def _gate(gate: Gate) -> APIRouter:
         return {
             "state": "draining",
             "sessions": len(gate.tunnel.sessions),
-            "connections": len(gate.parts.front.live),
+            "connections": len(gate.connections),
             "timeout_s": gate.settings.drain_timeout_s,
         }
 

@@ -236,6 +236,18 @@ class Application:
         work = self.desk.intake.from_body(app, body, "embedding", source=self._source(exchange))
         await respond_whole(exchange, self.desk, work, ollama.EmbedFace())
 
+    async def ollama_embeddings(self, exchange: Exchange, app: App) -> None:
+        """POST /api/embeddings."""
+        body = await self._body(exchange)
+        body["input"] = body.pop("prompt", None)
+        body["input"] = bodies.check_embedding(body)
+        work = self.desk.intake.from_body(app, body, "embedding", source=self._source(exchange))
+        await respond_whole(exchange, self.desk, work, ollama.EmbedFace(single=True))
+
+    async def ollama_running(self, exchange: Exchange, app: App) -> None:
+        """GET /api/ps."""
+        await exchange.answer(200, dumps(ollama.running(self.desk, app)))
+
     async def ollama_tags(self, exchange: Exchange, app: App) -> None:
         """GET /api/tags."""
         await exchange.answer(200, dumps(ollama.tags(self.desk, app)))
@@ -261,6 +273,8 @@ _ROUTES: Final[Mapping[str, Mapping[str, _Method]]] = {
     "/api/chat": {"POST": Application.ollama_chat},
     "/api/generate": {"POST": Application.ollama_generate},
     "/api/embed": {"POST": Application.ollama_embed},
+    "/api/embeddings": {"POST": Application.ollama_embeddings},
+    "/api/ps": {"GET": Application.ollama_running},
     "/api/tags": {"GET": Application.ollama_tags},
     "/api/show": {"POST": Application.ollama_show},
     "/api/version": {"GET": Application.ollama_version},

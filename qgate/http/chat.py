@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from qgate.capability.work import Chunk, Problem, Usage
+from qgate.capability.work import Chunk, Finished, Problem, Usage
 from qgate.http.exchange import EVENTS, dumps
 from qgate.http.running import Answer, delta_of, error_event, spliced
 
@@ -156,7 +156,7 @@ class ChatFace(_Streaming):
         """A `chat.completion`."""
         finished = answer.end
         if finished.raw is not None:
-            return spliced(finished.raw, b'"qgate":' + dumps(answer.mesh()))
+            return spliced(finished.raw, b'"qgate":' + answer.spelt_mesh())
         calls = answer.tool_calls
         text: str | None = answer.text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
@@ -198,7 +198,7 @@ class CompletionFace(_Streaming):
         """A `text_completion`."""
         finished = answer.end
         if finished.raw is not None and answer.work.kind == "completion":
-            return spliced(finished.raw, b'"qgate":' + dumps(answer.mesh()))
+            return spliced(finished.raw, b'"qgate":' + answer.spelt_mesh())
         choice = {
             "index": 0,
             "text": answer.text,
@@ -257,11 +257,9 @@ class EmbeddingFace:
         """A list of vectors, as floats or as base64 of little-endian 32-bit floats."""
         finished = answer.end
         if finished.raw is not None:
-            return spliced(finished.raw, b'"qgate":' + dumps(answer.mesh()))
-        vectors = finished.result if isinstance(finished.result, list) else []
+            return spliced(finished.raw, b'"qgate":' + answer.spelt_mesh())
         data = []
-        for at, vector in enumerate(vectors):
-            floats = as_floats(vector)
+        for at, floats in enumerate(vectors_of(finished)):
             if self._dimensions is not None and len(floats) != self._dimensions:
                 raise Problem(
                     f'the model "{answer.model}" makes vectors of {len(floats)} dimensions and cannot '
@@ -292,6 +290,19 @@ def as_floats(vector: Any) -> array.array[float]:
             floats.byteswap()
         return floats
     return array.array("f", vector)
+
+
+def vectors_of(finished: Finished) -> list[array.array[float]]:
+    """The vectors of an answer, whoever gave it. `Problem` where a provider's body has none."""
+    if finished.raw is None:
+        found = finished.result if isinstance(finished.result, list) else []
+        return [as_floats(vector) for vector in found]
+    try:
+        data = json.loads(finished.raw)["data"]
+        vectors = [one["embedding"] for one in data]
+        return [as_floats(base64.b64decode(one) if isinstance(one, str) else one) for one in vectors]
+    except (ValueError, KeyError, TypeError):
+        raise Problem("the provider's vectors cannot be read", code="invalid_response") from None
 
 
 def _little_endian(floats: array.array[float]) -> bytes:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from qgate.capability.work import Event, Finished, Usage, Work
+from qgate.capability.work import Event, Finished, Problem, Usage, Work
 from qgate.governance.directory import App
 from qgate.http.intake import Intake
 from qgate.http.running import Runner
+
+AUDIT_RETRY_S: Final = 5.0
+"""When to come again while the audit's queue is full: the longest pause between two tries to write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +71,35 @@ class Tallies:
             counts["tokens_out"] += usage.completion_tokens
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What every surface needs."""
+    """What every surface needs. ``accepting`` says whether the audit has room to record one more request."""
 
     intake: Intake
     engine: Runner
     catalogue: Catalogue
     receipts: Receipts | None = None
     tallies: Tallies = field(default_factory=Tallies)
+    accepting: Callable[[], bool] = _always
 
     async def run(self, work: Work) -> AsyncGenerator[Event, None]:
-        """The engine's events; the app's rate learns what they cost."""
+        """The engine's events; the app's rate learns what they cost.
+
+        Raises `Problem` "audit_full" where the request could not be recorded: nothing runs unseen.
+        """
         usage = None
         try:
+            if not self.accepting():
+                raise Problem(
+                    "the gate cannot record requests now and takes no new one",
+                    code="audit_full",
+                    retry_after_s=AUDIT_RETRY_S,
+                    hint="its audit queue is full: ask the administrator to look at the gate's store",
+                )
             async with contextlib.aclosing(self.engine.run(work)) as events:
                 async for event in events:
                     if type(event) is Finished:

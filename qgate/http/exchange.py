@@ -7,6 +7,8 @@ import contextlib
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any, Final
 
 from qgate.capability.work import Problem
@@ -105,7 +107,10 @@ class Exchange:
             headers.append((b"www-authenticate", b"Bearer"))
         if problem.status == 413:
             headers.append((b"connection", b"close"))  # the rest of the body is not waited for
-        await self.answer(problem.status, dumps(error_object(problem)), *headers)
+        said = error_object(problem)
+        if self.path.startswith("/api/"):  # Ollama's clients show what stands under ``error`` as it is
+            said = {**said["error"], "error": said["error"]["message"]}
+        await self.answer(problem.status, dumps(said), *headers)
 
     async def begin(self, content_type: bytes, *headers: Header) -> None:
         """Begin an answer whose end is not known yet."""
@@ -128,31 +133,33 @@ class Exchange:
             close()
             await asyncio.sleep(0)  # the server learns of it before this request's task returns to it
 
-    @contextlib.asynccontextmanager
-    async def attended(self) -> AsyncIterator[None]:
+    def attended(self) -> AbstractAsyncContextManager[None]:
         """Run the body of ``async with`` only while the client is there.
 
         When it leaves, the body is cancelled and `ClientLeftError` raised in its place.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        left = False
+        presence = self.state.get("presence")
+        return self._watched() if presence is None else _Attended(self, presence)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was said: a client that leaves now misses nothing."""
+        return self._complete
+
+    @contextlib.asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """`attended` where only the server's `receive` tells of a client that leaves."""
+        presence = Presence()
 
         async def watch() -> None:
-            nonlocal left
             while (await self._receive())["type"] != "http.disconnect":
                 pass
-            if not self._complete:
-                left = True
-                task.cancel()
+            presence.leave()
 
         watcher = asyncio.get_running_loop().create_task(watch())
         try:
-            yield
-        except asyncio.CancelledError:
-            if left and task.uncancel() == 0:
-                raise ClientLeftError from None
-            raise
+            async with _Attended(self, presence):
+                yield
         finally:
             watcher.cancel()
 
@@ -161,6 +168,63 @@ class Exchange:
         await self._send(
             {"type": "http.response.start", "status": status, "headers": [*headers, *self.extra]}
         )
+
+
+class Presence:
+    """Whether a connection's client is there. One request at a time can ask to be told when it leaves."""
+
+    __slots__ = ("_told", "gone")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._told: Callable[[], None] | None = None
+
+    def watch(self, told: Callable[[], None]) -> None:
+        """Call ``told`` when it leaves."""
+        self._told = told
+
+    def forget(self, told: Callable[[], None]) -> None:
+        """It need not be told any more; another one that asked since still is."""
+        if self._told == told:
+            self._told = None
+
+    def leave(self) -> None:
+        """It is gone."""
+        self.gone = True
+        told, self._told = self._told, None
+        if told is not None:
+            told()
+
+
+class _Attended:
+    """See `Exchange.attended`."""
+
+    __slots__ = ("_exchange", "_left", "_presence", "_task")
+
+    def __init__(self, exchange: Exchange, presence: Presence) -> None:
+        self._exchange = exchange
+        self._presence = presence
+        self._left = False
+
+    async def __aenter__(self) -> None:
+        if self._presence.gone:
+            raise ClientLeftError
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._presence.watch(self._leaves)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._presence.forget(self._leaves)
+        if self._left and kind is asyncio.CancelledError and self._task.uncancel() == 0:
+            raise ClientLeftError from None
+
+    def _leaves(self) -> None:
+        if not self._exchange.complete:
+            self._left = True
+            self._task.cancel()
 
 
 class ClientLeftError(Exception):

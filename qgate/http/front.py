@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import uvicorn
 from uvicorn.server import ServerState
 
-from qgate.http.protocol import HttpProtocol
+from qgate.http.exchange import Presence
+from qgate.http.protocol import HttpProtocol, Patience
 from qgate.http.stream_transport import StreamTransport
 from tunnel_proto.constants import StreamCode
 
 if TYPE_CHECKING:
     from tunnel_proto.link import PeerSession, Stream
-
-KEEP_ALIVE_S: Final = 75
-"""How long a connection without a request stays open; SDKs keep theirs for less, so they let go first."""
 
 SOURCE_MAX: Final = 64
 """Characters kept of where an app says that it connects from."""
@@ -27,11 +25,12 @@ class HttpFront:
     """All HTTP connections of one gate.
 
     ``application`` is an ASGI application; a request's ``scope["state"]`` holds ``sidecar`` (its name),
-    ``source`` (where the app connects from, as the sidecar says), ``tls``, and ``close``, which ends the
-    connection after what was written.
+    ``source`` (where the app connects from, as the sidecar says), ``tls``, ``close``, which ends the
+    connection after what was written, and ``presence``, which tells when the client leaves.
     """
 
-    def __init__(self, application: Callable[..., Any]) -> None:
+    def __init__(self, application: Callable[..., Any], patience: Patience | None = None) -> None:
+        self._patience = Patience() if patience is None else patience
         self._config = uvicorn.Config(
             application,
             http=HttpProtocol,
@@ -39,7 +38,7 @@ class HttpFront:
             lifespan="off",
             log_config=None,
             access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=self._patience.idle_s,  # type: ignore[arg-type]  # a delay, whole or not
         )
         self._config.load()
         self._state = ServerState()
@@ -72,9 +71,12 @@ class HttpFront:
             "tls": metadata.get("tls") is True,
         }
         protocol = _Counted(self._config, self._state, state)
+        protocol.presence = Presence()
         transport = StreamTransport(stream, protocol, {})
         state["close"] = transport.close
+        state["presence"] = protocol.presence
         protocol.front = self
+        protocol.patience = self._patience
         self._connections[transport] = protocol
         self._empty.clear()
         self.opened += 1
@@ -109,7 +111,9 @@ class HttpFront:
 
 class _Counted(HttpProtocol):
     front: HttpFront
+    presence: Presence
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.front.forget(self)
+        self.presence.leave()

@@ -141,13 +141,16 @@ class Intake:
 
     def used(self, work: Work, usage: Usage | None) -> None:
         """Correct the rate's estimate by what a request really used; None where it used nothing."""
-        if self.rates is None or (policy := work.app.policy) is None:
+        policy = work.app.policy
+        if self.rates is None or policy is None or policy.tokens_per_minute is None:
             return
         used = 0 if usage is None else usage.prompt_tokens + usage.completion_tokens
         self.rates.correct(work.app.name, policy, estimated_tokens(work), used, self.clock())
 
     def _admit_rate(self, work: Work) -> None:
         if self.rates is None or (policy := work.app.policy) is None:
+            return
+        if policy.requests_per_minute is None and policy.tokens_per_minute is None:
             return
         refused = self.rates.admit(work.app.name, policy, estimated_tokens(work), self.clock())
         if refused is not None:

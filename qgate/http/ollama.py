@@ -1,11 +1,13 @@
 """Ollama's API for the clients that speak nothing else: its bodies become chat requests, events its lines.
 
 Source: docs/api.md of github.com/ollama/ollama. Only what maps onto a capability is here; models are pulled,
-copied and removed with `meshctl model`.
+copied and removed with `meshctl model`. What differs from OpenAI's is translated: a call's arguments are an
+object, images stand beside the text, and a tool's answer names its tool, not its call.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from typing import Any, Final
 from qgate.capability.work import Chunk, Problem
 from qgate.governance.directory import App
 from qgate.http.bodies import refuse
-from qgate.http.chat import as_floats
+from qgate.http.chat import vectors_of
 from qgate.http.desk import Desk, ModelCard
 from qgate.http.exchange import dumps, error_object
 from qgate.http.intake import model_not_found
@@ -26,15 +28,65 @@ VERSION: Final = {"version": "0.12.0"}
 
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "repeat_penalty")
 _PENALTIES: Final = ("frequency_penalty", "presence_penalty")
+_IMAGES: Final = {"/9j/": "jpeg", "iVBOR": "png", "R0lGOD": "gif", "UklGR": "webp"}
+"""What base64 of an image begins with, by its kind."""
 
 
 def chat_body(body: Mapping[str, Any]) -> dict[str, Any]:
     """POST /api/chat as a chat request."""
     chat = _options(body)
-    chat["messages"] = body.get("messages")
+    given = body.get("messages")
+    chat["messages"] = _messages(given) if isinstance(given, list) else given
     if body.get("tools"):
         chat["tools"] = body["tools"]
     return chat
+
+
+def _messages(given: list[Any]) -> list[Any]:
+    """Messages as OpenAI says them; what is no message is left to `bodies.check_chat`."""
+    told: list[Any] = []
+    asked: list[tuple[str, str]] = []  # calls without an answer yet: name and id
+    for at, message in enumerate(given):
+        if not isinstance(message, dict):
+            told.append(message)
+            continue
+        one = {name: message[name] for name in ("role", "content", "name") if message.get(name) is not None}
+        if message.get("images"):
+            one["content"] = _with_images(one.get("content"), message["images"], f"messages[{at}].images")
+        calls = message.get("tool_calls")
+        if calls:
+            one["tool_calls"] = [
+                _call(call, f"call_{at}_{number}", f"messages[{at}].tool_calls[{number}]")
+                for number, call in enumerate(calls if isinstance(calls, list) else [calls])
+            ]
+            asked += [(call["function"]["name"], call["id"]) for call in one["tool_calls"]]
+        if one.get("role") == "tool":
+            name = message.get("tool_name") or message.get("name")
+            found = next((pair for pair in asked if name in {None, pair[0]}), None)
+            if found is not None:
+                asked.remove(found)
+                one["tool_call_id"] = found[1]
+        told.append(one)
+    return told
+
+
+def _call(call: object, call_id: str, param: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        refuse(f"{param} must have a function with a name", param)
+    arguments = function.get("arguments")
+    spelt = arguments if isinstance(arguments, str) else dumps(arguments or {}).decode()
+    return {"id": call_id, "type": "function", "function": {"name": function["name"], "arguments": spelt}}
+
+
+def _with_images(text: object, images: object, param: str) -> list[dict[str, Any]]:
+    if not isinstance(images, list) or not all(isinstance(one, str) for one in images):
+        refuse(f"{param} must be a list of images in base64", param)
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
+    for one in images:
+        kind = next((kind for start, kind in _IMAGES.items() if one.startswith(start)), "png")
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{one}"}})
+    return parts
 
 
 def generate_body(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +175,7 @@ class ChatFace:
     def _said(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if calls:
-            message["tool_calls"] = [{"function": call["function"]} for call in calls]
+            message["tool_calls"] = [_called(call["function"]) for call in calls]
         return {"message": message}
 
     def _last(self, answer: Answer, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,6 +192,17 @@ class ChatFace:
         }
 
 
+def _called(function: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as an object; text that is none is kept beside it, not lost."""
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        arguments = {"arguments": function["arguments"]}
+    return {"function": {"name": function["name"], "arguments": arguments}}
+
+
 class GenerateFace(ChatFace):
     """/api/generate: the same lines, with ``response`` for ``message``."""
 
@@ -148,16 +211,21 @@ class GenerateFace(ChatFace):
 
 
 class EmbedFace:
-    """/api/embed."""
+    """/api/embed, and /api/embeddings, which came before it: one text, one vector."""
+
+    def __init__(self, *, single: bool = False) -> None:
+        self._single = single
 
     def whole(self, answer: Answer) -> bytes:
         """Vectors as lists of floats."""
         finished = answer.end
-        vectors = finished.result if isinstance(finished.result, list) else []
+        vectors = [list(vector) for vector in vectors_of(finished)]
+        if self._single:
+            return dumps({"embedding": vectors[0] if vectors else [], "qgate": answer.mesh()})
         return dumps(
             {
                 "model": answer.model,
-                "embeddings": [list(as_floats(vector)) for vector in vectors],
+                "embeddings": vectors,
                 "prompt_eval_count": finished.usage.prompt_tokens,
                 "qgate": answer.mesh(),
             }
@@ -167,6 +235,11 @@ class EmbedFace:
 def tags(desk: Desk, app: App) -> dict[str, Any]:
     """GET /api/tags."""
     return {"models": [_tag(card) for card in cards(desk, app)]}
+
+
+def running(desk: Desk, app: App) -> dict[str, Any]:
+    """GET /api/ps: the models that are in memory somewhere."""
+    return {"models": [_tag(card) for card in cards(desk, app) if card.state in {"resident", "external"}]}
 
 
 def show(desk: Desk, app: App, body: Mapping[str, Any]) -> dict[str, Any]:

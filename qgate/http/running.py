@@ -30,10 +30,11 @@ class Runner(Protocol):
 
 @dataclass(slots=True)
 class Answer:
-    """What has been heard of one request so far."""
+    """What has been heard of one request so far; ``node`` has it now, or finished it."""
 
     work: Work
     begun: Begun | None = None
+    node: str = ""
     texts: list[str] = field(default_factory=list)
     deltas: list[Mapping[str, Any]] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
@@ -54,8 +55,10 @@ class Answer:
                     self.logprobs.append(event.logprobs)
             case Begun():
                 self.begun = event
+                self.node = event.node
             case Moved():
                 self.moves.append(event)
+                self.node = event.to_node
             case Finished():
                 self.finished = event
 
@@ -103,12 +106,20 @@ class Answer:
 
     def mesh(self) -> dict[str, Any]:
         """The extra field ``qgate`` of an answer: the signed receipt, and the way that the request took."""
-        node = self.begun.node if self.begun is not None else ""
+        return {"receipt": dict(self.end.receipt.document), **self._way()}
+
+    def spelt_mesh(self) -> bytes:
+        """`mesh` as JSON; a receipt that is text already goes in as it was signed."""
+        receipt = self.end.receipt
+        spelt = receipt.text.encode() if receipt.text else dumps(dict(receipt.document))
+        return b'{"receipt":' + spelt + b"," + dumps(self._way())[1:]
+
+    def _way(self) -> dict[str, Any]:
         route = [
             {"from": one.from_node, "to": one.to_node, "how": one.how, "reason": one.reason}
             for one in self.moves
         ]
-        found = {"receipt": dict(self.end.receipt.document), "node": node, "route": route}
+        found: dict[str, Any] = {"node": self.node, "route": route}
         if self.work.kind == "analysis" and self.end.result is not None:
             found["result"] = self.end.result  # spans and scores, which the text does not show
         return found
@@ -117,7 +128,7 @@ class Answer:
         """What an answer's head says of its request."""
         found = [(b"x-request-id", self.work.id.encode())]
         if self.begun is not None:
-            found.append((b"x-qgate-node", self.begun.node.encode("ascii", "replace")))
+            found.append((b"x-qgate-node", self.node.encode("ascii", "replace")))
         receipt = self.work.id if self.finished is None else self.finished.receipt.id
         found.append((b"x-qgate-receipt", receipt.encode()))
         return found

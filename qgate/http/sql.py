@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from qgate.capability.work import Problem
 from qgate.governance.directory import App, Directory
-from qgate.http.chat import as_floats
+from qgate.http.chat import vectors_of
 from qgate.http.desk import Desk
 from qgate.http.exchange import dumps
 from qgate.http.models import cards
@@ -57,7 +57,7 @@ class SqlDesk:
             dumps(result).decode(),
             text,
             answer.model,
-            answer.begun.node,
+            answer.node,
             usage.prompt_tokens,
             usage.completion_tokens,
             answer.end.receipt.id,
@@ -94,9 +94,7 @@ def _result(answer: Answer) -> tuple[Any, str | None]:
     """The columns ``result`` and ``text``: the task's object, and its words where it has some."""
     finished = answer.end
     if answer.work.kind == "embedding":
-        if finished.raw is not None:
-            raise Problem("this model's vectors cannot be read here", code="unsupported")
-        return [list(as_floats(vector)) for vector in finished.result or []], None
+        return [list(vector) for vector in vectors_of(finished)], None
     text = answer.text
     if answer.work.kind == "analysis" and finished.result is not None:
         return finished.result, text

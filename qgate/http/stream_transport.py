@@ -44,6 +44,14 @@ class StreamTransport(asyncio.Transport):
         self._over = False  # the stream is
         self._lost = False  # and the protocol knows
         self._linger: asyncio.TimerHandle | None = None
+        self._away = False  # the link is
+        self.freed_at = 0.0
+        """The loop's time at which `held` was true last; 0 for never."""
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing can arrive now and the app is not to blame: the link is away, or reading paused."""
+        return self._away or self._paused
 
     def begin(self) -> None:
         """Take the stream's events and tell the protocol that it is connected."""
@@ -90,9 +98,12 @@ class StreamTransport(asyncio.Transport):
 
     def link_lost(self) -> None:
         """Nothing is lost yet: what was written will be resent."""
+        self._away = True
 
     def link_restored(self) -> None:
         """And nothing was."""
+        self._away = False
+        self.freed_at = self._loop.time()
 
     def _hand(self, data: bytes) -> None:
         if not self._closing:
@@ -152,6 +163,7 @@ class StreamTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self._paused = False
+        self.freed_at = self._loop.time()
         if self._kept:
             self._loop.call_soon(self._deliver)
 

@@ -8,15 +8,30 @@ a Sync, a part of a message, COPY data that never comes) makes a fourth.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from qgate.governance.directory import Limits
-from qgate.postgres.conversation import Conversation
 from tunnel_proto.pgwire import PostgresError
 
 CHECK_AT_LEAST_S: Final = 60.0
 CANCEL_GRACE_S: Final = 10.0
 """How long a statement may go on after it was cancelled for running too long."""
+
+
+class Talk(Protocol):
+    """What a session says of itself: a conversation with a server, or with the virtual database."""
+
+    @property
+    def running_since(self) -> float | None:
+        """When the statement began that runs; None: none does."""
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the wait for the client began; None: it is not waited for."""
+
+    @property
+    def holds_transaction(self) -> bool:
+        """Whether a transaction is open."""
 
 
 def narrower(*limits: float | None) -> float | None:
@@ -44,7 +59,7 @@ class Timeouts:
         """Whether any limit is set."""
         return self._shortest is not None
 
-    def check(self, talk: Conversation, now: float) -> PostgresError | Literal["cancel"] | None:
+    def check(self, talk: Talk, now: float) -> PostgresError | Literal["cancel"] | None:
         """What is due: the end of the session, a cancel of the statement that runs, or nothing."""
         self.next_check = now + (CHECK_AT_LEAST_S if self._shortest is None else self._shortest)
         running = talk.running_since

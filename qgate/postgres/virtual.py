@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from qgate.capability.work import Problem
 from qgate.governance.directory import App
-from qgate.postgres.virtual_facts import Facts
+from qgate.postgres.timeouts import narrower
+from qgate.postgres.virtual_facts import NAME_OF_DATABASE, Facts
 from qgate.postgres.virtual_grammar import (
     COLUMNS,
     LISTS,
@@ -131,6 +132,8 @@ class VirtualSession:
         self.key = key
         self.queries = 0
         self.started = asyncio.get_running_loop().time()
+        self.waiting_since: float | None = self.started
+        """The loop's time since which nothing whole has come from the app; None while it is worked for."""
         self._startup = startup
         self._facts = Facts(user=startup.user, pid=pid, startup=startup.parameters)
         self._buffer = MessageBuffer(owner.message_max)
@@ -146,6 +149,26 @@ class VirtualSession:
         self._ended = False
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def app_name(self) -> str:
+        """Whose session it is."""
+        return self.app.name
+
+    @property
+    def database(self) -> str:
+        """What it is connected to."""
+        return NAME_OF_DATABASE
+
+    @property
+    def running_since(self) -> float | None:
+        """None: what runs has a time limit of its own (`_carry_out`)."""
+        return None
+
+    @property
+    def holds_transaction(self) -> bool:
+        """Whether a transaction is open, as far as the app believes."""
+        return self._status != b"I"
 
     @property
     def state(self) -> str:
@@ -224,6 +247,7 @@ class VirtualSession:
     async def _work(self) -> None:
         try:
             while not self._ended and (found := self._buffer.next_message()) is not None:
+                self.waiting_since = None
                 await self._handle(*found)
                 owed, self._owed = self._owed, 0
                 self._return(owed)
@@ -237,6 +261,8 @@ class VirtualSession:
             self.end(PostgresError("internal error of the gate", sqlstate="XX000"))
         finally:
             self._task = None
+            if self.waiting_since is None:
+                self.waiting_since = asyncio.get_running_loop().time()
 
     async def _handle(self, kind: bytes, payload: bytes) -> None:
         if kind == b"X":
@@ -468,7 +494,8 @@ class VirtualSession:
         assert task is not None
         self._running, self._cancelled = True, False
         try:
-            async with asyncio.timeout(self._facts.statement_timeout_s):
+            limit = narrower(self._facts.statement_timeout_s, self.app.limits.statement_timeout_s)
+            async with asyncio.timeout(limit):
                 return await work
         except TimeoutError:
             raise error("canceling statement due to statement timeout", "57014") from None

@@ -13,6 +13,7 @@ import structlog
 
 from qgate.governance.audit import AuditEvent
 from qgate.governance.directory import App, Directory
+from qgate.postgres.timeouts import Timeouts
 from qgate.postgres.virtual import Capabilities, VirtualSession
 from qgate.postgres.virtual_facts import NAME_OF_DATABASE
 from tunnel_proto import pgwire
@@ -26,6 +27,9 @@ MESSAGE_MAX: Final = 16 * 1024 * 1024
 """Bytes of one message, unless the gate's settings say otherwise."""
 _PIDS: Final = 1 << 30
 """Process ids from here on are no real server's: Linux has 2**22 at most."""
+
+TICK_S: Final = 0.5
+"""How often time limits are checked, while a session has any."""
 
 _log = structlog.get_logger("qgate.postgres")
 
@@ -52,6 +56,9 @@ class VirtualFront:
         self._empty = asyncio.Event()
         self._empty.set()
         self._draining = False
+        self._timeouts: dict[VirtualSession, Timeouts] = {}
+        self._ticking: asyncio.TimerHandle | None = None
+        self._queries = 0  # of sessions that have ended
         self.opened = 0
         directory.subscribe(self._changed)
 
@@ -59,6 +66,11 @@ class VirtualFront:
     def live(self) -> tuple[VirtualSession, ...]:
         """Sessions that have not ended."""
         return tuple(self._sessions.values())
+
+    @property
+    def queries(self) -> int:
+        """Statements answered since the start."""
+        return self._queries + sum(one.queries for one in self._sessions.values())
 
     def serves(self, app: App, database: str) -> bool:
         """Whether this app's database of that name is the virtual one."""
@@ -85,6 +97,7 @@ class VirtualFront:
         self.opened += 1
         stream.receiver = session
         self._record("session.open", session)
+        self._limit(session)
         session.begin(greeting, early)
 
     def cancel(self, pid: int, key: bytes, sidecar: str) -> None:
@@ -110,6 +123,9 @@ class VirtualFront:
     async def close(self) -> None:
         """End everything and wait for what must be awaited."""
         await self.drain(0)
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -131,6 +147,8 @@ class VirtualFront:
     def ended(self, session: VirtualSession, outcome: str) -> None:
         """A session is over."""
         if self._sessions.pop((session.pid, session.key), None) is not None:
+            self._timeouts.pop(session, None)
+            self._queries += session.queries
             self._record("session.close", session, outcome)
         if not self._sessions:
             self._empty.set()
@@ -151,18 +169,50 @@ class VirtualFront:
 
     def _changed(self, names: frozenset[str]) -> None:
         for session in self.live:
-            if f"app:{session.app.name}" in names:
-                now = self._directory.app(session.app.name)
-                if now is None or not now.usable(self._wall()) or not self.serves(now, NAME_OF_DATABASE):
-                    session.end(
-                        PostgresError(
-                            "terminating connection due to administrator command",
-                            sqlstate="57P01",
-                            detail=f'app "{session.app.name}" was revoked',
-                        )
-                    )
-                else:
-                    session.app = now
+            name = session.app_name
+            if f"app:{name}" not in names:
+                continue
+            now = self._directory.app(name)
+            if now is None or not now.usable(self._wall()):
+                self._revoke(session, f'app "{name}" was revoked')
+            elif not self.serves(now, NAME_OF_DATABASE):
+                self._revoke(session, f'app "{name}" may no longer use database "{NAME_OF_DATABASE}"')
+            elif now.sidecars is not None and session.sidecar not in now.sidecars:
+                self._revoke(session, f'app "{name}" may no longer come from this sidecar')
+            else:
+                session.app = now
+                self._limit(session)
+
+    def _revoke(self, session: VirtualSession, why: str) -> None:
+        stop = "terminating connection due to administrator command"
+        session.end(PostgresError(stop, sqlstate="57P01", detail=why))
+
+    # --- time
+
+    def _limit(self, session: VirtualSession) -> None:
+        """Take over the time limits of the session's app, at the start and whenever they change."""
+        timeouts = Timeouts(session.app.limits)
+        if timeouts.any or session.app.expires_at is not None:
+            self._timeouts[session] = timeouts
+            self._tick_soon()
+        else:
+            self._timeouts.pop(session, None)
+
+    def _tick_soon(self) -> None:
+        if self._ticking is None:
+            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        now, wall = asyncio.get_running_loop().time(), self._wall()
+        for session, timeouts in list(self._timeouts.items()):
+            expires = session.app.expires_at
+            if expires is not None and wall >= expires:
+                self._revoke(session, f'the credential of app "{session.app_name}" has expired')
+            elif isinstance(due := timeouts.check(session, now), PostgresError):
+                session.end(due)
+        if self._timeouts:
+            self._tick_soon()
 
     def _record(self, kind: str, session: VirtualSession, outcome: str = "ok") -> None:
         took = asyncio.get_running_loop().time() - session.started

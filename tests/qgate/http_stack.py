@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
@@ -188,6 +189,7 @@ async def stack(
     script: Script = three_words,
     settings: HttpSettings | None = None,
     aliases: Mapping[str, str] | None = None,
+    accepting: Callable[[], bool] = lambda: True,
     **changes: Any,
 ) -> AsyncIterator[Stack]:
     """Start all of it; ``changes`` are to minigate's [gate] table."""
@@ -197,7 +199,7 @@ async def stack(
         aliases=aliases,
     )
     receipts = Drawer()
-    made = desk(engine, names, receipts)
+    made = dataclasses.replace(desk(engine, names, receipts), accepting=accepting)
     front = HttpFront(Application(made, settings or HttpSettings()))
     session = cast(PeerSession, SimpleNamespace(peer=SimpleNamespace(name="laptop")))
     async with mesh(tmp_path, **changes) as running:

@@ -38,8 +38,9 @@ async def ask(
 
 
 def error_of(said: bytes) -> dict[str, Any]:
-    """The error, in OpenAI's shape."""
-    error: dict[str, Any] = json.loads(said)["error"]
+    """The error, in OpenAI's shape, or in Ollama's, which has its text under ``error``."""
+    whole = json.loads(said)
+    error: dict[str, Any] = whole if isinstance(whole["error"], str) else whole["error"]
     assert {"message", "type", "param", "code"} <= set(error)
     return error
 

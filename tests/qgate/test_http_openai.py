@@ -325,6 +325,40 @@ async def test_rates(tmp_path: Path) -> None:
 # --- what goes wrong
 
 
+async def test_nothing_runs_that_cannot_be_recorded(tmp_path: Path) -> None:
+    room = [False]
+    async with stack(tmp_path, accepting=lambda: room[0]) as running, client(running) as sdk:
+        for stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as refused:
+                await sdk.chat.completions.create(model="smol", messages=HELLO, stream=stream)
+            assert (refused.value.status_code, refused.value.code) == (503, "audit_full")
+            assert refused.value.response.headers["retry-after"] == "5"
+        assert running.engine.seen == []
+        assert "smol" in [model.id async for model in await sdk.models.list()]
+        room[0] = True
+        await sdk.chat.completions.create(model="smol", messages=HELLO)
+        assert len(running.engine.seen) == 1
+
+
+async def test_the_end_of_a_stream_names_the_node_that_finished(tmp_path: Path) -> None:
+    async def script(work: Work) -> AsyncGenerator[Event, None]:
+        yield Begun("smol", "1", "box", "worker")
+        yield Chunk(text="half ")
+        yield Moved("box", "shed", "crashed")
+        yield Chunk(text="whole")
+        yield finished(work)
+
+    async with stack(tmp_path, script=script) as running, client(running) as sdk:
+        raw = await sdk.chat.completions.with_raw_response.create(model="smol", messages=HELLO, stream=True)
+        assert raw.headers["x-qgate-node"] == "box"
+        chunks = [chunk async for chunk in raw.parse()]
+        mesh = (chunks[-1].model_extra or {})["qgate"]
+        assert mesh["node"] == "shed"
+        assert mesh["route"] == [{"from": "box", "to": "shed", "how": "exact", "reason": "crashed"}]
+        whole = await sdk.chat.completions.with_raw_response.create(model="smol", messages=HELLO)
+        assert whole.headers["x-qgate-node"] == "shed"
+
+
 async def _drain(stream: Any, said: list[Any]) -> None:
     async for chunk in stream:
         said.append(chunk)  # noqa: PERF401 - what came before an error counts

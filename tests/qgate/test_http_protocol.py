@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from qgate.http.front import HttpFront
-from qgate.http.protocol import HEAD_MAX
+from qgate.http.protocol import BODY_RATE, HEAD_MAX, Patience
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.link import PeerSession, Stream, StreamError, StreamReceiver
@@ -143,8 +143,10 @@ class Echo:
 
 
 @asynccontextmanager
-async def serving(application: Any) -> AsyncIterator[tuple[HttpFront, Callable[..., FakeStream]]]:
-    front = HttpFront(application)
+async def serving(
+    application: Any, patience: Patience | None = None
+) -> AsyncIterator[tuple[HttpFront, Callable[..., FakeStream]]]:
+    front = HttpFront(application, patience)
     session = cast(PeerSession, SimpleNamespace(peer=SimpleNamespace(name="laptop")))
 
     def connect(metadata: dict[str, Any] | None = None) -> FakeStream:
@@ -355,3 +357,101 @@ async def test_a_drain_lets_answers_end_and_cuts_off_what_lasts() -> None:
         assert late.reset_with is not None
         assert late.reset_with[0] == StreamCode.GATE_SHUTDOWN
         idle.receiver.stream_closed(None)
+
+
+# --- slow ones
+
+BRIEF = Patience(idle_s=0.05, head_s=0.05, body_s=0.05)
+PATIENT = Patience(idle_s=60, head_s=60, body_s=0.05)
+
+
+@pytest.mark.parametrize(
+    ("request_", "what"),
+    [
+        (b"G", "head"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n", "head"),
+        (b"\r\n", "head"),
+        (post(body=b"hello")[:-1], "body"),
+        (b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab", "body"),
+    ],
+)
+async def test_a_request_that_does_not_come_in_time_is_refused(request_: bytes, what: str) -> None:
+    echo = Echo()
+    async with serving(echo, BRIEF) as (front, connect):
+        stream = connect()
+        stream.arrive(request_)
+        ((head, body),) = await stream.answers(1)
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in head
+        error = json.loads(body)["error"]
+        assert error["code"] == "request_timeout"
+        assert what in error["message"]
+        await stream.until(lambda: stream.eof and front.live == 0)
+        assert echo.bodies == []
+
+
+async def test_a_head_in_drips_is_not_waited_for_any_longer() -> None:
+    async with serving(Echo(), BRIEF) as (_, connect):
+        stream = connect()
+        stream.arrive(b"GET / HTTP/1.1\r\nX: ")
+
+        def drip() -> bool:
+            if not stream.eof:
+                stream.arrive(b"x")
+            return b" 408 " in stream.out
+
+        await stream.until(drip)
+
+
+async def test_a_connection_that_says_nothing_is_closed() -> None:
+    async with serving(Echo(), BRIEF) as (front, connect):
+        stream = connect()
+        await stream.until(lambda: stream.eof and front.live == 0)
+        assert stream.out == b""
+
+
+async def test_a_body_that_comes_steadily_may_take_long() -> None:
+    async with serving(Echo(), PATIENT) as (_, connect):
+        stream = connect()
+        body = b"b" * BODY_RATE  # earns a second
+        stream.arrive(post(body=body)[:-1])
+        loop = asyncio.get_running_loop()
+        late = loop.time() + 2 * PATIENT.body_s
+        await stream.until(lambda: loop.time() > late)
+        stream.arrive(body[:1])
+        assert (await stream.answers(1))[0][1] == b"/a " + body
+
+
+async def test_an_answer_may_take_as_long_as_it_likes_and_outages_are_not_counted() -> None:
+    echo = Echo(hold_body=True)
+    async with serving(echo, PATIENT) as (_, connect):
+        stream = connect()
+        loop = asyncio.get_running_loop()
+        stream.arrive(post()[:-1])
+        stream.receiver.link_lost()
+        late = loop.time() + 2 * PATIENT.body_s
+        await stream.until(lambda: loop.time() > late)
+        assert stream.out == b""
+        stream.receiver.link_restored()
+        stream.arrive(b"o")
+        late = loop.time() + 2 * PATIENT.body_s
+        await stream.until(lambda: loop.time() > late)
+        assert stream.out == b""
+        echo.gate.set()
+        assert (await stream.answers(1))[0][1] == b"/a hello"
+
+
+async def test_half_a_request_behind_another_does_not_end_the_others_answer() -> None:
+    echo = Echo(hold_body=True)
+    async with serving(echo, BRIEF) as (_, connect):
+        stream = connect()
+        stream.arrive(post())
+        stream.arrive(b"GET /ne")
+        loop = asyncio.get_running_loop()
+        late = loop.time() + 2 * BRIEF.head_s
+        await stream.until(lambda: loop.time() > late)
+        assert not stream.eof
+        echo.gate.set()
+        answers = await stream.answers(2)
+        assert answers[0][1] == b"/a hello"
+        assert b" 408 " in answers[1][0]

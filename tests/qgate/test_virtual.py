@@ -63,9 +63,11 @@ def sql_app(name: str = "web", policy: CapabilityPolicy | None = ANYTHING, **fie
 
 
 @asynccontextmanager
-async def database(tmp_path: Path, *apps: App, script: Any = analysis) -> AsyncIterator[Database]:
-    """A gate whose only database is the virtual one."""
-    async with stack(tmp_path, *(apps or (sql_app(),)), script=script) as running:
+async def database(
+    tmp_path: Path, *apps: App, script: Any = analysis, **options: Any
+) -> AsyncIterator[Database]:
+    """A gate whose only database is the virtual one; ``options`` as of `stack`."""
+    async with stack(tmp_path, *(apps or (sql_app(),)), script=script, **options) as running:
         audit = MemoryAudit()
         front = PostgresFront(
             directory=running.names, audit=audit, settings=PostgresSettings(), secret=b"s" * 32
