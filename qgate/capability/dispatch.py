@@ -55,7 +55,7 @@ from typing import Final, Literal
 
 from qgate.capability.candidate import Candidate
 from qgate.capability.demand import Demand, continuation
-from qgate.capability.endings import poisonous, problem_of, still_loading, too_late
+from qgate.capability.endings import BUSY, REFUTING, poisonous, problem_of, still_loading, too_late
 from qgate.capability.facts import (
     Accepted,
     Broke,
@@ -93,10 +93,6 @@ How = Literal["first", "exact", "kindred", "restart"]
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """Text of one answer; a node that sends more has lost its mind."""
 
-REFUTING: Final = frozenset({"unknown_model", "model_not_found", "model_unknown", "wrong_version"})
-BUSY: Final = frozenset({"busy", "queue_full", "draining", "model_loading", "shutting_down"})
-"""Refusals that say nothing about a node's health."""
-
 LOADING: Final = frozenset({"loading", "stored", "swapping"})
 SHA_LENGTH: Final = 64
 
@@ -125,6 +121,9 @@ class Dispatch:
     _how: How = "first"
     _aside: str = ""  # why the live attempt may be given up for a better one
     _tried: frozenset[tuple[str, str, str, str]] = frozenset()
+    _left: frozenset[tuple[str, str, str, str]] = (
+        frozenset()
+    )  # busy, or for a better one: good again once another fails
     _first: Candidate | None = None
     chosen: Candidate | None = None  # for the attempt under way, or the next
     _reserved: bool = False
@@ -257,17 +256,13 @@ class Dispatch:
         ]
 
     def _place(self) -> Place:
-        demand = replace(self.demand, tried=self._tried)
-        origin = self._origin()
+        demand = replace(self.demand, tried=self._tried | self._left)
+        origin = self.chosen
         if origin is not None and self._how in {"exact", "kindred"}:
             demand = continuation(demand, origin, how=self._how)
         elif self._first is not None and self.demand.work.kind == "embedding":
             demand = continuation(demand, self._first, how="same")
         return Place(demand)
-
-    def _origin(self) -> Candidate | None:
-        """Whose stream is to be continued."""
-        return self.chosen
 
     def _next_class(self, plan: Plan) -> list[Command]:
         """Nothing continues the stream in this class: the next one, or an end."""
@@ -298,7 +293,7 @@ class Dispatch:
 
     def _kindred_allowed(self) -> bool:
         policy = self.demand.work.app.policy
-        origin = self._origin()
+        origin = self.chosen
         return (
             self.demand.work.request.move == "kindred"
             and policy is not None
@@ -409,7 +404,11 @@ class Dispatch:
         self._evaluated += used.evaluated_tokens if used is not None else 0
         self.live = None
         self._failure = (failure, candidate.node)
-        self._tried |= {candidate.key}
+        if failure.code in BUSY:
+            self._left |= {candidate.key}
+        else:
+            self._left = frozenset()
+            self._tried = (self._tried if live.first_at is None else frozenset()) | {candidate.key}
         if failure.blame != "request" and (failure.code not in BUSY or failure.retry_after_s):
             commands.append(
                 Distrust(
@@ -463,7 +462,7 @@ class Dispatch:
         if self.attempts >= self.settings.attempts:
             return []
         self._aside = reason
-        demand = replace(self.demand, tried=self._tried | {live.candidate.key})
+        demand = replace(self.demand, tried=self._tried | self._left | {live.candidate.key})
         if self.ids or self._blind:
             if self._blind or not live.candidate.fingerprint or self.demand.work.request.move == "none":
                 self._aside = ""
@@ -490,7 +489,7 @@ class Dispatch:
         used = live.used(None, len(self.ids), self.demand.input_tokens)
         commands += self._settled(used)
         self.hops.append(live.hop(used, reason))
-        self._tried |= {live.candidate.key}
+        self._left |= {live.candidate.key}
         self._how = "exact" if self.ids else "restart"
         self._moved = (live.candidate.node, reason, self._how)
         self.live = None

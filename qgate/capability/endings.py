@@ -8,6 +8,10 @@ from typing import Any, Final
 from qgate.capability.candidate import Candidate
 from qgate.capability.work import CODES, Failure, Problem
 
+REFUTING: Final = frozenset({"unknown_model", "model_not_found", "model_unknown", "wrong_version"})
+BUSY: Final = frozenset({"busy", "queue_full", "draining", "model_loading", "shutting_down"})
+"""Refusals that say nothing about a node's health."""
+
 LOADING_RETRY_S: Final = 5.0
 LOADING_RETRY_MOST_S: Final = 300.0
 AGAIN_S: Final = 2.0

@@ -295,6 +295,54 @@ async def test_a_load_that_takes_too_long_is_left_for_one_that_is_ready() -> Non
     assert (await listening).ids == [1]
 
 
+async def test_a_node_that_was_left_for_its_queue_takes_the_stream_when_the_next_one_dies() -> None:
+    stage = Stage()
+    it = mesh(
+        report("w1", model()),
+        report("w2", model(tps_predicted=90.0)),
+        executors={"worker": stage},
+        queue_wait_s=0.05,
+    )
+    listening = asyncio.create_task(listen(it.engine.run(work())))
+    first = await stage.next(1)
+    first.sink.accepted(queue=3)
+    second = await stage.next(2)
+    assert first.cancelled
+    second.tokens(1, 2)
+    second.lose()
+    third = await stage.next(3)
+    assert third.attempt.candidate.node == first.attempt.candidate.node
+    assert third.attempt.emitted == (1, 2)
+    third.tokens(3)
+    third.done()
+    assert (await listening).ids == [1, 2, 3]
+
+
+async def test_a_node_that_was_full_is_asked_again_when_another_has_died() -> None:
+    stage = Stage()
+    it = mesh(
+        report("w1", model()),
+        report("w2", model(tps_predicted=90.0)),
+        executors={"worker": stage},
+        attempts=4,
+    )
+    listening = asyncio.create_task(listen(it.engine.run(work())))
+    first = await stage.next(1)
+    first.sink.failed(Failure("queue_full", "full", retriable=True, usage=Usage()))
+    second = await stage.next(2)
+    assert second.attempt.candidate.node != first.attempt.candidate.node
+    second.lose()
+    third = await stage.next(3)
+    assert third.attempt.candidate.node == first.attempt.candidate.node
+    third.tokens(3)
+    third.lose()
+    fourth = await stage.next(4)
+    assert fourth.attempt.candidate.node == second.attempt.candidate.node
+    fourth.tokens(4)
+    fourth.done()
+    assert (await listening).ids == [3, 4]
+
+
 async def test_a_draining_worker_loses_its_streams_to_another() -> None:
     stage = Stage()
     it = mesh(report("w1", model()), report("w2", model()), executors={"worker": stage})
