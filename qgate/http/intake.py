@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from qgate.capability.demand import IMAGE_TOKENS
 from qgate.capability.finops.rates import RateLimits
 from qgate.capability.work import Kind, Problem, Usage, Work
 from qgate.governance.directory import App
@@ -331,13 +332,20 @@ def _kind(word: str) -> Kind:
 
 def estimated_tokens(work: Work) -> int:
     """What a request may use, before anybody has counted: its text, and the longest answer it allows."""
-    size = 0
-    for name in ("input", "prompt", "messages"):
-        value = work.body.get(name)
-        if value is not None:
-            size += len(value) if isinstance(value, str) else len(str(value))
+    size = sum(_characters(work.body.get(name)) for name in ("input", "prompt", "messages"))
     answer = 0 if work.kind == "embedding" else work.request.max_tokens or ANSWER_TOKENS
     return size // CHARACTERS_A_TOKEN + answer
+
+
+def _characters(value: object) -> int:
+    """How long the texts in a value are; an image counts as what it costs, not as what it weighs."""
+    if isinstance(value, str):
+        return CHARACTERS_A_TOKEN * IMAGE_TOKENS if value.startswith("data:") else len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_characters, value))
+    return 1
 
 
 def model_not_found(name: str) -> Problem:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qgate.http.bodies import VALUES_MAX
 from qgate.settings import HttpSettings
 from tests.minigate.conftest import until
 from tests.qgate.http_stack import KEY, Stack, analysis, stack
@@ -244,6 +245,16 @@ async def test_web_pages_of_other_origins(tmp_path: Path) -> None:
         )
         assert status == 204
         assert "POST" in headers["access-control-allow-methods"]
+
+
+async def test_a_body_of_very_many_values_is_not_even_read(tmp_path: Path) -> None:
+    async with stack(tmp_path) as running:
+        many = b'{"a":[' + b"1," * (3 * VALUES_MAX) + b"1]}"
+        status, _, said = await ask(running, many)
+        assert (status, error_of(said)["code"]) == (413, "payload_too_large")
+        long = {**GOOD, "messages": [{"role": "user", "content": "a" * (4 * VALUES_MAX)}]}
+        status, _, _ = await ask(running, json.dumps(long).encode())
+        assert status == 200
 
 
 # --- Ollama
