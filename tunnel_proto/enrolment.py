@@ -179,7 +179,7 @@ def seal_bundle(online: Identity, bundle: Bundle) -> str:
     if not 0 < len(bundle.gates) <= BUNDLE_GATES_MAX:
         raise ConfigError(f"a bundle names 1 to {BUNDLE_GATES_MAX} gates")
     for gate in bundle.gates:
-        if problem := _gate_problem(gate):
+        if problem := gate_problem(gate):
             raise ConfigError(f"the gate {gate.name!r} cannot go into a bundle: {problem}")
     return _seal(
         {
@@ -252,12 +252,13 @@ def _read_gate(value: object) -> GateAddress:
         port=_field(value, "port", int, "bundle"),
         handshake_public=_key(value, "handshake_public", "bundle"),
     )
-    if problem := _gate_problem(gate):
+    if problem := gate_problem(gate):
         raise ConfigError(f"the bundle is damaged: {problem}")
     return gate
 
 
-def _gate_problem(gate: GateAddress) -> str:
+def gate_problem(gate: GateAddress) -> str:
+    """Why nothing can be dialled there, or the empty string."""
     host = gate.host
     if not (0 < len(host) <= _HOST_MAX and host.isascii() and host.isprintable() and " " not in host):
         return "a gate's host must be a name or an address"
