@@ -2,7 +2,8 @@
 
 One row is one deployment (a model on a node); nodes and groups (a model's exact version, wherever it is) have
 columns of their own, reached through a row's indices. A row's abilities and faults are bits, so that "what is
-missing" is one operation over all rows and its result says why.
+missing" is one operation over all rows and its result says why. Times are 64-bit floats, so that `rowwise`
+comes to the same bits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint32]
@@ -112,13 +113,13 @@ class Rows(Table):
         "bad": np.uint32,
         "can": np.uint32,
         "context": np.int32,
-        "decode": np.float32,
+        "decode": np.float64,
         "fingerprint": np.int64,
         "group": np.int32,
-        "load": np.float32,
+        "load": np.float64,
         "node": np.int32,
-        "prefill": np.float32,
-        "queue": np.float32,
+        "prefill": np.float64,
+        "queue": np.float64,
         "tokenizer": np.int64,
     }
     bad: Bits
@@ -138,7 +139,7 @@ class NodeColumns(Table):
     """One row a node. `slow` multiplies the time of its tokens."""
 
     __slots__ = ("abroad", "bad", "slow")
-    _TYPES = {"abroad": np.float32, "bad": np.uint32, "slow": np.float32}  # noqa: RUF012
+    _TYPES = {"abroad": np.float64, "bad": np.uint32, "slow": np.float64}  # noqa: RUF012
     abroad: Floats  # 1.0 where content leaves the company
     bad: Bits
     slow: Floats
@@ -148,7 +149,7 @@ class GroupColumns(Table):
     """One row a model's exact version. Prices in currency a token."""
 
     __slots__ = ("input", "output", "quality")
-    _TYPES = {"input": np.float32, "output": np.float32, "quality": np.float32}  # noqa: RUF012
+    _TYPES = {"input": np.float64, "output": np.float64, "quality": np.float64}  # noqa: RUF012
     input: Floats
     output: Floats
     quality: Floats

@@ -32,7 +32,8 @@ class Deployment:
     state: ModelState | None = None  # as a worker last reported it
     quality: Mapping[str, float] = field(default_factory=dict)  # by task, of the gate's own engine
     price: Price | None = None
-    offer: Candidate | None = None
+    offer: Candidate | None = None  # as it was when a budget first looked at it
+    shown: Candidate | None = None  # as it is, until something changes
     slots: int = 0  # requests at once; 0: no bound known
     reported: int = 0  # running and queued, as the node said
     mine: int = 0  # this gate's own attempts under way

@@ -26,6 +26,10 @@ SPEED_CLAIM_MAX: Final = 2_000.0
 PREFILL_CLAIM_MAX: Final = 100_000.0
 """Prompt tokens/s."""
 
+SPEED_MIN: Final = 0.01
+"""Tokens/s that are counted with at least: a claim next to nothing would make seconds without end, and such
+numbers spread."""
+
 TRUST_MIN: Final = 0.05
 
 DEFAULT_SPEED: Final = 20.0
@@ -116,11 +120,13 @@ class Estimate:
 
     def speed_of(self, claimed: float, trust: float = 1.0) -> float:
         """Tokens/s to count with: measured, else the claim as far as it is to be believed."""
-        return _blend(self.speed, plausible(claimed, SPEED_CLAIM_MAX) * trust) or DEFAULT_SPEED * trust
+        speed = _blend(self.speed, plausible(claimed, SPEED_CLAIM_MAX) * trust) or DEFAULT_SPEED * trust
+        return max(SPEED_MIN, speed)
 
     def prefill_of(self, claimed: float, speed: float, trust: float = 1.0) -> float:
         """Prompt tokens/s to count with; `speed` is what was found for the answer's."""
-        return _blend(self.prefill, plausible(claimed, PREFILL_CLAIM_MAX) * trust) or speed * PREFILL_FACTOR
+        found = _blend(self.prefill, plausible(claimed, PREFILL_CLAIM_MAX) * trust) or speed * PREFILL_FACTOR
+        return max(SPEED_MIN, found)
 
 
 class Trust:

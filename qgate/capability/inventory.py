@@ -9,15 +9,13 @@ does not clear a bad record.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from qgate.capability import columns
 from qgate.capability.breaker import Breaker, BreakerLimits
 from qgate.capability.candidate import (
-    ISOLATION_RANK,
-    MODEL_TASKS,
     NLP_MODEL,
     NLP_NODE,
     Candidate,
@@ -26,11 +24,12 @@ from qgate.capability.candidate import (
     exact_class,
     prior_of,
 )
+from qgate.capability.claims import claimed_speed, fits, isolated, isolation_of, load_cost, tasks_of
 from qgate.capability.columns import GroupColumns, NodeColumns, Rows
 from qgate.capability.deployment import Deployment, Group, Place
 from qgate.capability.estimates import Estimate
 from qgate.capability.work import Kind, NodeKind, Price
-from tunnel_proto.messages import Hardware, ModelState
+from tunnel_proto.messages import ModelState
 
 if TYPE_CHECKING:
     from qgate.capability.work import Work
@@ -47,10 +46,6 @@ REMEMBERED: Final = 1024
 BATCH_SLOWDOWN: Final = 0.4
 """How much each further sequence in a batch slows every other: 209 tokens/s alone and 4 x 91 with four, as
 llama.cpp showed on two cores."""
-
-READ_RATE: Final = 300e6
-"""Bytes/s at which a model is taken to load where nothing is known, and the seconds that any load takes."""
-LOAD_LEAST_S: Final = 0.3
 
 ANSWER_TOKENS: Final = 200
 """Tokens of an answer that is queued for, where no request of the deployment was measured."""
@@ -147,8 +142,8 @@ class Inventory:
         node = self.nodes.get(("worker", name))
         for deployment in node.deployments.values() if node else ():
             if deployment.group.name == model and not deployment.resident and deployment.state is not None:
-                left = 1.0 - min(1.0, max(0.0, share))
-                self.rows.load[deployment.row] = _load_cost(deployment.state, deployment.estimate) * left
+                self.rows.load[deployment.row] = load_cost(deployment.state, deployment.estimate, share)
+                deployment.shown = None
         del now
 
     def worker_away(self, name: str) -> None:
@@ -224,7 +219,7 @@ class Inventory:
             deployment.offer = None
             deployment.slots = one.max_parallel
             rows, row = self.rows, deployment.row
-            rows.can[row] = columns.FITS | columns.PROVIDED | _isolated(one.isolation)
+            rows.can[row] = columns.FITS | columns.PROVIDED | isolated(one.isolation)
             rows.can[row] |= (columns.LOCAL if one.local else 0) | sum(_KINDS[kind] for kind in one.kinds)
             rows.context[row] = min(one.context or CONTEXT_MAX, CONTEXT_MAX)
             deployment.group.kinds = one.kinds
@@ -278,7 +273,7 @@ class Inventory:
         estimate = deployment.estimate
         estimate.observe(now, first_token_s=first_token_s, decode=alone, prefill=prefill, service_s=service_s)
         if deployment.state is not None and alone is not None and estimate.speed.count:
-            deployment.node.trust.observe(estimate.speed.value, _claimed(deployment.state))
+            deployment.node.trust.observe(estimate.speed.value, claimed_speed(deployment.state))
         deployment.breaker.succeeded()
         deployment.node.breaker.succeeded()
         deployment.node.refusals.pop((candidate.model, candidate.version), None)
@@ -341,22 +336,26 @@ class Inventory:
         """The deployment of `row` as a candidate, as it is now."""
         deployment = self.deployments[row]
         node, group, rows = deployment.node, deployment.group, self.rows
+        wanted = group.quality if quality is None else quality
+        shown = deployment.shown
+        if shown is not None and shown.quality == wanted:
+            return shown
         local = bool(rows.can[row] & columns.LOCAL)
         decode, prefill = float(rows.decode[row]), float(rows.prefill[row])
-        return Candidate(
+        shown = deployment.shown = Candidate(
             kind=node.kind,
             node=node.name,
             model=group.name,
             version=group.version,
             kinds=deployment.kinds,
-            tasks=frozenset(deployment.quality) if deployment.quality else _tasks(deployment.kinds),
+            tasks=frozenset(deployment.quality) if deployment.quality else tasks_of(deployment.kinds),
             context=int(rows.context[row]),
             resident=deployment.resident,
             load_cost_s=0.0 if deployment.resident else float(rows.load[row]),
             queue_s=float(rows.queue[row]),
             speed=1 / decode if decode else 0.0,
             prefill=1 / prefill if prefill else 0.0,
-            quality=group.quality if quality is None else quality,
+            quality=wanted,
             price=deployment.price,
             isolation=deployment.isolation,
             fingerprint=deployment.fingerprint,
@@ -366,6 +365,7 @@ class Inventory:
             pool=node.pool,
             engine=deployment.engine,
         )
+        return shown
 
     def offer(self, deployment: Deployment) -> Candidate:
         """A deployment as a candidate whose changing parts may be old: what a budget looks at."""
@@ -460,19 +460,20 @@ class Inventory:
         deployment.resident = model.state in {"resident", "external"}
         deployment.broken = model.state == "failed"
         deployment.engine = model.engine
-        deployment.isolation = _isolation(model)
+        deployment.isolation = isolation_of(model)
         deployment.fingerprint = exact_class(model)
         deployment.tokenizer = model.tokenizer_sha if model.engine == "llama" else ""
         deployment.kinds = frozenset(cast("Kind", kind) for kind in model.kinds if kind in _KINDS)
-        can = columns.LOCAL | sum(_KINDS[kind] for kind in deployment.kinds) | _isolated(deployment.isolation)
+        can = columns.LOCAL | sum(_KINDS[kind] for kind in deployment.kinds) | isolated(deployment.isolation)
         # Our own runtime gives a request a child of its own where it is asked to.
         can |= columns.DEDICATED if model.engine == "llama" else 0
-        can |= columns.FITS if deployment.resident or _fits(model, deployment.node.hardware) else 0
+        can |= columns.FITS if deployment.resident or fits(model, deployment.node.hardware) else 0
         rows.can[row] = can
         rows.context[row] = min(model.context or model.context_train or CONTEXT_MAX, CONTEXT_MAX)
         rows.fingerprint[row] = columns.token(deployment.fingerprint)
         rows.tokenizer[row] = columns.token(deployment.tokenizer)
-        rows.load[row] = 0.0 if deployment.resident else _load_cost(model, deployment.estimate)
+        left = 0.0 if deployment.resident else load_cost(model, deployment.estimate, model.progress)
+        rows.load[row] = left
         if before is None:
             group = deployment.group
             group.kinds |= deployment.kinds
@@ -488,9 +489,10 @@ class Inventory:
 
     def _refresh(self, deployment: Deployment, now: float) -> None:
         """Recompute what changes from moment to moment: speed, queue, faults."""
+        deployment.shown = None
         rows, row, node, state = self.rows, deployment.row, deployment.node, deployment.state
         estimate = deployment.estimate
-        claimed = _claimed(state) if state is not None else 0.0
+        claimed = claimed_speed(state) if state is not None else 0.0
         trust = node.trust.value
         if node.kind == "nlp":
             rows.decode[row] = rows.prefill[row] = 0.0
@@ -544,43 +546,6 @@ class Inventory:
         if node.kind == "worker":
             at_once = min(busy, node.capacity) if node.capacity else busy
             table.slow[index] = 1.0 + BATCH_SLOWDOWN * at_once
-
-
-def _tasks(kinds: Iterable[Kind]) -> frozenset[str]:
-    kinds = frozenset(kinds)
-    tasks = MODEL_TASKS | {"chat"} if "chat" in kinds else frozenset()
-    tasks |= {"complete"} if "completion" in kinds else frozenset()
-    return tasks | {"embed"} if "embedding" in kinds else tasks
-
-
-def _claimed(model: ModelState) -> float:
-    return model.tps_measured or model.tps_predicted
-
-
-def _isolation(model: ModelState) -> str:
-    if model.engine == "llama":
-        return "dedicated" if model.isolation == "dedicated" else "wiped"
-    return model.isolation or "declared-none"
-
-
-def _isolated(level: str) -> int:
-    rank = ISOLATION_RANK.get(level, 0)
-    return (columns.SHARED if rank >= 2 else 0) | (columns.DEDICATED if rank >= 3 else 0)
-
-
-def _fits(model: ModelState, hardware: Hardware | None) -> bool:
-    """Whether it could be loaded once the node has made room; its daemon has the last word."""
-    if not model.memory_needed or hardware is None:
-        return True
-    memory = min(hardware.memory, hardware.memory_limit or hardware.memory)
-    vram = sum(gpu.vram for gpu in hardware.gpus)
-    return not memory or model.memory_needed <= memory + vram
-
-
-def _load_cost(model: ModelState, estimate: Estimate) -> float:
-    if estimate.load.count:
-        return estimate.load.value
-    return max(LOAD_LEAST_S, model.load_s or model.size / READ_RATE) * (1.0 - model.progress)
 
 
 def _bound(kept: dict[Any, Any]) -> None:

@@ -2,9 +2,10 @@
 
 Every deployment is judged by one function, `Scheduler.judge`, over columns: which filters refuse it (bits),
 and what it would cost in seconds (predicted time, and quality, money and distance turned into seconds by the
-request's preference). Placing takes the lowest; `explain` shows the very same numbers with the reasons in
-words. Among candidates that are as good as the best, two are drawn and the better is taken (Mitzenmacher's
-power of two choices), so that several gates with reports of the same age do not all pick the same node.
+request's preference). Where only few rows can matter `rowwise` does the same, one row at a time, to the same
+bits. Placing takes the lowest; `explain` shows the very same numbers with the reasons in words. Among
+candidates that are as good as the best, two are drawn and the better is taken (Mitzenmacher's power of two
+choices), so that several gates with reports of the same age do not all pick the same node.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from qgate.capability import columns
+from qgate.capability import columns, rowwise
 from qgate.capability.candidate import MODEL_TASKS, Candidate
 from qgate.capability.columns import Bits, Floats, Ints
 from qgate.capability.reasons import refusal, words
@@ -119,22 +120,24 @@ class _Groups:
 
 @dataclass(slots=True)
 class Scheduler:
-    """Places requests on what an inventory holds."""
+    """Places requests on what an inventory holds. Up to `few` candidates are judged one by one."""
 
     inventory: Inventory
     ledger: Ledger
+    few: int = rowwise.FEW
     _cache: dict[Any, _Groups] = field(default_factory=dict)
 
     def plan(
         self, demand: Demand, settings: ScheduleSettings, *, now: float, random: Randomness | None = None
     ) -> Plan:
         """The candidates to try, best first. Without `random` ties go to the lower row."""
+        rows = self._few(demand.work.request.model)
+        if rows is not None:
+            return self._plan_few(rows, demand, settings, now, random)
         judged, shift = self.judge(demand, settings, now=now)
         order, _ = self._order(judged, demand, settings, random)
         if not order:
-            soon = bool(((judged.bad & ~np.uint32(columns.BREAKER | columns.FULL)) == 0).any())
-            problem = refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now, shift)
-            return Plan(problem=problem, soon=soon)
+            return self._refused(judged, demand, now, shift)
         return Plan(
             candidates=tuple(
                 self.inventory.candidate(int(judged.rows[at]), judged.quality_at(at)) for at in order
@@ -142,6 +145,42 @@ class Scheduler:
             seconds=tuple(float(judged.seconds[at]) for at in order),
             shift=shift,
         )
+
+    def _plan_few(
+        self,
+        rows: Sequence[int],
+        demand: Demand,
+        settings: ScheduleSettings,
+        now: float,
+        random: Randomness | None,
+    ) -> Plan:
+        """`plan` for few rows."""
+        weights = settings.weights(demand.work.request.prefer)
+        lines, shift = self._judge_few(rows, demand, settings, weights, now)
+        order = lines.possible()
+        if not order:
+            return self._refused(_as_columns(lines), demand, now, shift)
+        if random is not None and len(order) > 1:
+            score, best = lines.score, order[0]
+            limit = score[best] + _slack(settings, weights, lines.seconds[best])
+            equals = sorted(at for at in order if score[at] <= limit)
+            if len(equals) > 1:
+                drawn = (equals[random.randrange(len(equals))], equals[random.randrange(len(equals))])
+                best = min(drawn, key=lambda at: (score[at], at))
+                order.remove(best)
+                order.insert(0, best)
+        candidate, quality = self.inventory.candidate, lines.quality
+        del order[ORDERED:]
+        return Plan(
+            candidates=tuple([candidate(rows[at], quality[at]) for at in order]),
+            seconds=tuple([lines.seconds[at] for at in order]),
+            shift=shift,
+        )
+
+    def _refused(self, judged: Judged, demand: Demand, now: float, shift: str) -> Plan:
+        soon = bool(((judged.bad & ~np.uint32(columns.BREAKER | columns.FULL)) == 0).any())
+        problem = refusal(self.inventory, demand, judged.rows, judged.bad, judged.seconds, now, shift)
+        return Plan(problem=problem, soon=soon)
 
     def explain(
         self, demand: Demand, settings: ScheduleSettings, *, now: float, limit: int = 500
@@ -203,12 +242,10 @@ class Scheduler:
         node, group = column(table.node), column(table.group)
         groups = self._groups(demand, everything=everything)
         can = column(table.can)
-        need = np.uint32(demand.need)
-        if settings.undeclared == "any":
-            need &= ~np.uint32(columns.SHARED)
-        elif settings.undeclared == "providers" and need & columns.SHARED:
+        need, waived = _needed(demand, settings)
+        if waived:
             can = can | ((can & columns.PROVIDED) // (columns.PROVIDED // columns.SHARED))
-        bad = need & ~can
+        bad = np.uint32(need) & ~can
         bad |= column(table.bad)
         bad |= self._nodes(demand).take(node)
         bad |= groups.bad.take(group)
@@ -229,20 +266,52 @@ class Scheduler:
         if groups.rank is not None:
             of_group = of_group + groups.rank
         score = weights.time * seconds
-        score += of_group.astype(np.float32).take(group)
+        score += of_group.take(group)
         if weights.abroad:
-            score += np.float32(weights.abroad) * inventory.node_columns.abroad.take(node)
+            score += weights.abroad * inventory.node_columns.abroad.take(node)
         if demand.fingerprint or demand.tokenizer or demand.version:
             bad |= self._elsewhere(demand, column, group)
-        shift = self._budgets(demand, rows, bad, score, weights)
         for kind, name, model, version in demand.tried:
             place = inventory.nodes.get((kind, name))
             deployment = place.deployments.get((model, version)) if place is not None else None
             if deployment is not None:
                 bad |= (rows == deployment.row) * np.uint32(columns.TRIED)
+        shift = self._budgets(demand, rows, bad, score, weights)
         return Judged(rows, bad, score, seconds, group, money, quality), shift
 
+    def _judge_few(
+        self, rows: Sequence[int], demand: Demand, settings: ScheduleSettings, weights: Weights, now: float
+    ) -> tuple[rowwise.Lines, str]:
+        """`judge` for few rows."""
+        inventory = self.inventory
+        inventory.poll(now)
+        groups = self._groups(demand, everything=False)
+        need, waived = _needed(demand, settings)
+        lines = rowwise.judge(
+            inventory,
+            demand,
+            rows,
+            need=need,
+            waived=waived,
+            weights=weights,
+            group_bad=groups.bad,
+            rank=groups.rank,
+        )
+        return lines, rowwise.charge(inventory, self.ledger, demand, lines, weights)
+
     # --- parts of a judgement
+
+    def _few(self, model: str | None) -> Sequence[int] | None:
+        """Rows to look at where they are few, in the order of `_rows`; None: judge by columns."""
+        inventory = self.inventory
+        if model is None:
+            return sorted(inventory.deployments) if len(inventory.deployments) <= self.few else None
+        rows: list[int] = []
+        for group in named(inventory, model):
+            rows += group.deployments
+            if len(rows) > self.few:
+                return None
+        return rows
 
     def _rows(self, model: str | None, *, everything: bool) -> Any:
         """Rows to look at, None for all of them."""
@@ -270,9 +339,7 @@ class Scheduler:
             place = inventory.nodes.get(("worker", request.worker))
             if place is not None:
                 bad[place.index] = table.bad[place.index]
-        pools = policy.pools if policy is not None else None
-        away = request.pool is not None and inventory.pool and request.pool != inventory.pool
-        if away or (pools is not None and inventory.pool and inventory.pool not in pools):
+        if rowwise.elsewhere(inventory, demand):
             bad = bad | np.uint32(columns.POOL)
         if policy is not None and policy.providers is not None:
             bad = bad.copy()
@@ -324,7 +391,7 @@ class Scheduler:
 
     def _ranked(self) -> Floats:
         """Embedding models from the best prior down, by name where that is equal."""
-        rank = np.zeros(self.inventory.group_columns.size, np.float32)
+        rank = np.zeros(self.inventory.group_columns.size)
         embedding = [group for group in self.inventory.groups.values() if "embedding" in group.kinds]
         nlp = self.inventory.nlp
         own = nlp.group if nlp is not None else None
@@ -372,7 +439,7 @@ class Scheduler:
                     continue
                 verdict = self.ledger.verdict(demand.work, self.inventory.offer(deployment))
                 if verdict.action != "ok" and favourite < 0:
-                    favourite = int(np.where(bad == 0, score, np.float32(np.inf)).argmin())
+                    favourite = int(np.where(bad == 0, score, np.inf).argmin())
                 if verdict.action == "refused":
                     bad[index] |= columns.BUDGET
                 elif verdict.action == "prefer-local":
@@ -387,13 +454,13 @@ class Scheduler:
         """Positions in `judged`, best first, and how many are as good as the best."""
         if not judged.rows.size:
             return [], 0
-        left = np.where(judged.bad == 0, judged.score, np.float32(np.inf))
+        left = np.where(judged.bad == 0, judged.score, np.inf)
         best = int(left.argmin())
         if not np.isfinite(left[best]):
             return [], 0
-        time = settings.weights(demand.work.request.prefer).time
-        slack = settings.tolerance * time * float(judged.seconds[best]) + SLACK_S
-        equals = np.flatnonzero(left <= left[best] + np.float32(slack))
+        weights = settings.weights(demand.work.request.prefer)
+        slack = _slack(settings, weights, float(judged.seconds[best]))
+        equals = np.flatnonzero(left <= left[best] + slack)
         if random is not None and equals.size > 1:
             drawn = (int(equals[random.randrange(equals.size)]), int(equals[random.randrange(equals.size)]))
             best = min(drawn, key=lambda at: (float(left[at]), at))
@@ -406,6 +473,33 @@ class Scheduler:
             order.append(at)
             left[at] = np.inf
         return order, int(equals.size)
+
+
+def _needed(demand: Demand, settings: ScheduleSettings) -> tuple[int, int]:
+    """Ability bits that the request needs, and those that a provider is spared."""
+    if not demand.need & columns.SHARED or settings.undeclared == "deny":
+        return demand.need, 0
+    if settings.undeclared == "any":
+        return demand.need & ~columns.SHARED, 0
+    return demand.need, columns.SHARED
+
+
+def _slack(settings: ScheduleSettings, weights: Weights, seconds: float) -> float:
+    """By how much a score may be worse than the best one's and still count as equal."""
+    return settings.tolerance * weights.time * seconds + SLACK_S
+
+
+def _as_columns(lines: rowwise.Lines) -> Judged:
+    """Lines as columns, each its own group."""
+    return Judged(
+        np.array(lines.rows, np.int32),
+        np.array(lines.bad, np.uint32),
+        np.array(lines.score, np.float64),
+        np.array(lines.seconds, np.float64),
+        np.arange(len(lines.rows), dtype=np.int32),
+        np.array(lines.money, np.float64),
+        np.array(lines.quality, np.float64),
+    )
 
 
 def named(inventory: Inventory, model: str) -> Sequence[Group]:
