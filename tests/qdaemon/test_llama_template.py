@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -123,6 +127,25 @@ async def test_a_template_that_kills_its_own_process_is_started_anew() -> None:
         one._process.kill()
         await one._process.wait()
         assert await one.render(HELLO, [], RENDERING) == "hello"
+
+
+async def test_a_fork_that_died_while_it_stood_ready_is_replaced() -> None:
+    async with template("{{ messages[0].content }}") as one:
+        assert one._process is not None
+        for _ in range(5):
+            for fork in await _forks(one._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(fork, signal.SIGKILL)
+            assert await one.render(HELLO, [], RENDERING) == "hello"
+
+
+async def _forks(pid: int) -> list[int]:
+    """The forks of a sandbox, once there is one: idle, or about to end."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    async with asyncio.timeout(20):
+        while not (found := path.read_text().split()):
+            await asyncio.sleep(0.001)
+    return [int(one) for one in found]
 
 
 words = st.lists(

@@ -2,13 +2,17 @@
 
 Started as ``python -m qdaemon.runtimes.llama.sandbox FD PARENT``, one for each loaded model. It compiles the
 template once, under limits, and forks for every task; the fork has limits of CPU, memory, time and files,
-answers on a socket that came with the task, and ends. What one task does cannot reach the next.
+answers on a socket that came with the task, and ends. What one task does cannot reach the next. One fork
+stands ready for the next task, since forking and limiting take longer than rendering.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -25,6 +29,8 @@ _READ: Final = 65_536
 _WALL_FACTOR: Final = 4.0
 """A task may take so many times its CPU seconds by the clock: the machine may be busy."""
 _COMPILE_S: Final = 5.0
+_LULL_MS: Final = 5
+"""After a task, the next fork waits so long for another task: it would take the processor from this one."""
 
 
 class _Refused(Exception):  # noqa: N818 - what a template's raise_exception means
@@ -52,8 +58,6 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    import json
-
     separators = options.get("separators")
     return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)
 
@@ -66,7 +70,8 @@ def serve(control: socket.socket, frame: Frame) -> None:
     """Compile the template, say how that went, and fork for each task that comes with a socket."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     _alarm(_COMPILE_S * _WALL_FACTOR)
-    _limit(frame["memory"], _COMPILE_S)
+    _limit_memory(frame["memory"])
+    _limit_cpu(_COMPILE_S)
     template = None
     problem = ""
     try:
@@ -79,26 +84,46 @@ def serve(control: socket.socket, frame: Frame) -> None:
         hard = resource.getrlimit(which)[1]
         resource.setrlimit(which, (hard, hard))
     control.sendall(encode({"t": "compiled", "problem": problem}))
+    coming = select.poll()
+    coming.register(control, select.POLLIN)
+    ready: socket.socket | None = None
     while True:
+        if ready is None and not coming.poll(_LULL_MS):
+            ready = _fork(control, template, frame)
         data, fds, _, _ = socket.recv_fds(control, 1, 1)
         if not data:
             return
         if not fds:
             continue
-        pid = os.fork()
-        if pid == 0:
-            control.close()
-            task = socket.socket(fileno=fds[0])
-            try:
-                _run(task, template, frame)
-            finally:
-                os._exit(0)
+        try:
+            socket.send_fds(ready or _fork(control, template, frame), [b"t"], fds)
+        except OSError:  # the one that stood ready has died
+            socket.send_fds(_fork(control, template, frame), [b"t"], fds)
+        ready = None
         os.close(fds[0])
+
+
+def _fork(control: socket.socket, template: jinja2.Template | None, limits: Frame) -> socket.socket:
+    """A fork that waits for its task; it ends when this process does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    if os.fork() == 0:
+        try:
+            control.close()
+            ours.close()
+            _limit_memory(limits["memory"])
+            _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
+            theirs.close()
+            if fds:
+                _run(socket.socket(fileno=fds[0]), template, limits)
+        finally:
+            os._exit(0)
+    theirs.close()
+    return ours
 
 
 def _run(task: socket.socket, template: jinja2.Template | None, limits: Frame) -> None:
     _alarm(limits["seconds"] * _WALL_FACTOR)
-    _limit(limits["memory"], limits["seconds"])
+    _limit_cpu(limits["seconds"])
     decoder = Decoder()
     frames: list[Frame] = []
     while not frames:
@@ -124,8 +149,6 @@ def _run(task: socket.socket, template: jinja2.Template | None, limits: Frame) -
 def _render(frame: Frame, template: jinja2.Template | None, limits: Frame) -> Frame:
     if template is None:
         return {"t": "failed", "message": "no template"}
-    import datetime as dt
-
     now = dt.datetime.fromtimestamp(frame["now"], dt.UTC)
     parts: list[str] = []
     size = 0
@@ -151,13 +174,17 @@ def _parse(frame: Frame) -> Frame:
     return {"t": "proved", "problem": prove(frame["grammar"])}
 
 
-def _limit(memory: int, seconds: float) -> None:
-    """From now on ``seconds`` of CPU and ``memory`` bytes more; nothing written to any file.
+def _limit_cpu(seconds: float) -> None:
+    """From now on ``seconds`` of CPU.
 
-    Soft limits, which end the process all the same: a template has no way to raise them.
+    A soft limit, as that of memory, which ends the process all the same: a template has no way to raise it.
     """
     used = resource.getrusage(resource.RUSAGE_SELF)
     _soft(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + seconds + 0.999))
+
+
+def _limit_memory(memory: int) -> None:
+    """From now on ``memory`` bytes more, and nothing written to any file."""
     _soft(resource.RLIMIT_AS, confinement.status_bytes("VmSize") + memory)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
