@@ -1,0 +1,437 @@
+"""The tables of the log: our own, and the replicas of others'. Entries are kept as the bytes they came in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from qgate.federation.log.entry import Contents, Entry, read_entry
+from qgate.federation.log.replica import Known, ReplicaState
+from qgate.federation.log.vector import EMPTY, Head
+from qgate.store.database import Connection
+from tunnel_proto.certificate import OnlineCertificate, read_online
+
+SEQUENCER_LOCK: Final = 0x71_67_6C_6F_67
+"""Any number will do, as long as every gate takes the same one: "qglog" in ASCII."""
+
+LEASE_S: Final = 10
+"""How long a gate alone fetches a pool's log after each of its questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHead:
+    """Where our own log ends. ``server`` is what the last batch was written on, by `server_of`."""
+
+    head: Head
+    hlc: int
+    server: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A stored entry. ``contents`` None: erased, or never given to us."""
+
+    entry: Entry
+    contents: Contents | None = field(repr=False)
+    state: str
+    reason: str = ""
+    wake_at: float | None = None
+
+
+async def own_head(connection: Connection, *, lock: bool = False) -> OwnHead:
+    """Where our own log ends; with ``lock`` nobody else moves it before this transaction ends."""
+    row = await connection.fetchrow(f"SELECT * FROM log_head {'FOR UPDATE' if lock else ''}")  # noqa: S608
+    assert row is not None
+    return OwnHead(Head(row["incarnation"], row["seq"], row["hash"]), row["hlc"], row["server"])
+
+
+async def elected(connection: Connection) -> bool:
+    """Whether this transaction is the pool's one sequencer, until it ends."""
+    return bool(await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", SEQUENCER_LOCK))
+
+
+async def move_head(
+    connection: Connection, before: Head, after: Head, *, hlc: int, server: str, sequencer: str
+) -> bool:
+    """Set the end of our own log; False where it is not ``before`` any more."""
+    done = await connection.execute(
+        """
+        UPDATE log_head SET incarnation = $1, seq = $2, hash = $3, hlc = $4, server = $5, sequencer = $6
+        WHERE seq = $7 AND hash = $8
+        """,
+        after.incarnation,
+        after.seq,
+        after.hash,
+        hlc,
+        server,
+        sequencer,
+        before.seq,
+        before.hash,
+    )
+    return done == "UPDATE 1"
+
+
+async def note_server(connection: Connection, server: str) -> None:
+    """The log goes on on this server without a new incarnation: nothing was lost."""
+    await connection.execute("UPDATE log_head SET server = $1", server)
+
+
+async def server_of(connection: Connection) -> str:
+    """Which PostgreSQL this is, and on which timeline: another text after a restore or a promotion."""
+    row = await connection.fetchrow(
+        """
+        SELECT system_identifier::text AS system, left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline
+        FROM pg_control_system()
+        """
+    )
+    assert row is not None
+    return f"{row['system']}/{row['timeline']}"
+
+
+async def tell(connection: Connection, what: str) -> None:
+    """Have every gate hear of it once this transaction is committed."""
+    await connection.execute("SELECT pg_notify('qgate_log', $1)", what)
+
+
+# --- entries
+
+
+async def append(connection: Connection, rows: Sequence[Row]) -> None:
+    """Add entries; one that is there already stays."""
+    if not rows:
+        return
+    await connection.execute(
+        """
+        INSERT INTO log_entries (origin, seq, incarnation, hash, entry, salt, payload, stream, record, state,
+                                 reason, wake_at)
+        SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[],
+                             $7::bytea[], $8::text[], $9::bytea[], $10::text[], $11::text[],
+                             $12::double precision[])
+        ON CONFLICT (origin, seq) DO NOTHING
+        """,
+        [row.entry.pool for row in rows],
+        [row.entry.seq for row in rows],
+        [row.entry.incarnation for row in rows],
+        [row.entry.hash for row in rows],
+        [row.entry.raw for row in rows],
+        [row.contents.salt if row.contents else None for row in rows],
+        [row.contents.payload if row.contents else None for row in rows],
+        [row.entry.stream for row in rows],
+        [row.entry.record for row in rows],
+        [row.state for row in rows],
+        [row.reason for row in rows],
+        [row.wake_at for row in rows],
+    )
+
+
+async def entries_after(
+    connection: Connection, origin: bytes, after: int, *, count: int, size: int, stream: str | None = None
+) -> list[Row]:
+    """Entries beyond ``after`` in order: at most ``count``, and of about ``size`` bytes (one at least)."""
+    rows = await connection.fetch(
+        """
+        SELECT entry, salt, payload, state, reason, wake_at FROM (
+            SELECT *, sum(octet_length(entry) + coalesce(octet_length(payload), 0)) OVER (ORDER BY seq) AS
+            size FROM (SELECT * FROM log_entries WHERE origin = $1 AND seq > $2 AND ($5::text IS NULL OR
+            stream = $5)
+                  ORDER BY seq LIMIT $3) AS next
+        ) AS sized
+        WHERE size <= $4 OR seq = (SELECT min(seq) FROM log_entries
+                                   WHERE origin = $1 AND seq > $2 AND ($5::text IS NULL OR stream = $5))
+        ORDER BY seq
+        """,
+        origin,
+        after,
+        count,
+        size,
+        stream,
+    )
+    return [_row(row) for row in rows]
+
+
+async def entries_at(connection: Connection, origin: bytes, places: Iterable[int]) -> list[Row]:
+    """The entries with these numbers, in order."""
+    rows = await connection.fetch(
+        """
+        SELECT entry, salt, payload, state, reason, wake_at FROM log_entries
+        WHERE origin = $1 AND seq = ANY($2::bigint[]) ORDER BY seq
+        """,
+        origin,
+        list(places),
+    )
+    return [_row(row) for row in rows]
+
+
+async def waiting_entries(connection: Connection, origin: bytes) -> list[Row]:
+    """Held and failed entries of an origin, in order."""
+    rows = await connection.fetch(
+        """
+        SELECT entry, salt, payload, state, reason, wake_at FROM log_entries
+        WHERE origin = $1 AND state IN ('held', 'failed') ORDER BY seq
+        """,
+        origin,
+    )
+    return [_row(row) for row in rows]
+
+
+async def known_at(connection: Connection, origin: bytes, places: Iterable[int]) -> dict[int, Known]:
+    """What we hold at these numbers."""
+    rows = await connection.fetch(
+        "SELECT seq, incarnation, hash FROM log_entries WHERE origin = $1 AND seq = ANY($2::bigint[])",
+        origin,
+        list(places),
+    )
+    return {row["seq"]: Known(row["incarnation"], row["hash"]) for row in rows}
+
+
+async def set_states(connection: Connection, origin: bytes, rows: Sequence[Row]) -> None:
+    """Write states, reasons and contents of entries that are there."""
+    await connection.execute(
+        """
+        UPDATE log_entries AS e SET state = n.state, reason = n.reason, wake_at = n.wake_at,
+            salt = coalesce(n.salt, e.salt), payload = coalesce(n.payload, e.payload)
+        FROM unnest($2::bigint[], $3::text[], $4::text[], $5::double precision[], $6::bytea[], $7::bytea[])
+            AS n (seq, state, reason, wake_at, salt, payload)
+        WHERE e.origin = $1 AND e.seq = n.seq
+        """,
+        origin,
+        [row.entry.seq for row in rows],
+        [row.state for row in rows],
+        [row.reason for row in rows],
+        [row.wake_at for row in rows],
+        [row.contents.salt if row.contents else None for row in rows],
+        [row.contents.payload if row.contents else None for row in rows],
+    )
+
+
+async def erase(connection: Connection, origin: bytes, places: Sequence[int]) -> int:
+    """Delete payloads and salts; a foreign entry's state says so. Returns how many had one."""
+    done = await connection.execute(
+        """
+        UPDATE log_entries SET salt = NULL, payload = NULL, reason = 'erased',
+            state = CASE state WHEN 'mine' THEN 'mine' ELSE 'erased' END
+        WHERE origin = $1 AND seq = ANY($2::bigint[]) AND payload IS NOT NULL
+        """,
+        origin,
+        list(places),
+    )
+    await connection.execute(
+        "UPDATE log_entries SET reason = 'erased' WHERE origin = $1 AND seq = ANY($2::bigint[])",
+        origin,
+        list(places),
+    )
+    return int(done.split()[-1])
+
+
+async def strand(connection: Connection, origin: bytes, after: int, why: str) -> int:
+    """Take everything beyond ``after`` out of a log's line and keep it aside; returns how many."""
+    done = await connection.execute(
+        """
+        WITH gone AS (DELETE FROM log_entries WHERE origin = $1 AND seq > $2 RETURNING *)
+        INSERT INTO log_stranded (origin, incarnation, seq, hash, entry, salt, payload, stream, why)
+        SELECT origin, incarnation, seq, hash, entry, salt, payload, stream, $3 FROM gone ON CONFLICT DO
+        NOTHING
+        """,
+        origin,
+        after,
+        why,
+    )
+    return int(done.split()[-1])
+
+
+async def put_aside(connection: Connection, entry: Entry, contents: Contents | None, why: str) -> None:
+    """Keep an entry that is not of its log's line: the other half of a fork."""
+    await connection.execute(
+        """
+        INSERT INTO log_stranded (origin, incarnation, seq, hash, entry, salt, payload, stream, why)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING
+        """,
+        entry.pool,
+        entry.incarnation,
+        entry.seq,
+        entry.hash,
+        entry.raw,
+        contents.salt if contents else None,
+        contents.payload if contents else None,
+        entry.stream,
+        why,
+    )
+
+
+async def stranded(connection: Connection, origin: bytes | None = None) -> list[dict[str, Any]]:
+    """What is kept aside, the newest first, without payloads."""
+    rows = await connection.fetch(
+        """
+        SELECT origin, incarnation, seq, hash, stream, why, at FROM log_stranded
+        WHERE $1::bytea IS NULL OR origin = $1 ORDER BY at DESC, seq DESC LIMIT 1000
+        """,
+        origin,
+    )
+    return [dict(row) for row in rows]
+
+
+async def kept_aside(connection: Connection, origin: bytes, incarnation: bytes, after: int) -> list[Row]:
+    """Stranded entries of an origin's incarnation beyond ``after`` that still have contents, in order."""
+    rows = await connection.fetch(
+        """
+        SELECT entry, salt, payload, 'held' AS state, why AS reason, NULL::double precision AS wake_at
+        FROM log_stranded WHERE origin = $1 AND incarnation = $2 AND seq > $3 ORDER BY seq
+        """,
+        origin,
+        incarnation,
+        after,
+    )
+    return [_row(row) for row in rows]
+
+
+# --- replicas
+
+
+async def replica(connection: Connection, origin: bytes, *, lock: bool = False) -> ReplicaState:
+    """How far an origin's log was accepted; with ``lock`` nobody else takes of it before this one ends."""
+    if lock:
+        await connection.execute(
+            """
+            INSERT INTO log_replicas (origin, incarnation, seq, hash, hlc, serial, blocked, quarantine)
+            VALUES ($1, $2, 0, $3, 0, 0, '{}', '') ON CONFLICT (origin) DO NOTHING
+            """,
+            origin,
+            EMPTY.incarnation,
+            EMPTY.hash,
+        )
+    row = await connection.fetchrow(
+        f"SELECT * FROM log_replicas WHERE origin = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        origin,
+    )
+    return ReplicaState(origin) if row is None else _replica(row)
+
+
+async def replicas(connection: Connection) -> dict[bytes, ReplicaState]:
+    """All replicas by origin."""
+    return {row["origin"]: _replica(row) for row in await connection.fetch("SELECT * FROM log_replicas")}
+
+
+async def put_replica(connection: Connection, state: ReplicaState) -> None:
+    """Write what `replica` locked."""
+    await connection.execute(
+        """
+        UPDATE log_replicas SET incarnation = $2, seq = $3, hash = $4, hlc = $5, serial = $6, blocked = $7,
+            quarantine = $8, changed_at = now()
+        WHERE origin = $1
+        """,
+        state.origin,
+        state.head.incarnation,
+        state.head.seq,
+        state.head.hash,
+        state.hlc,
+        state.serial,
+        sorted(state.blocked),
+        state.quarantine,
+    )
+
+
+async def lease(connection: Connection, origin: bytes, gate: str) -> bool:
+    """Whether this gate is the one that fetches an origin's log for the next `LEASE_S` seconds."""
+    done = await connection.execute(
+        """
+        INSERT INTO log_replicas AS r (origin, incarnation, seq, hash, hlc, serial, blocked, quarantine,
+        puller,
+                                       puller_until)
+        VALUES ($1, $2, 0, $3, 0, 0, '{}', '', $4, now() + $5 * interval '1 second')
+        ON CONFLICT (origin) DO UPDATE SET puller = $4, puller_until = excluded.puller_until
+            WHERE r.puller IS NULL OR r.puller = $4 OR r.puller_until < now()
+        """,
+        origin,
+        EMPTY.incarnation,
+        EMPTY.hash,
+        gate,
+        float(LEASE_S),
+    )
+    return done != "INSERT 0 0"
+
+
+async def give_up_leases(connection: Connection, gate: str) -> None:
+    """Let the pool's other gates fetch at once what this one did."""
+    await connection.execute("UPDATE log_replicas SET puller = NULL WHERE puller = $1", gate)
+
+
+async def put_certificates(
+    connection: Connection, origin: bytes, certificates: Iterable[tuple[OnlineCertificate, bytes]]
+) -> None:
+    """Keep online certificates, which the caller has checked."""
+    for online, raw in certificates:
+        await connection.execute(
+            """
+            INSERT INTO log_certificates (origin, verify_key, certificate) VALUES ($1, $2, $3)
+            ON CONFLICT (origin, verify_key) DO UPDATE SET certificate = excluded.certificate
+            """,
+            origin,
+            online.verify_key,
+            raw,
+        )
+
+
+async def certificates(connection: Connection, origin: bytes) -> dict[bytes, tuple[OnlineCertificate, bytes]]:
+    """An origin's online certificates by the key they are for, also as they were signed."""
+    rows = await connection.fetch(
+        "SELECT verify_key, certificate FROM log_certificates WHERE origin = $1", origin
+    )
+    return {row["verify_key"]: (read_online(row["certificate"]), row["certificate"]) for row in rows}
+
+
+# --- copies of our own log elsewhere
+
+
+async def put_copy(connection: Connection, pool: bytes, head: Head, how: str, at: Any) -> None:
+    """A pool said that it has our log up to ``head``."""
+    await connection.execute(
+        """
+        INSERT INTO log_copies (pool, incarnation, seq, hash, how, at) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (pool) DO UPDATE SET incarnation = excluded.incarnation, seq = excluded.seq,
+            hash = excluded.hash, how = excluded.how, at = excluded.at
+        """,
+        pool,
+        head.incarnation,
+        head.seq,
+        head.hash,
+        how,
+        at,
+    )
+
+
+async def copies(connection: Connection) -> dict[bytes, dict[str, Any]]:
+    """What each pool said that it has of our log."""
+    return {row["pool"]: dict(row) for row in await connection.fetch("SELECT * FROM log_copies")}
+
+
+async def counts(connection: Connection) -> dict[bytes, Mapping[str, int]]:
+    """Entries by origin and state."""
+    found: dict[bytes, dict[str, int]] = {}
+    rows = await connection.fetch(
+        "SELECT origin, state, count(*) AS n FROM log_entries GROUP BY origin, state"
+    )
+    for row in rows:
+        found.setdefault(row["origin"], {})[row["state"]] = row["n"]
+    return dict(found)
+
+
+def _replica(row: Any) -> ReplicaState:
+    return ReplicaState(
+        row["origin"],
+        Head(row["incarnation"], row["seq"], row["hash"]),
+        row["hlc"],
+        row["serial"],
+        frozenset(row["blocked"]),
+        row["quarantine"],
+    )
+
+
+def _row(row: Any) -> Row:
+    contents = None if row["payload"] is None else Contents(row["salt"], row["payload"])
+    return Row(read_entry(row["entry"]), contents, row["state"], row["reason"], row["wake_at"])
+
+
+def judged(row: Row, **changes: Any) -> Row:
+    """The row with some fields replaced."""
+    return replace(row, **changes)
