@@ -7,9 +7,11 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -22,6 +24,8 @@ from qdaemon.runtimes.llama.request import Controls, Request
 from qdaemon.runtimes.llama.settings import LlamaSettings
 from qdaemon.runtimes.llama.template_process import Rendering, TemplateProcess
 from tests.qdaemon.llama import GREEDY, model_path, needs_model
+
+T = TypeVar("T")
 
 LIMITS = LlamaSettings(template_seconds=1.0, template_memory=64 << 20)
 RENDERING = Rendering("<s>", "</s>", 0.0)
@@ -131,21 +135,32 @@ async def test_a_template_that_kills_its_own_process_is_started_anew() -> None:
 
 async def test_a_fork_that_died_while_it_stood_ready_is_replaced() -> None:
     async with template("{{ messages[0].content }}") as one:
-        assert one._process is not None
+        process = one._process
+        assert process is not None
         for _ in range(5):
-            for fork in await _forks(one._process.pid):
+            found = await _until(partial(_forks, process.pid))
+            for fork in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(fork, signal.SIGKILL)
+            await _until(partial(_none_of, found, process.pid))
             assert await one.render(HELLO, [], RENDERING) == "hello"
 
 
-async def _forks(pid: int) -> list[int]:
-    """The forks of a sandbox, once there is one: idle, or about to end."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
+def _forks(pid: int) -> set[int]:
+    """The forks of a sandbox: idle ones, and such as are about to end."""
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def _none_of(gone: set[int], pid: int) -> bool:
+    return not gone & _forks(pid)
+
+
+async def _until(look: Callable[[], T]) -> T:
+    """What ``look`` sees, once that is something."""
     async with asyncio.timeout(20):
-        while not (found := path.read_text().split()):
+        while not (found := look()):
             await asyncio.sleep(0.001)
-    return [int(one) for one in found]
+    return found
 
 
 words = st.lists(
