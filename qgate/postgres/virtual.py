@@ -249,8 +249,6 @@ class VirtualSession:
             while not self._ended and (found := self._buffer.next_message()) is not None:
                 self.waiting_since = None
                 await self._handle(*found)
-                owed, self._owed = self._owed, 0
-                self._return(owed)
         except asyncio.CancelledError:
             if not self._ended:
                 raise
@@ -261,6 +259,8 @@ class VirtualSession:
             self.end(PostgresError("internal error of the gate", sqlstate="XX000"))
         finally:
             self._task = None
+            owed, self._owed = self._owed, 0
+            self._return(owed)  # all that was whole is done; the rest of what is not must be let in
             if self.waiting_since is None:
                 self.waiting_since = asyncio.get_running_loop().time()
 

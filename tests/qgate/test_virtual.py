@@ -24,6 +24,7 @@ from qgate.governance.directory import App, Limits
 from qgate.governance.policy import CapabilityPolicy
 from qgate.http.sql import SqlDesk
 from qgate.postgres.front import PostgresFront
+from qgate.postgres.virtual import AHEAD_MAX
 from qgate.postgres.virtual_front import VirtualFront
 from qgate.settings import PostgresSettings
 from tests.kit.cluster import bundled
@@ -252,6 +253,17 @@ async def test_rows_in_portions_and_a_pipeline_that_fails(tmp_path: Path) -> Non
                 with pytest.raises(psycopg.Error):
                     await lost.fetchone()
             assert await (await two.execute("SELECT 3")).fetchone() == (3,)
+
+
+async def test_a_message_that_is_longer_than_what_is_kept_ahead_arrives(tmp_path: Path) -> None:
+    async with (
+        database(tmp_path) as served,
+        await psycopg.AsyncConnection.connect(served.dsn(), autocommit=True) as one,
+    ):
+        for size in (AHEAD_MAX + 1, 3 * AHEAD_MAX, 1_000_000):
+            async with asyncio.timeout(10):
+                await one.execute("SELECT * FROM qg('task=summarize', %s)", ("x" * size,))
+        assert [len(work.body["input"]) for work in served.stack.engine.seen][-1] == 1_000_000
 
 
 async def test_a_message_that_is_too_long_ends_the_session(tmp_path: Path) -> None:
