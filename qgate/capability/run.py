@@ -100,8 +100,8 @@ class Run:
         self._candidate: Candidate | None = None
         self._reservation: Reservation | None = None
         self._reservations: dict[int, Reservation] = {}
-        self._reserving: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = 0.0
         self._was_nlp = False
         self._cost = Decimal(0)
         self._currency = ""
@@ -255,7 +255,7 @@ class Run:
                         Planned(engine.scheduler.plan(demand, self._settings, now=now, random=engine.random))
                     )
                 case Reserve():
-                    self._reserving = engine.keep(self._reserve(command.candidate))
+                    self._reserve(command.candidate)
                 case Launch():
                     self._launch(command, now)
                 case Halt():
@@ -308,15 +308,20 @@ class Run:
         self._arrived.set()
 
     def _wake(self, at: float) -> None:
-        if self._timer is not None:
-            if self._timer.when() == at:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(at, self._tick)
+        # Each piece of an answer moves it later, so a timer that is due before only looks again.
+        self._wake_at = at
+        timer = self._timer
+        if timer is None or timer.when() > at:
+            if timer is not None:
+                timer.cancel()
+            self._timer = self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self.feed(Tick())
+        if self._loop.time() < self._wake_at:
+            self._timer = self._loop.call_at(self._wake_at, self._tick)
+        else:
+            self.feed(Tick())
 
     def _launch(self, command: Launch, now: float) -> None:
         engine = self._engine
@@ -330,20 +335,32 @@ class Run:
         if not command.alone or engine.crash_zones.enter(command.candidate.key, self, command):
             self.start_now(command)
 
-    async def _reserve(self, candidate: Candidate) -> None:
+    def _reserve(self, candidate: Candidate) -> None:
         ledger = self._engine.ledger
         try:
             bound = ledger.upper_bound(self.work, candidate, self._dispatch.max_tokens)
-            self._reservation = await ledger.reserve(self.work, candidate, bound)
-        except Problem as problem:
-            self.feed(Denied(problem))
-        except Exception:
-            log.exception("the ledger failed", request=self.work.id)
-            self.feed(
-                Denied(Problem("the budgets cannot be asked now", code="unavailable", retry_after_s=2.0))
-            )
+            self._reservation = ledger.reserve_at_once(self.work, candidate, bound)
+        except Exception as error:
+            self._inbox.append(self._denied(error))
+            return
+        if self._reservation is not None:
+            self._inbox.append(Reserved())
+        else:
+            self._engine.keep(self._reserve_soon(candidate, bound))
+
+    async def _reserve_soon(self, candidate: Candidate, bound: Decimal) -> None:
+        try:
+            self._reservation = await self._engine.ledger.reserve(self.work, candidate, bound)
+        except Exception as error:
+            self.feed(self._denied(error))
         else:
             self.feed(Reserved())
+
+    def _denied(self, error: Exception) -> Denied:
+        if isinstance(error, Problem):
+            return Denied(error)
+        log.error("the ledger failed", request=self.work.id, exc_info=error)
+        return Denied(Problem("the budgets cannot be asked now", code="unavailable", retry_after_s=2.0))
 
     def _settle(self, command: Settle) -> None:
         reservation = self._reservations.pop(command.attempt, None)

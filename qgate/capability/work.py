@@ -348,6 +348,9 @@ class Ledger(Protocol):
     def upper_bound(self, work: Work, candidate: Candidate, max_tokens: int | None = None) -> Decimal:
         """The most that the work can cost there with an answer of at most `max_tokens`."""
 
+    def reserve_at_once(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation | None:
+        """`reserve` where nobody has to be asked for it; None: it has to be awaited. Raises like it."""
+
     async def reserve(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation:
         """Set `upper_bound` aside. Raises `Problem` with the code "budget_exceeded"."""
 

@@ -133,6 +133,12 @@ class FakeLedger:
     async def reserve(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation:
         if self.wait is not None:
             await self.wait.wait()
+        return self._set_aside(upper_bound)
+
+    def reserve_at_once(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation | None:
+        return self._set_aside(upper_bound) if self.wait is None else None
+
+    def _set_aside(self, upper_bound: Decimal) -> Reservation:
         if self.cap is not None and sum(hold.amount for hold in self.holds) + upper_bound > self.cap:
             raise Problem("the budget is used up", code="budget_exceeded")
         hold = Hold(upper_bound)

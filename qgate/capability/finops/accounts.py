@@ -89,11 +89,11 @@ class Accounts:
         Raises `Problem`: "budget_exceeded" where it does not fit, "unavailable" where the store is away and
         what this gate leased is used up.
         """
-        shares = self._take(budgets, amount)
+        shares = self.take_held(budgets, amount)
         return shares if shares is not None else await self._take_leased(budgets, amount)
 
-    def _take(self, budgets: Sequence[Budget], amount: Decimal) -> tuple[Share, ...] | None:
-        """A share of every budget's purse, or of none."""
+    def take_held(self, budgets: Sequence[Budget], amount: Decimal) -> tuple[Share, ...] | None:
+        """A share of every budget's purse, or None where this gate holds too little of one."""
         now = self._monotonic()
         purses = [self.of(budget).purse for budget in budgets]
         if not all((slice_ := purse.current(now)) and slice_.free >= amount for purse in purses):
@@ -131,7 +131,7 @@ class Accounts:
         where it has to be tried anew.
         """
         async with self._storing:
-            if (shares := self._take(budgets, amount)) is not None:
+            if (shares := self.take_held(budgets, amount)) is not None:
                 return shares
             # Somebody before us in the queue may have been told no.
             self._refuse_known(budgets, amount)
@@ -158,7 +158,7 @@ class Accounts:
                 account.committed += answer.granted
                 account.ends_at = answer.ends_at
             gone = {budget.id for budget, answer in leased if answer is None}
-            return self._take([budget for budget in budgets if budget.id not in gone], amount)
+            return self.take_held([budget for budget in budgets if budget.id not in gone], amount)
 
     async def _ask(
         self, budgets: Sequence[Budget], amount: Decimal

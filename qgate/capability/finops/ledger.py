@@ -137,21 +137,38 @@ class BudgetLedger:
                 )
         return strongest
 
+    def reserve_at_once(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation | None:
+        """`reserve` out of what this gate holds already; None where more would have to be leased first."""
+        amount, price, budgets = self._asked(work, candidate, upper_bound)
+        if not budgets or amount == 0:
+            return Hold(amount, price, ())
+        shares = self.accounts.take_held(budgets, amount)
+        return None if shares is None else Hold(amount, price, shares)
+
     async def reserve(self, work: Work, candidate: Candidate, upper_bound: Decimal) -> Reservation:
         """Set `upper_bound` aside in every budget that it counts in.
 
         Raises `Problem`: "budget_exceeded" where it does not fit, "unavailable" where the store is away and
         what this gate leased is used up.
         """
-        price = self.price(candidate)
+        amount, price, budgets = self._asked(work, candidate, upper_bound)
+        if not budgets or amount == 0:
+            return Hold(amount, price, ())
+        return Hold(amount, price, await self.accounts.take(budgets, amount))
+
+    def _asked(
+        self, work: Work, candidate: Candidate, upper_bound: Decimal
+    ) -> tuple[Decimal, ListedPrice | None, tuple[Budget, ...]]:
+        """How much is to be set aside, at which price (None: nothing is charged), and in which budgets."""
         if candidate.kind != "provider":
-            return Hold(ZERO, None, ())
+            return ZERO, None, ()
+        price = self.price(candidate)
         budgets = self._concerned(work, candidate)
         if price is None:
             verdict = self._unpriced(work, candidate, budgets)
             if verdict.action == "refused":
                 raise Problem(verdict.reason, code="budget_exceeded")
-            return Hold(ZERO, None, ())
+            return ZERO, None, ()
         amount = max(ZERO, upper_bound).quantize(QUANTUM)
         if work.request.budget is not None and amount > work.request.budget:
             raise Problem(
@@ -165,9 +182,7 @@ class BudgetLedger:
                 f"{mismatched[0]} is not in {price.currency}, the currency of the price",
                 code="budget_exceeded",
             )
-        if not budgets or amount == 0:
-            return Hold(amount, price, ())
-        return Hold(amount, price, await self.accounts.take(budgets, amount))
+        return amount, price, budgets
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> None:
         """Say what was used; None where it is not known, which counts as all of it."""

@@ -13,7 +13,7 @@ import json
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -22,6 +22,7 @@ import structlog
 from qgate.capability.providers import http_errors
 from qgate.capability.providers.anthropic import AnthropicDialect
 from qgate.capability.providers.catalogue import Provider, key_purpose
+from qgate.capability.providers.deadline import Deadline
 from qgate.capability.providers.dialect import (
     Dialect,
     InvalidAnswerError,
@@ -40,9 +41,20 @@ ERROR_BODY_MAX: Final = 64 << 10
 KEEP_ALIVE_S: Final = 30.0
 DRAIN_S: Final = 0.5
 DRAIN_MAX: Final = 16 << 10
+_SILENT: Final = "fell silent in the middle of its answer"
 _DIALECTS: Final = {"openai": OpenAIDialect, "anthropic": AnthropicDialect}
 
 log = structlog.get_logger(__name__)
+
+
+def _plain(value: object) -> object:
+    """Mappings and tuples that are no JSON types of their own."""
+    if hasattr(value, "items"):
+        return dict(value.items())
+    return list(value)  # type: ignore[call-overload]
+
+
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain).encode
 
 
 class ProviderExecutor:
@@ -160,10 +172,11 @@ class _ProviderCall:
     ) -> None:
         """Everything from the request to `done` or `failed`."""
         failure: Failure
+        deadline = Deadline(self._total(provider), "did not end its answer in time")
         try:
             dialect = _DIALECTS[provider.kind](self._attempt, provider)
-            async with asyncio.timeout(self._total(provider)):
-                failed = await self._exchange(session, dialect, key, clock)
+            async with deadline:
+                failed = await self._exchange(session, dialect, key, clock, deadline)
             if failed is None:
                 return
             failure = failed
@@ -174,7 +187,8 @@ class _ProviderCall:
         except (InvalidAnswerError, EventStreamError) as error:
             failure = http_errors.invalid(provider.name, str(error))
         except TimeoutError:
-            failure = self._late(provider, "did not end its answer in time")
+            what = deadline.what if deadline.expired else "did not begin to answer in time"
+            failure = Failure("unavailable", f"{provider.name} {what}", retriable=True, blame="provider")
         except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
             failure = self._network(provider, error)
         except Exception as error:  # a defect must end the attempt, not the client's patience
@@ -183,26 +197,27 @@ class _ProviderCall:
         self._sink.failed(self._interrupted(provider, failure))
 
     async def _exchange(
-        self, session: aiohttp.ClientSession, dialect: Dialect, key: str, clock: Callable[[], float]
+        self,
+        session: aiohttp.ClientSession,
+        dialect: Dialect,
+        key: str,
+        clock: Callable[[], float],
+        deadline: Deadline,
     ) -> Failure | None:
         provider = dialect.provider
         call = dialect.call(key)
-        data = json.dumps(call.body, ensure_ascii=False, separators=(",", ":"), default=_plain)
-        request = session.post(
+        deadline.within(
+            provider.connect_timeout_s + provider.first_byte_timeout_s, "did not begin to answer in time"
+        )
+        async with session.post(
             call.url,
-            data=data.encode("utf-8", "replace"),
+            data=_encode(call.body).encode("utf-8", "replace"),
             headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **call.headers},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_timeout_s),
             allow_redirects=False,
-        )
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(provider.connect_timeout_s + provider.first_byte_timeout_s):
-                    response = await stack.enter_async_context(request)
-            except TimeoutError:
-                return self._late(provider, "did not begin to answer in time")
+        ) as response:
             if response.status != 200:
-                body = await self._beginning(response, provider)
+                body = await self._beginning(response, provider, deadline)
                 return http_errors.failure_of(
                     response.status,
                     response.headers,
@@ -215,26 +230,32 @@ class _ProviderCall:
                 return http_errors.invalid(provider.name, problem)
             self._sink.accepted(state="resident")
             if self._attempt.work.stream:
-                return await self._stream(response, dialect)
-            return await self._whole(response, dialect)
+                return await self._stream(response, dialect, deadline)
+            return await self._whole(response, dialect, deadline)
 
-    async def _stream(self, response: aiohttp.ClientResponse, dialect: Dialect) -> Failure | None:
+    async def _stream(
+        self, response: aiohttp.ClientResponse, dialect: Dialect, deadline: Deadline
+    ) -> Failure | None:
         provider, events = dialect.provider, EventStream()
-        reading = self._read(response, provider, progress=lambda: events.lines)
-        async with contextlib.aclosing(reading):
-            async for data in reading:
-                for event in events.feed(data):
-                    piece = dialect.event(event.name, event.data)
-                    if piece is not None:
-                        self._chunks += 1
-                        self._sink.chunk(piece.chunk)
-                if dialect.complete:
-                    break
-            ended = dialect.ended()
-            if dialect.complete and ended is not None:
-                self._sink.done(*ended, model_version=dialect.version)
-                await _drain(response)
-                return None
+        lines = -1
+        while not dialect.complete:
+            # A trickle of single bytes that never makes a line is as good as silence.
+            if events.lines != lines:
+                lines = events.lines
+                deadline.within(provider.idle_timeout_s, _SILENT)
+            data = await self._more(response, provider, deadline)
+            if not data:
+                break
+            for event in events.feed(data):
+                piece = dialect.event(event.name, event.data)
+                if piece is not None:
+                    self._chunks += 1
+                    self._sink.chunk(piece.chunk)
+        ended = dialect.ended()
+        if dialect.complete and ended is not None:
+            self._sink.done(*ended, model_version=dialect.version)
+            await _drain(response)
+            return None
         if ended is None or events.inside:
             return Failure(
                 "stream_interrupted",
@@ -245,48 +266,40 @@ class _ProviderCall:
         self._sink.done(*ended, model_version=dialect.version)
         return None
 
-    async def _whole(self, response: aiohttp.ClientResponse, dialect: Dialect) -> Failure | None:
-        provider, body = dialect.provider, bytearray()
-        reading = self._read(response, provider, progress=lambda: len(body))
-        async with contextlib.aclosing(reading):
-            async for data in reading:
-                body += data
-                if len(body) > BODY_MAX:
-                    return http_errors.invalid(provider.name, f"it has more than {BODY_MAX >> 20} MiB")
-        kept = bytes(body)
-        reason, usage, result = dialect.answer(kept)
+    async def _whole(
+        self, response: aiohttp.ClientResponse, dialect: Dialect, deadline: Deadline
+    ) -> Failure | None:
+        provider = dialect.provider
+        deadline.within(provider.idle_timeout_s, _SILENT)
+        parts: list[bytes] = []
+        size = 0
+        while data := await self._more(response, provider, deadline):
+            deadline.within(provider.idle_timeout_s, _SILENT)
+            parts.append(data)
+            size += len(data)
+            if size > BODY_MAX:
+                return http_errors.invalid(provider.name, f"it has more than {BODY_MAX >> 20} MiB")
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        reason, usage, result = dialect.answer(body)
         self._sink.done(
-            reason, usage, result=result, raw=dialect.whole_answer(kept), model_version=dialect.version
+            reason, usage, result=result, raw=dialect.whole_answer(body), model_version=dialect.version
         )
         return None
 
-    async def _read(
-        self, response: aiohttp.ClientResponse, provider: Provider, *, progress: Callable[[], int]
-    ) -> AsyncGenerator[bytes]:
-        """What arrives, for as long as something whole arrives within the idle time.
+    async def _more(self, response: aiohttp.ClientResponse, provider: Provider, deadline: Deadline) -> bytes:
+        """What arrives next; empty at the end. While the client reads too slowly, nobody is silent."""
+        if not self._flowing.is_set():
+            deadline.unhurried()
+            await self._flowing.wait()
+            deadline.within(provider.idle_timeout_s, _SILENT)
+        return await response.content.readany()
 
-        A trickle of single bytes that never makes a line is as good as silence.
-        """
-        loop = asyncio.get_running_loop()
-        seen, until = progress(), loop.time() + provider.idle_timeout_s
-        while True:
-            if not self._flowing.is_set():
-                await self._flowing.wait()
-                until = loop.time() + provider.idle_timeout_s
-            try:
-                async with asyncio.timeout_at(until):
-                    data = await response.content.readany()
-            except TimeoutError:
-                raise _StalledError(f"{provider.name} fell silent in the middle of its answer") from None
-            if not data:
-                return
-            yield data
-            if progress() != seen:
-                seen, until = progress(), loop.time() + provider.idle_timeout_s
-
-    async def _beginning(self, response: aiohttp.ClientResponse, provider: Provider) -> bytes:
+    async def _beginning(
+        self, response: aiohttp.ClientResponse, provider: Provider, deadline: Deadline
+    ) -> bytes:
         """As much of an error's body as is worth reading."""
         body = bytearray()
+        deadline.unhurried()
         with contextlib.suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(provider.idle_timeout_s):
                 while len(body) < ERROR_BODY_MAX and (data := await response.content.readany()):
@@ -310,13 +323,8 @@ class _ProviderCall:
             status=failure.status,
         )
 
-    def _late(self, provider: Provider, what: str) -> Failure:
-        return Failure("unavailable", f"{provider.name} {what}", retriable=True, blame="provider")
-
     def _network(self, provider: Provider, error: Exception) -> Failure:
         name = provider.name
-        if isinstance(error, _StalledError):
-            return Failure("unavailable", str(error), retriable=True, blame="provider")
         if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError):
             return _unspent("provider_error", f"{name} could not prove who it is (TLS certificate)")
         if isinstance(error, aiohttp.ClientConnectorError):
@@ -342,10 +350,6 @@ def _unspent(
     return Failure(
         code, message, retriable=retriable, retry_after_s=retry_after_s, blame=blame, usage=Usage()
     )
-
-
-class _StalledError(OSError):
-    """A provider stopped sending."""
 
 
 def client_session(tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
@@ -378,10 +382,3 @@ def _unusable(response: aiohttp.ClientResponse, *, stream: bool) -> str:
     if response.content_type != wanted:
         return f"it is {response.content_type[:60]}, not {wanted}"
     return ""
-
-
-def _plain(value: object) -> object:
-    """Mappings and tuples that are no JSON types of their own."""
-    if hasattr(value, "items"):
-        return dict(value.items())
-    return list(value)  # type: ignore[call-overload]
