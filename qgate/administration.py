@@ -15,6 +15,7 @@ from qgate.governance.backup import Backups
 from qgate.governance.budgets import Budgets
 from qgate.governance.databases import Databases
 from qgate.governance.office import Office
+from qgate.governance.pools import Pools
 from qgate.governance.preferences import Preferences
 from qgate.governance.problems import ConflictError
 from qgate.governance.providers import Providers
@@ -41,6 +42,7 @@ class Administration:
         self.budgets = Budgets(office)
         self.receipts = ReceiptArchive(office)
         self.sidecars = Sidecars(office)
+        self.pools = Pools(office)
         self.preferences = Preferences(office)
         self.samples = Sample(office, self.databases)
         self.office = office

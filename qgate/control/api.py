@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from qgate.capabilities import ADMINISTRATOR
-from qgate.control import budgets, problems, providers, receipts, resources, route, workers
+from qgate.control import budgets, pools, problems, providers, receipts, resources, route, workers
 
 if TYPE_CHECKING:
     from qgate.gate import Gate
@@ -39,7 +39,7 @@ def control_api(gate: Gate) -> FastAPI:
     application.include_router(_health(gate))
     for router in (_gate(gate), _audit(gate)):
         application.include_router(router, prefix=PREFIX)
-    for noun in (resources, providers, budgets, receipts):
+    for noun in (resources, providers, budgets, receipts, pools):
         for router in noun.routers(gate.administration):
             application.include_router(router, prefix=PREFIX)
     for router in workers.routers(gate.capabilities.workers, gate.administration):

@@ -143,13 +143,8 @@ class Sidecars:
         await self._office.changed("sidecar.revoke", name, by)
 
     async def _gates(self) -> tuple[GateAddress, ...]:
-        """This gate first, then its siblings that were alive of late; ConflictError where there is none."""
-        own = self._office.gates()
-        since = self._office.now() - timedelta(days=SIBLING_DAYS)
-        async with self._office.store.connection() as connection:
-            known = await gates_since(connection, since)
-        names = {gate.name for gate in own}
-        gates = (*own, *(gate for gate in known if gate.name not in names))[:BUNDLE_GATES_MAX]
+        """As `pool_gates`; ConflictError where there is none."""
+        gates = await pool_gates(self._office)
         if not gates:
             raise ConflictError(
                 "this gate does not know under which address sidecars reach it",
@@ -189,3 +184,13 @@ class Sidecars:
             "connected": address is not None,
             "address": address,
         }
+
+
+async def pool_gates(office: Office) -> tuple[GateAddress, ...]:
+    """Where the pool is dialled: this gate first, then its siblings that were alive of late."""
+    own = office.gates()
+    since = office.now() - timedelta(days=SIBLING_DAYS)
+    async with office.store.connection() as connection:
+        known = await gates_since(connection, since)
+    names = {gate.name for gate in own}
+    return (*own, *(gate for gate in known if gate.name not in names))[:BUNDLE_GATES_MAX]
