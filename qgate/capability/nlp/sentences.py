@@ -38,6 +38,7 @@ ASKED_MAX: Final = 1000
 def spans(text: str) -> list[tuple[int, int]]:
     """The sentences of ``text`` in order, without the blanks between them; empty for a text of blanks."""
     found: list[tuple[int, int]] = []
+    size = len(text)
     start = _solid(text, 0)
     judge = _Judge(text)
     for match in _BREAK.finditer(text):
@@ -45,16 +46,25 @@ def spans(text: str) -> list[tuple[int, int]]:
         if end <= start:
             continue
         kind = match.lastgroup
+        following = end
         if kind == "stop":
-            if end < len(text) and not text[end].isspace():
+            if end < size:
+                if not text[end].isspace():
+                    continue
+                following = end + 1
+            if following < size and text[following].isspace():
+                following = _solid(text, following)
+            if not judge.ends(start, match.start(), match.end("stop"), end, following):
                 continue
-            if not judge.ends(start, match.start(), match.end("stop"), end):
+            if end - start <= SENTENCE_MAX:
+                found.append((start, end))
+                start = following
                 continue
         elif kind != "wide":
             end = match.start()
         found += _cut(text, start, end)
         start = _solid(text, match.end())
-    found += _cut(text, start, len(text))
+    found += _cut(text, start, size)
     judge.forget()
     return found
 
@@ -65,12 +75,15 @@ class _Judge:
     def __init__(self, text: str) -> None:
         self._text = text
         self._informal = text[:1000].islower()  # no capital could show where a sentence begins
+        self._abbreviations = _abbreviations()
         self._known: dict[str, bool] = {}
 
-    def ends(self, start: int, stop: int, stopped: int, end: int) -> bool:
-        """Whether the stop from ``stop`` to ``stopped`` (closers to ``end``) ends what began at ``start``."""
+    def ends(self, start: int, stop: int, stopped: int, end: int, following: int) -> bool:
+        """Whether the stop from ``stop`` to ``stopped`` (closers to ``end``) ends what began at ``start``.
+
+        ``following`` is the first place behind it that is not blank.
+        """
         text = self._text
-        following = _solid(text, end)
         if following >= len(text):
             return True
         first = text[following]
@@ -84,7 +97,7 @@ class _Judge:
             return first.isupper()
         word = text[max(start, stop - _WINDOW) : stop].rpartition(" ")[2].lstrip(_OPENERS).rstrip(_RIGHT)
         plain = len(word) > 1 and word.isalpha() and word[1:].islower()
-        known = plain and word.lower() not in _abbreviations()
+        known = plain and word.lower() not in self._abbreviations
         if lower:
             return known and self._informal
         if known or not word:
@@ -98,7 +111,7 @@ class _Judge:
         verdict = self._known.get(key)
         if verdict is None:
             if len(self._known) >= ASKED_MAX:
-                return word.lower() not in _abbreviations()
+                return word.lower() not in self._abbreviations
             verdict = self._known[key] = _model_says(self._text, start, end)
         return verdict
 

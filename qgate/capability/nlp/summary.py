@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgate.capability.nlp import sentences as sentence_spans
-from qgate.capability.nlp.words import roots, small_words, words
+from qgate.capability.nlp.words import roots, small_words, words_within
 
 DAMPING: Final = 0.85
 DENSE_MAX: Final = 160  # sentences
@@ -76,7 +76,7 @@ def summarize(
         ranks = np.ones(len(parts))
         chosen = list(range(len(parts)))
     else:
-        vectors = vectorize(parts, language)
+        vectors = vectorize(words_within(text, spans), language)
         ranks = rank(vectors)
         chosen = _choose(parts, vectors, ranks, min(wanted, len(parts)), most_words)
     taken = [
@@ -95,9 +95,8 @@ def summarize(
     }
 
 
-def vectorize(parts: Sequence[str], language: str | None = None) -> Vectors:
-    """TF-IDF vectors of ``parts``, sentences of one text: term frequency × ln(sentences / with the term)."""
-    spoken = [words(part) for part in parts]
+def vectorize(spoken: Sequence[list[str]], language: str | None = None) -> Vectors:
+    """TF-IDF vectors of sentences, given their words: term frequency × ln(sentences / with the term)."""
     lead: list[str] = []
     for found in spoken:
         lead += found
@@ -112,7 +111,7 @@ def vectorize(parts: Sequence[str], language: str | None = None) -> Vectors:
         carried = roots(found, small)
         columns += map(index.__getitem__, carried)
         lengths.append(len(carried))
-    count, terms = len(parts), max(1, len(index))
+    count, terms = len(spoken), max(1, len(index))
     sizes = np.array(lengths)
     cells = np.repeat(np.arange(count), sizes) * terms + np.array(columns, np.int64)
     if count <= DENSE_MAX:
@@ -180,7 +179,7 @@ def _choose(
 ) -> list[int]:
     """Indices of the best sentences; one that repeats a chosen sentence has to be better by as much."""
     gains = ranks.copy()
-    words_of = np.array([part.count(" ") + 1 for part in parts])
+    words_of = [0 if most_words is None else part.count(" ") + 1 for part in parts]
     chosen: list[int] = []
     left = math.inf if most_words is None else most_words
     while len(chosen) < wanted:
@@ -189,7 +188,7 @@ def _choose(
             break
         gains[best] = -1.0
         if words_of[best] > left and chosen:
-            if left < words_of.min():
+            if left < min(words_of):
                 break
             continue
         chosen.append(best)
@@ -197,5 +196,5 @@ def _choose(
         if len(chosen) == wanted:
             break
         alike = vectors.alike(best)
-        gains = np.where(gains > 0.0, gains * np.where(alike > 0.8, 1e-3, 1.0 - REDUNDANCY * alike), gains)
+        gains *= np.where(alike > 0.8, 1e-3, 1.0 - REDUNDANCY * alike)  # what is chosen stays below 0
     return chosen

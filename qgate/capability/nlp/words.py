@@ -22,11 +22,19 @@ WORD_MAX: Final = 64
 
 ROOT: Final = 6
 
+_LOWERED: Final = bytes(
+    ord(chr(one).lower()) if chr(one).isalnum() or one == 0x27 else 0x20 for one in range(128)
+) + bytes(128)
+"""ASCII → the same in lower case where it belongs to a word, else a blank."""
+
 
 def words(text: str) -> list[str]:
     """Lower-case words of ``text``, in order; an unspaced script as overlapping pairs."""
+    if text.isascii():
+        text = text.encode("ascii").translate(_LOWERED).decode("ascii")
+        return _WORD.findall(text) if "'" in text else text.split()
     found = _WORD.findall(text.lower())
-    if text.isascii() or _UNSPACED.search(text) is None:
+    if _UNSPACED.search(text) is None:
         return found
     cut: list[str] = []
     for word in found:
@@ -35,6 +43,20 @@ def words(text: str) -> list[str]:
         else:
             cut.append(word)
     return cut
+
+
+def words_within(text: str, parts: Iterable[tuple[int, int]]) -> list[list[str]]:
+    """The words of each part of ``text`` (from, to), as `words` gives them."""
+    if not text.isascii():
+        return [words(text[start:end]) for start, end in parts]
+    text = text.encode("ascii").translate(_LOWERED).decode("ascii")
+    if "'" not in text:
+        return [text[start:end].split() for start, end in parts]
+    found = []
+    for start, end in parts:
+        part = text[start:end]
+        found.append(_WORD.findall(part) if "'" in part else part.split())
+    return found
 
 
 def spans(text: str) -> list[tuple[int, int]]:
@@ -58,8 +80,21 @@ def small_words(found: Sequence[str], language: str | None = None) -> frozenset[
     if language is not None:
         return table.get(language.partition("-")[0], frozenset())
     sample = frozenset(found[:_SAMPLE])
-    best = max(table, key=lambda one: len(sample & table[one]))
-    return table[best] if len(sample & table[best]) * 12 >= len(sample) else frozenset()
+    counts = dict.fromkeys(table, 0)
+    known = _small_in()
+    for word in known.keys() & sample:
+        for one in known[word]:
+            counts[one] += 1
+    best = max(counts, key=counts.__getitem__)
+    return table[best] if counts[best] * 12 >= len(sample) else frozenset()
+
+
+@lru_cache(maxsize=1)
+def _small_in() -> dict[str, tuple[str, ...]]:
+    """In which languages a word is a small one."""
+    table = listed("stopwords.txt")
+    every = frozenset[str]().union(*table.values())
+    return {word: tuple(one for one in table if word in table[one]) for word in every}
 
 
 def stem(word: str) -> str:
