@@ -26,6 +26,7 @@ from minigate.settings import SETTINGS_FILE, MinigateSettings
 from minigate.sidecar import Sidecar, check_config
 from tunnel_proto.errors import ConfigError, MeshError
 from tunnel_proto.logs import configure_logs
+from tunnel_proto.memory import settle
 from tunnel_proto.monitor import ListenError
 from tunnel_proto.process import ExitCode, Notifier, Signals, print_error, raise_open_files, run
 from tunnel_proto.settings import load
@@ -79,6 +80,7 @@ async def _serve(config: Path, settings: MinigateSettings, notifier: Notifier) -
         except MeshError as error:
             log.error("reload refused, going on as before", cause=error.message, next=error.hint or None)
 
+    settle()
     notifier.ready(f"listening on {', '.join(sidecar.listener.addresses)}")
     background = [
         loop.create_task(signals.reload_on_request(reload, notifier)),

@@ -130,6 +130,7 @@ async def serve(
     import structlog
 
     from tunnel_proto.logs import configure_logs
+    from tunnel_proto.memory import settle
 
     configure_logs(settings.log.format, settings.log.level, program=PROGRAM)
     log = structlog.get_logger()
@@ -143,6 +144,7 @@ async def serve(
             return ExitCode.OK
         try:
             gate.ask_drain = signals.drain.set
+            settle()
             notifier.ready(f"listening on port {gate.port}")
             log.info("ready", port=gate.port, socket=str(files.control_socket), open_files=allowed)
             return await _run_until_stopped(gate, signals, notifier, _reloader(gate, path, credentials))

@@ -44,3 +44,10 @@ async def test_it_ends_with_its_daemon() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
+
+
+def test_what_start_up_made_is_not_searched_again() -> None:
+    program = "import gc; from tunnel_proto.memory import YOUNG, settle; settle(); "
+    program += "print(gc.get_freeze_count() > 1000, gc.get_threshold()[0] == YOUNG, gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
