@@ -21,9 +21,9 @@ from typing import Final
 
 from minigate.connections import Connections
 from minigate.http_reply import http_error
-from minigate.relay import AppSide, GateSide, reset_connection
+from minigate.relay import AppSide, GateSide, moved_error, reset_connection
 from tunnel_proto.constants import StreamCode
-from tunnel_proto.link import StreamError
+from tunnel_proto.link import Stream, StreamError
 
 KIND: Final = "http"
 """The kind of stream that carries an HTTP connection."""
@@ -97,6 +97,10 @@ class HttpSide(AppSide):
         self.transport.close()
         return True
 
+    @property
+    def settled(self) -> bool:
+        return self.idle
+
     def _cancel(self, message: str) -> None:
         stream, self.stream = self.stream, None
         if stream is not None:
@@ -107,6 +111,13 @@ class HttpGateSide(GateSide):
     """The stream's receiver; ``boundary`` is true between answers."""
 
     __slots__ = ()
+
+    def left_behind(self, stream: Stream) -> None:
+        """An answer that has begun may go on once the link is back; nobody waits for one that has not."""
+        if self.boundary:
+            self._app.stream = None
+            stream.reset(StreamCode.CANCELLED, "moved to another pool")
+            self._app.fail(moved_error(settled=False), at_boundary=True)
 
     def data_received(self, data: bytes, boundary: bool) -> None:
         app = self._app

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from minigate.connections import Connections
+    from minigate.pools import Pools
     from minigate.uplink import Link, Uplink
     from tunnel_proto.link import TunnelClient
 
@@ -46,7 +47,7 @@ class Ledger:
 class MinigateCollector(Collector):
     """Turns the state of one minigate into metric families at each scrape."""
 
-    def __init__(self, connections: Connections, uplink: Uplink) -> None:
+    def __init__(self, connections: Connections, uplink: Uplink | Pools) -> None:
         self._connections = connections
         self._uplink = uplink
 
@@ -119,7 +120,7 @@ def phases(connections: Connections) -> dict[str, int]:
 
 
 def status(
-    connections: Connections, uplink: Uplink, *, name: str, addresses: Callable[[], list[str]], started: float
+    connections: Connections, uplink: Pools, *, name: str, addresses: Callable[[], list[str]], started: float
 ) -> dict[str, Any]:
     """The document of /status: addresses, links, connections, totals. ``started`` is in unix seconds."""
     counts = connections.counts
@@ -128,6 +129,7 @@ def status(
         "listening": addresses(),
         "started": started,
         "connections": phases(connections),
+        "pools": uplink.pools(),
         "links": [_link(link) for link in uplink.links],
         "retired": [_client(client) for client in uplink.retired],
         "totals": {

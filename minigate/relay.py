@@ -23,7 +23,9 @@ from tunnel_proto.pgwire import AUTHENTICATION_OK, TERMINATE, error_response, re
 _READY_IDLE: Final = ready_for_query(b"I")
 _LINGER_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST instead of FIN
 
+_READY: Final = _READY_IDLE[:5]  # without the byte that says whether a transaction is open
 _CONNECTION_FAILURE = "08006"
+_UNKNOWN_RESOLUTION = "08007"
 _ADMIN_SHUTDOWN = "57P01"
 
 SQLSTATES: dict[int, str] = {
@@ -76,6 +78,25 @@ def reset_connection(transport: asyncio.Transport) -> None:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     transport.abort()
+
+
+def moved_error(*, settled: bool) -> StreamError:
+    """What an app is told whose session stays behind at a pool that this sidecar has left.
+
+    57P01 where nothing it sent was without an answer (an open transaction is rolled back for certain), 08007
+    where something was: it may have been carried out, or not.
+    """
+    if settled:
+        return StreamError(
+            StreamCode.GATE_SHUTDOWN,
+            "terminating connection because this sidecar has moved to another pool",
+            sqlstate=_ADMIN_SHUTDOWN,
+        )
+    return StreamError(
+        StreamCode.SESSION_LOST,
+        "this sidecar has moved to another pool and what was under way may have been carried out or not",
+        sqlstate=_UNKNOWN_RESOLUTION,
+    )
 
 
 EARLY_DATA_MAX = 64 * 1024
@@ -142,6 +163,7 @@ class AppSide:
         "_eof",
         "connections",
         "idle",
+        "said",
         "stream",
         "transport",
     )
@@ -150,6 +172,7 @@ class AppSide:
         self.transport = transport
         self.stream: Stream | None = None
         self.idle = False
+        self.said = b""  # the last bytes from the gate, if they ended a message and the app was silent since
         self._authenticating = True
         self._early: bytes | None = b""  # what was sent while no gate had answered, to say it to another
         self.connections = connections
@@ -164,8 +187,14 @@ class AppSide:
         self.connections.counts.opened += 1
         self.transport.set_protocol(cast("asyncio.Protocol", self))
 
+    @property
+    def settled(self) -> bool:
+        """Everything the app has sent was answered; a transaction may be open."""
+        return self.idle or self.said[:5] == _READY
+
     def data_received(self, data: bytes) -> None:
         self.idle = False
+        self.said = b""
         stream = self.stream
         if stream is None:
             return
@@ -264,6 +293,10 @@ class AppSide:
         self.fail(error, at_boundary=True)
         return True
 
+    def leave(self) -> None:
+        """The sidecar has left the pool that this session is at, and will not wait for it any longer."""
+        self.end_now(moved_error(settled=self.settled))
+
     def end_now(self, error: StreamError) -> None:
         """Drain is over: tell the app if that can be done, cut it off otherwise."""
         stream, self.stream = self.stream, None
@@ -280,7 +313,7 @@ class GateSide:
     ``boundary``: the gate's last data ended on a message boundary; only the gate's own flag decides this.
     """
 
-    __slots__ = ("_app", "_held", "_holding", "_origin", "_watch", "boundary")
+    __slots__ = ("_app", "_held", "_holding", "_moved", "_origin", "_watch", "boundary")
 
     def __init__(self, app: AppSide, origin: Origin | None = None) -> None:
         self._app = app
@@ -288,13 +321,36 @@ class GateSide:
         self._holding = False
         self._watch: AuthenticationWatch | None = AuthenticationWatch()
         self._origin = origin  # until the gate's first word
+        self._moved = False  # new streams go to another pool, and this one waits for its link
         self.boundary = True
+
+    @property
+    def app(self) -> AppSide:
+        """Whom the stream serves."""
+        return self._app
+
+    def left_behind(self, stream: Stream) -> None:
+        """The link is lost and new streams go to another pool.
+
+        Who has not heard a word from the gate goes there too; who is in the middle of its log-in has nothing
+        to resume and is told at once; a session waits for its link, until the window ends.
+        """
+        app = self._app
+        if self._watch is None:
+            self._moved = True
+            return
+        origin, self._origin = self._origin, None
+        app.stream = None
+        stream.reset(StreamCode.CANCELLED, "moved to another pool")
+        if origin is None or not app.move_to(origin):
+            app.fail(moved_error(settled=True), at_boundary=self.boundary)
 
     def data_received(self, data: bytes, boundary: bool) -> None:
         app = self._app
         self.boundary = boundary
         app.transport.write(data)
         app.idle = boundary and data.endswith(_READY_IDLE)
+        app.said = data[-6:] if boundary else b""
         if self._holding:
             self._held += len(data)
         elif app.stream is not None:
@@ -324,6 +380,8 @@ class GateSide:
         app = self._app
         app.stream = None
         origin, self._origin = self._origin, None
+        if error is not None and self._moved and error.code == StreamCode.SESSION_LOST:
+            error = moved_error(settled=app.settled)
         if error is None:
             app.transport.close()
         elif origin is None or error.code not in _TRANSFERABLE or not app.move_to(origin):
@@ -341,4 +399,5 @@ class GateSide:
         self._app.connections.counts.link_losses += 1
 
     def link_restored(self) -> None:
-        """Nothing was lost, so there is nothing to do."""
+        """Nothing was lost: the session goes on where it is."""
+        self._moved = False

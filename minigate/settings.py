@@ -87,12 +87,21 @@ class GateSettings:
         reload=True,
     )
     failover_s: float = option(
-        2.0,
-        "How long a silent gate keeps its turn before the next in the bundle's order is tried as well.",
+        0.75,
+        "How long a gate that fell silent may take to answer a new handshake before the next gate is tried "
+        "as well; a pool none of whose gates answers in this time (or four round trips) counts as dead.",
         unit="s",
         minimum=0,
         maximum=60,
         reload=True,
+    )
+    watch_s: float = option(
+        0.8,
+        "With other pools to go to: silence after which a gate is asked whether it is there, and the least "
+        "wait for its answer.",
+        unit="s",
+        minimum=0.05,
+        maximum=60,
     )
     proxy: str | None = option(
         None, 'HTTP proxy to reach gates through by CONNECT, as "host:port"; unset: connect directly.'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_bytes
 
@@ -15,18 +16,21 @@ from minigate.connections import LINGER_S, Connections
 from minigate.enrolment import load_enrolment
 from minigate.listener import Listener
 from minigate.metrics import MinigateCollector, status
+from minigate.pools import Pools
 from minigate.settings import MARK_FILE, OFFER_FILE, ListenSettings, MinigateSettings
 from minigate.starting import Door, StartingApp
 from minigate.tls import Certificate
-from minigate.uplink import Uplink
 from tunnel_proto.certificate import nears_expiry, read_chain
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError
+from tunnel_proto.failover import Ready
 from tunnel_proto.link import StreamError, TunnelClient
 from tunnel_proto.mark import Mark
 from tunnel_proto.monitor import Monitor
 from tunnel_proto.node_directory import Enrolment
+from tunnel_proto.whereabouts import Whereabouts
 
 log = structlog.get_logger()
 
@@ -68,11 +72,21 @@ class Sidecar:
             startup_timeout_s=settings.listen.startup_timeout_s,
             patience_s=settings.gate.patience_s,
         )
-        self.uplink = Uplink(
+        self.where = Whereabouts(
+            settings.state_dir,
+            pool_key=self._bundle.pool_key,
+            node=self._bundle.name,
+            home=self._bundle.gates,
+            share=self._identity.handshake_public[0] / 256,
+            act=self._act,
+        )
+        self.uplink = Pools(
             connect=self._connect,
             on_up=self._gates_up,
             loop=loop,
+            where=self.where,
             failover_s=settings.gate.failover_s,
+            on_watch=self._watch_gates,
         )
         self._door = Door(self.connections, self.uplink, load_certificate(settings.listen))
         self.listener = Listener()
@@ -97,7 +111,7 @@ class Sidecar:
         metrics = self._settings.metrics
         if metrics.enabled:
             await self.monitor.start(metrics.host, metrics.port)
-        self.uplink.configure(self._bundle.gates, self._bundle.chain)
+        self.uplink.open(self._bundle.chain)
         self._watch_expiry()
         log.info("listening", addresses=self.listener.addresses, metrics_port=self.monitor.port or None)
 
@@ -153,19 +167,38 @@ class Sidecar:
         self._mark.close()
 
     def _connect(
-        self, gate: GateAddress, chain: bytes, on_state: Callable[[TunnelClient], None]
+        self, pool: bytes, gate: GateAddress, chain: bytes, on_state: Callable[[TunnelClient], None]
     ) -> TunnelClient:
         return TunnelClient(
             identity=self._identity,
             chain=chain,
             gate=gate,
-            settings=self._settings.tunnel,
+            settings=self._tunnel_settings(),
             role="client",
             next_timestamp=self._mark.next,
             on_state=on_state,
             proxy=self._settings.gate.proxy,
             instance=self._instance,
+            on_stream=lambda stream: self.where.accept(pool, stream),
         )
+
+    def _act(self, ready: Ready) -> None:
+        self.uplink.act(ready)
+
+    def _tunnel_settings(self) -> TunnelSettings:
+        """With other pools to go to, a silent gate is noticed sooner."""
+        tunnel, watch_s = self._settings.tunnel, self._settings.gate.watch_s
+        if self.where.alone():
+            return tunnel
+        return replace(
+            tunnel,
+            ping_idle_s=min(tunnel.ping_idle_s, watch_s),
+            dead_min_s=min(tunnel.dead_min_s, watch_s),
+        )
+
+    def _watch_gates(self) -> None:
+        for client in self.uplink.clients():
+            client.retune(self._tunnel_settings())
 
     def _watch_expiry(self) -> None:
         """Say now, and daily from now on, that this node's certificate wants to be renewed."""

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import cast
+from typing import Protocol, cast
 
 import structlog
 
@@ -29,7 +30,7 @@ from minigate.startup import (
     Wire,
 )
 from minigate.tls import Certificate, TlsLayer
-from minigate.uplink import Uplink
+from minigate.uplink import Outage
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.link import TunnelClient
 from tunnel_proto.pgwire import (
@@ -49,12 +50,25 @@ ATTEMPTS = 3
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
+class Gates(Protocol):
+    """Where streams can go: the gates of one pool (`Uplink`), or of several (`Pools`)."""
+
+    def available(self) -> TunnelClient | None:
+        """The client that takes new streams, if any."""
+
+    def outage(self) -> Outage:
+        """Why there is none."""
+
+    def cancel(self, pid: int, key: bytes, done: Callable[[], None]) -> None:
+        """Send a CancelRequest to whoever may hold the session."""
+
+
 @dataclass(slots=True)
 class Door:
     """What every new connection is given; a reload replaces ``certificate``."""
 
     connections: Connections
-    uplink: Uplink
+    uplink: Gates
     certificate: Certificate | None = None
     draining: bool = False
 

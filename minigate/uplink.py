@@ -1,4 +1,4 @@
-"""Which gate an app's stream goes to: the first in the configured order that is up.
+"""Which gate of one pool an app's stream goes to: the first in the configured order that is up.
 
 One `TunnelClient` stands for one gate and reconnects by itself. The uplink starts the first; the next one
 only once those before it have failed or stayed away for ``failover_s``. When an earlier gate is back, new
@@ -9,6 +9,7 @@ is no longer configured keeps its client until its streams have ended, beside th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -30,6 +31,12 @@ STANDBY_S = 30.0
 
 REVIVE_S = 5.0
 """Wait before a gate whose client closed for good (it refused us) is tried afresh."""
+
+FIRST_S = 3.0
+"""How long a gate that was never reached may take to answer before its pool counts as dead."""
+
+RTT_PATIENCE = 4.0
+"""A probe takes a connection and a handshake: on a slow link it is waited for so many round trips."""
 
 Connect = Callable[[GateAddress, bytes, Callable[[TunnelClient], None]], TunnelClient]
 """Make a client for a gate from its address, this node's certificate chain and a callback for states."""
@@ -55,7 +62,16 @@ class Link:
     was_up: bool = False
     went: str = ""  # why the client before this one ended, "draining" or its last error
     revive_at: float = 0.0
+    failures: int = 0  # probes that failed since it was last up
     idle_since: float | None = None  # while it is a standby without streams
+
+    def dead_at(self, failover_s: float) -> float:
+        """When a gate that is not up counts as dead: silent, and a probe failed or had no answer in time."""
+        client = self.client
+        if client is None or self.failures or client.state == "draining":
+            return -math.inf
+        rtt = client.stats.rtt_s
+        return self.since + (max(failover_s, RTT_PATIENCE * rtt) if self.was_up else max(failover_s, FIRST_S))
 
     @property
     def where(self) -> str:
@@ -65,9 +81,10 @@ class Link:
 
 @dataclass(eq=False, slots=True)
 class Uplink:
-    """All gates of one minigate.
+    """All gates of one pool.
 
-    ``on_up`` is called whenever a gate has become usable; it may open streams at once.
+    ``on_up`` is called whenever a gate has become usable; it may open streams at once. ``on_change`` is
+    called whenever `sight` may give another answer.
     """
 
     connect: Connect
@@ -77,6 +94,7 @@ class Uplink:
     links: list[Link] = field(default_factory=list)
     retired: list[TunnelClient] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    on_change: Callable[[], None] | None = None
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
     _closed: bool = False
@@ -91,6 +109,19 @@ class Uplink:
         for link in known.values():
             self._retire(link)
         self._choose()
+
+    def sight(self) -> tuple[str, str]:
+        """How the pool looks from here, as `tunnel_proto.failover` calls it, and why."""
+        if not self.links:
+            return "unknown", ""
+        if self.available() is not None:
+            return "well", ""
+        now = self.loop.time()
+        if all(now >= link.dead_at(self.failover_s) for link in self.links):
+            return "dead", self.outage().message
+        if any(link.was_up for link in self.links):
+            return "suspect", self.outage().message
+        return "unknown", ""
 
     def available(self) -> TunnelClient | None:
         """The client that takes new streams, if any."""
@@ -136,7 +167,7 @@ class Uplink:
 
     def cancel(self, pid: int, key: bytes, done: Callable[[], None]) -> None:
         """Send a CancelRequest to every gate that may hold the session; ``done`` once all have taken it."""
-        pending = _CancelRequests(done)
+        pending = CancelRequests(done)
         for client in list(self.clients()):
             try:
                 pending.open(client, pid, key)
@@ -169,9 +200,12 @@ class Uplink:
             link.since = self.loop.time()
             link.state = client.state
             log.info("gate", gate=link.gate.name, state=client.state, cause=client.last_error or None)
+        elif client.last_error:
+            link.failures += 1
         if client.state == "up":
             link.was_up = True
             link.went = ""
+            link.failures = 0
         elif client.state == "draining":
             self._retire(link)
             link.went = "draining"
@@ -186,6 +220,11 @@ class Uplink:
 
     def _choose(self) -> None:
         """Start what is needed, leave what is not, and look again when a wait is over."""
+        self._arrange()
+        if self.on_change is not None and not self._closed:
+            self.on_change()
+
+    def _arrange(self) -> None:
         now = self.loop.time()
         again: list[float] = []
         leading = True  # no earlier gate is up, or may still come up in time
@@ -207,6 +246,8 @@ class Uplink:
             elif not client.last_error and now < link.since + self.failover_s:
                 again.append(link.since + self.failover_s)
                 leading = False
+        if self.on_change is not None and self.available() is None:
+            again += [at for link in self.links if (at := link.dead_at(self.failover_s)) > now]
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -253,7 +294,7 @@ class Uplink:
             self.ledger.settle(client.stats)
 
 
-class _CancelRequests:
+class CancelRequests:
     """One app's CancelRequest on its way to several gates; each gate closes its stream once it has acted."""
 
     __slots__ = ("_done", "_open")
@@ -279,7 +320,7 @@ class _CancelRequests:
 class _CancelReceiver(Discard):
     __slots__ = ("_requests",)
 
-    def __init__(self, requests: _CancelRequests) -> None:
+    def __init__(self, requests: CancelRequests) -> None:
         self._requests = requests
 
     def attach(self, stream: Stream) -> None:

@@ -149,6 +149,12 @@ class TunnelClient:
         stream.receiver = receiver
         return stream
 
+    def retune(self, settings: TunnelSettings) -> None:
+        """Go by other settings from now on, in the running session too: how soon silence is noticed."""
+        self._settings = settings
+        if self._session is not None:
+            self._session.settings = settings
+
     # --- the life of links
 
     async def _run(self) -> None:
