@@ -32,6 +32,23 @@ def confirm(question: str, *, yes: bool) -> None:
         raise RefusedError("Nothing was changed.")
 
 
+def ask(question: str, *, default: str | None = None) -> str:
+    """One line that a person types; ``default`` for an empty one. UsageError with no terminal to ask on."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            f"{question}: there is no terminal to ask on.",
+            hint="use the single steps: meshctl pool pair --help",
+        )
+    while True:
+        sys.stderr.write(f"{question}{f' [{default}]' if default is not None else ''}: ")
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            raise RefusedError("Nothing was changed.")
+        if typed := line.strip() or default:
+            return typed
+
+
 def read_secret(what: str, source: str | None, *, option: str, twice: bool = False) -> str:
     """A secret from ``source`` (a file, or ``-`` for stdin), else from a prompt without echo.
 

@@ -18,6 +18,7 @@ from meshctl.cli import (
     gate,
     key,
     model,
+    pool,
     provider,
     receipt,
     route,
@@ -50,6 +51,7 @@ ORDER = (
     "budget",
     "receipt",
     "route",
+    "pool",
     "secret",
     "audit",
     "key",
@@ -92,6 +94,7 @@ def build() -> typer.Typer:
     root.add_typer(receipt.commands, name="receipt")
     root.command("ask")(ask)
     root.add_typer(route.commands, name="route")
+    root.add_typer(pool.commands, name="pool")
     root.add_typer(secret.commands, name="secret")
     root.add_typer(audit.commands, name="audit")
     root.add_typer(key.commands, name="key")
