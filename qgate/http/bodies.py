@@ -20,8 +20,8 @@ MESSAGES_MAX: Final = 10_000
 VALUES_MAX: Final = 250_000
 """Commas and brackets of one body, those in texts too.
 
-Reading JSON costs by its values, not by its bytes, and everybody waits meanwhile: 16 MiB of text took 50 ms, as
-much of small numbers 450 ms, and so many values take 80 ms at most.
+Reading JSON costs by its values, not by its bytes, and all else waits meanwhile: 16 MiB of text took 50 ms,
+as much of small numbers 450 ms, and so many values take 80 ms at most.
 """
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 

@@ -14,7 +14,7 @@ from qgate.http.desk import Desk
 from qgate.http.exchange import dumps
 from qgate.http.models import cards
 from qgate.http.running import Answer
-from qgate.postgres.virtual_grammar import LISTS
+from qgate.postgres.virtual_statement import LISTS
 from qgate.postgres.virtual_values import Table
 
 

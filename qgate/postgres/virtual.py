@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -22,28 +23,30 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from qgate.capability.work import Problem
 from qgate.governance.directory import App
 from qgate.postgres.timeouts import narrower
-from qgate.postgres.virtual_facts import NAME_OF_DATABASE, Facts
-from qgate.postgres.virtual_grammar import (
+from qgate.postgres.virtual_facts import NAME_OF_DATABASE, SHOW_ALL, Facts
+from qgate.postgres.virtual_grammar import parse
+from qgate.postgres.virtual_statement import (
     COLUMNS,
     LISTS,
     Argument,
     Call,
     Catalogue,
     Command,
-    Parameter,
+    Constant,
     Scalars,
     Show,
     Statement,
+    filled,
     parameters_of,
-    parse,
 )
 from qgate.postgres.virtual_values import (
     TEXT,
+    Bind,
     Table,
     cut,
     data_row,
-    each,
     error,
+    read_bind,
     row_description,
     string,
     text_of,
@@ -101,11 +104,8 @@ class _Prepared:
 
 @dataclass(slots=True)
 class _Portal:
-    statement: Statement | None
-    values: list[bytes | None] = field(repr=False)
-    oids: list[int]
-    binary: list[bool]
-    formats: list[int]
+    prepared: _Prepared
+    bind: Bind
     table: Table | None = field(default=None, repr=False)
     sent: int = 0
 
@@ -135,7 +135,7 @@ class VirtualSession:
         self.waiting_since: float | None = self.started
         """The loop's time since which nothing whole has come from the app; None while it is worked for."""
         self._startup = startup
-        self._facts = Facts(user=startup.user, pid=pid, startup=startup.parameters)
+        self._facts = Facts(user=startup.user, pid=pid, startup=startup.parameters, wall=time.time)
         self._buffer = MessageBuffer(owner.message_max)
         self._owed = 0
         self._task: asyncio.Task[None] | None = None
@@ -330,7 +330,7 @@ class VirtualSession:
             self.queries += 1
             if parameters_of(statement):
                 raise error("there is no parameter $1", "42P02")
-            table = await self._run(statement, [], [], [])
+            table = await self._run(statement)
             if table is None:
                 self._complete(statement, 0)
                 continue
@@ -360,46 +360,27 @@ class VirtualSession:
         self._say(pgwire.message(b"1"))
 
     def _bind(self, payload: bytes) -> None:
-        portal, at = cut(payload, 0)
-        name, at = cut(payload, at)
-        prepared = self._statement(name)
-        (count,) = unpack("!H", payload, at)
-        codes = unpack(f"!{count}h", payload, at + 2)
-        at += 2 + 2 * count
-        (count,) = unpack("!H", payload, at)
-        at += 2
-        if count != len(prepared.oids):
-            wanted = len(prepared.oids)
-            raise error(f"bind message supplies {count} parameters, but {wanted} are needed", "08P01")
-        values: list[bytes | None] = []
-        for _ in range(count):
-            (size,) = unpack("!i", payload, at)
-            at += 4
-            if size < 0:
-                values.append(None)
-                continue
-            if at + size > len(payload):
-                raise pgwire.protocol_violation("insufficient data left in message")
-            values.append(payload[at : at + size])
-            at += size
-        (results,) = unpack("!H", payload, at)
-        formats = list(unpack(f"!{results}h", payload, at + 2))
-        if portal and portal in self._portals:
-            raise error(f'cursor "{portal[:63]}" already exists', "42P03")
-        binary = [code == 1 for code in each(codes, count)]
-        self._portals[portal] = _Portal(prepared.statement, values, prepared.oids, binary, formats)
+        bind = read_bind(payload)
+        prepared = self._statement(bind.statement)
+        if len(bind.values) != len(prepared.oids):
+            counts = f"supplies {len(bind.values)} parameters, but {len(prepared.oids)} are needed"
+            raise error(f"bind message {counts}", "08P01")
+        if bind.portal and bind.portal in self._portals:
+            raise error(f'cursor "{bind.portal[:63]}" already exists', "42P03")
+        self._portals[bind.portal] = _Portal(prepared, bind)
         self._say(pgwire.message(b"2"))
 
     def _describe(self, payload: bytes) -> None:
         name = string(payload[1:])
+        formats: tuple[int, ...] = ()
         if payload[:1] == b"S":
             prepared = self._statement(name)
             oids = prepared.oids
             self._say(pgwire.message(b"t", struct.pack(f"!H{len(oids)}I", len(oids), *oids)))
-            statement, formats = prepared.statement, []
+            statement = prepared.statement
         else:
             portal = self._portal(name)
-            statement, formats = portal.statement, portal.formats
+            statement, formats = portal.prepared.statement, portal.bind.formats
         columns = None if statement is None else self._columns(statement)
         self._say(pgwire.message(b"n") if columns is None else row_description(columns, formats))
 
@@ -407,19 +388,19 @@ class VirtualSession:
         name, at = cut(payload, 0)
         (most,) = unpack("!i", payload, at)
         portal = self._portal(name)
-        statement = portal.statement
+        statement = portal.prepared.statement
         if statement is None:
             self._say(pgwire.message(b"I"))
             return
         if portal.table is None:
             self.queries += 1
-            portal.table = await self._run(statement, portal.values, portal.oids, portal.binary)
+            portal.table = await self._run(statement, portal)
         table = portal.table
         if table is None:
             self._complete(statement, 0)
             return
         end = len(table.rows) if most <= 0 else min(len(table.rows), portal.sent + most)
-        rows = [data_row(row, table.columns, portal.formats) for row in table.rows[portal.sent : end]]
+        rows = [data_row(row, table.columns, portal.bind.formats) for row in table.rows[portal.sent : end]]
         portal.sent = end
         self._say(b"".join(rows))
         if end < len(table.rows):
@@ -446,25 +427,25 @@ class VirtualSession:
             case Call():
                 return tuple((column.name, column.oid) for column in statement.columns)
             case Scalars():
-                return tuple((name, self._facts.evaluate(item)[0]) for name, item in statement.items)
-            case Catalogue():
-                return tuple((name, TEXT) for name in statement.columns)
+                return tuple((name, self._facts.type_of(item)) for name, item in statement.items)
+            case Catalogue(columns):
+                return columns
             case Show(what) if what in LISTS:
                 return LISTS[what]
+            case Show("all"):
+                return SHOW_ALL
             case Show(what):
                 return ((what, TEXT),)
             case Command():
                 return None
 
-    async def _run(
-        self, statement: Statement, values: list[bytes | None], oids: list[int], binary: list[bool]
-    ) -> Table | None:
+    async def _run(self, statement: Statement, portal: _Portal | None = None) -> Table | None:
         if self._status == b"E" and not (isinstance(statement, Command) and _ends(statement)):
             raise error(_ABORTED, "25P02")
         match statement:
             case Call():
                 texts = [
-                    _argument(one, values, oids, binary, at)
+                    _argument(one, portal, "the text" if at else "the request")
                     for at, one in enumerate((statement.request, *statement.texts))
                 ]
                 row = await self._carry_out(
@@ -477,13 +458,18 @@ class VirtualSession:
                 return Table(columns, [tuple(column.value(fields) for column in statement.columns)])
             case Show(what) if what in LISTS:
                 return await self._carry_out(self._owner.capabilities.show(self.app, what))
+            case Show("all"):
+                return Table(SHOW_ALL, self._facts.everything())
             case Show(what):
                 return Table(((what, TEXT),), [(self._facts.get(what),)])
             case Scalars():
-                found = [(name, *self._facts.evaluate(item)) for name, item in statement.items]
+                items = [
+                    (name, filled(item, lambda one: _value(one, portal))) for name, item in statement.items
+                ]
+                found = [(name, *self._facts.evaluate(item)) for name, item in items]
                 return Table(tuple((name, oid) for name, oid, _ in found), [[value for *_, value in found]])
-            case Catalogue():
-                return Table(tuple((name, TEXT) for name in statement.columns))
+            case Catalogue(columns, row):
+                return Table(columns, [] if row is None else [row])
             case Command():
                 self._tag = self._command(statement)
         return None
@@ -580,14 +566,24 @@ def _ends(command: Command) -> bool:
     return command.effect in {"commit", "rollback", "rollback to"}
 
 
-def _argument(one: Argument, values: list[bytes | None], oids: list[int], binary: list[bool], at: int) -> str:
-    what = "the request" if at == 0 else "the text"
-    if isinstance(one, Parameter):
-        index = one.number - 1
-        return text_of(values[index], oids[index], binary[index], f"{what} (${one.number})")
-    if one.value is None:
+def _argument(one: Argument, portal: _Portal | None, what: str) -> str:
+    found = _value(one, portal, what)
+    if found.value is None:
         raise error(f"{what} must not be NULL", "22004")
-    return one.value
+    return found.value
+
+
+def _value(one: Argument, portal: _Portal | None, what: str = "the value") -> Constant:
+    """A constant, whether it stood in the statement or came with Bind."""
+    if isinstance(one, Constant):
+        return one
+    if portal is None:
+        raise error(f"there is no parameter ${one.number}", "42P02")
+    at = one.number - 1
+    oid, value = portal.prepared.oids[at], portal.bind.values[at]
+    if value is None:
+        return Constant(None, oid)
+    return Constant(text_of(value, oid, portal.bind.binary[at], f"{what} (${one.number})"), oid)
 
 
 def _as_sql(problem: Problem) -> PostgresError:

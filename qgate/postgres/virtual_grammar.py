@@ -11,12 +11,28 @@ A request and a text are string constants or parameters. Anything else is 0A000,
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
 
+from qgate.postgres.virtual_catalogue import catalogue
 from qgate.postgres.virtual_lexer import Token, tokens
+from qgate.postgres.virtual_statement import (
+    COLUMNS,
+    HINT,
+    Argument,
+    Call,
+    Column,
+    Command,
+    Constant,
+    Function,
+    Parameter,
+    Scalar,
+    Scalars,
+    Show,
+    Statement,
+)
 from qgate.postgres.virtual_values import (
     BOOL,
     BPCHAR,
@@ -34,40 +50,8 @@ from qgate.postgres.virtual_values import (
 )
 from tunnel_proto.pgwire import PostgresError
 
-COLUMNS: Final[Mapping[str, int]] = {
-    "result": JSONB,
-    "text": TEXT,
-    "model": TEXT,
-    "node": TEXT,
-    "tokens_in": INT4,
-    "tokens_out": INT4,
-    "receipt": TEXT,
-}
-"""The row of `qg(...)`, whatever the task: name and type of each column."""
-
-LISTS: Final[Mapping[str, tuple[tuple[str, int], ...]]] = {
-    "models": (("name", TEXT), ("owner", TEXT), ("kinds", TEXT), ("context", INT4), ("state", TEXT)),
-    "workers": (("name", TEXT), ("state", TEXT), ("models", INT4), ("running", INT4), ("queued", INT4)),
-    "budgets": (
-        ("scope", TEXT),
-        ("name", TEXT),
-        ("period", TEXT),
-        ("cap", TEXT),
-        ("spent", TEXT),
-        ("currency", TEXT),
-        ("kind", TEXT),
-    ),
-    "stats": (("name", TEXT), ("value", INT8)),
-    "routes": (("name", TEXT), ("kind", TEXT), ("target", TEXT)),
-}
-"""What SHOW lists: names and types of the columns."""
 TEXTS_MAX: Final = 2048
 PARAMETERS_MAX: Final = 65_535
-
-HINT: Final = (
-    "This database answers SELECT ... FROM qg('task=summarize', $1) and "
-    "SHOW models, workers, budgets, stats or routes."
-)
 
 _TYPES: Final = {
     "text": TEXT,
@@ -104,111 +88,6 @@ _COMMANDS: Final = {
 }
 
 
-# --- statements ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """``$number``; ``oid`` is the type that a cast gives it, 0 without one."""
-
-    number: int
-    oid: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A value as text, None for NULL."""
-
-    value: str | None
-    oid: int = TEXT
-
-
-@dataclass(frozen=True, slots=True)
-class Function:
-    """A function without a table, or one of the words that are called without parentheses."""
-
-    name: str
-    arguments: tuple[Constant, ...] = ()
-
-
-Argument = Parameter | Constant
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the answer: ``source`` of `COLUMNS`, and the way into its JSON, if any."""
-
-    name: str
-    source: str
-    oid: int
-    path: tuple[str | int, ...] = ()
-    as_text: bool = False
-
-    def value(self, fields: Mapping[str, Any]) -> Any:
-        """This column of a row whose `COLUMNS` are ``fields``; None where the path leads nowhere."""
-        value = fields[self.source]
-        if not self.path:
-            return value
-        found = json.loads(value) if isinstance(value, str) else None
-        for key in self.path:
-            if isinstance(found, dict) and isinstance(key, str):
-                found = found.get(key)
-            elif isinstance(found, list) and isinstance(key, int) and -len(found) <= key < len(found):
-                found = found[key]
-            else:
-                return None
-        if found is None or (self.as_text and isinstance(found, str)):
-            return found
-        return json.dumps(found, ensure_ascii=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """SELECT ... FROM qg(...). ``limit`` None: no LIMIT."""
-
-    request: Argument
-    texts: tuple[Argument, ...]
-    columns: tuple[Column, ...]
-    limit: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Show:
-    """SHOW of a list, or of a run-time parameter."""
-
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scalars:
-    """SELECT without a table: (column name, value)."""
-
-    items: tuple[tuple[str, Constant | Function], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """A question to the system catalogue: no rows, of these columns."""
-
-    columns: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A statement without rows; ``tag`` completes it.
-
-    ``effect`` is begin, commit, rollback, rollback to, set, reset, deallocate, discard or nothing.
-    """
-
-    tag: str
-    effect: str = ""
-    name: str = ""
-    value: str = ""
-
-
-Statement = Call | Show | Scalars | Catalogue | Command
-
-
 def parse(sql: str) -> list[Statement]:
     """The statements of ``sql``, in order. Raises `PostgresError` with severity ERROR."""
     statements: list[list[Token]] = [[]]
@@ -218,17 +97,6 @@ def parse(sql: str) -> list[Statement]:
         else:
             statements[-1].append(token)
     return [_Reader(one).statement() for one in statements if one]
-
-
-def parameters_of(statement: Statement) -> dict[int, int]:
-    """The parameters of a statement: number to type, 0 where a cast gives none."""
-    if not isinstance(statement, Call):
-        return {}
-    found: dict[int, int] = {}
-    for one in (statement.request, *statement.texts):
-        if isinstance(one, Parameter):
-            found[one.number] = found.get(one.number) or one.oid
-    return found
 
 
 # --- grammar ------------------------------------------------------------------------------------------------
@@ -243,9 +111,13 @@ class _Reader:
 
     def statement(self) -> Statement:
         first = self._next()
+        if first.kind == "(":
+            return self._catalogue([])
         match first.text if first.kind == "word" else "":
             case "select":
                 return self._select()
+            case "with":
+                return self._catalogue([])
             case "show":
                 return self._show()
             case "begin":
@@ -286,13 +158,31 @@ class _Reader:
         if table_at is None:
             return self._scalars()
         names = [one.text for one in self._tokens[table_at : table_at + 4]]
-        if names[:1] == ["qg"] and names[1:2] == ["("]:
+        if names[:2] == ["public", "."]:
+            table_at, names = table_at + 2, names[2:]
+        if names[:2] == ["qg", "("]:
             return self._call(table_at)
-        if _is_catalogue(names):
-            return Catalogue(tuple(self._labels(begin, table_at - 1)))
+        return self._catalogue(names)
+
+    def _catalogue(self, names: list[str]) -> Statement:
+        found = catalogue(self._tokens)
+        if found is not None:
+            return replace(found, parameters=tuple(self._parameters().items()))
         if names[:1] == ["("] or not names:
             raise self._unsupported()
         raise error(f'relation "{names[0][:63]}" does not exist', "42P01", hint=HINT)
+
+    def _parameters(self) -> dict[int, int]:
+        """All parameters of the statement, each with the type that a cast right behind it gives."""
+        found: dict[int, int] = {}
+        for at, token in enumerate(self._tokens):
+            if token.kind == "parameter":
+                self._at = at + 1
+                with contextlib.suppress(PostgresError):
+                    cast = self._type(also=True) if self._take("::") else 0
+                    found[_number(token)] = found.get(_number(token)) or cast
+                found.setdefault(_number(token), 0)
+        return found
 
     def _call(self, table_at: int) -> Call:
         list_at, self._at = self._at, table_at + 2
@@ -303,11 +193,16 @@ class _Reader:
                 raise error(f"qg takes {TEXTS_MAX} texts at most", "54023")
         self._expect(")")
         alias = "qg"
-        if self._word("as") or (self._peek().kind in {"word", "quoted"} and self._peek().text != "limit"):
+        if self._word("as") or (
+            self._peek().kind in {"word", "quoted"}
+            and self._peek().text not in {"limit", "offset", "where", "order", "group"}
+        ):
             alias = self._next().text
         limit = None
-        if self._word("limit"):
+        if self._word("limit") and not self._word("all"):
             limit = int(self._next("number").text.partition(".")[0])
+        if self._word("offset") and int(self._next("number").text.partition(".")[0]) > 0:
+            limit = 0
         if self._at < len(self._tokens):
             raise self._unsupported(
                 "WHERE, ORDER BY, joins and whatever else follows qg(...) are not supported"
@@ -370,11 +265,11 @@ class _Reader:
             return Parameter(inner.number, oid) if isinstance(inner, Parameter) else inner
         token = self._next()
         found: Argument
-        if token.kind == "parameter":
-            number = int(token.text[1:])
-            if not 1 <= number <= PARAMETERS_MAX:
-                raise error(f"there is no parameter {token.text}", "42P02")
-            found = Parameter(number)
+        if token.kind == "(":
+            found = self._argument()
+            self._expect(")")
+        elif token.kind == "parameter":
+            found = Parameter(_number(token))
         elif token.kind == "string":
             found = Constant(token.text)
         elif token.kind == "word" and token.text == "null":
@@ -390,28 +285,28 @@ class _Reader:
     # select without a table
 
     def _scalars(self) -> Scalars:
-        items: list[tuple[str, Constant | Function]] = []
+        items: list[tuple[str, Scalar]] = []
         if self._at >= len(self._tokens):
             raise self._unsupported()
         while True:
             value, label = self._scalar()
             while self._take("::"):
-                oid = self._type(also=True)
-                if isinstance(value, Constant):
-                    value = Constant(value.value, oid)
+                value = replace(value, oid=self._type(also=True))
             items.append((self._label(label), value))
             if self._at >= len(self._tokens):
                 return Scalars(tuple(items))
             if not self._take(","):
                 raise self._unsupported("expressions are not computed here")
 
-    def _scalar(self) -> tuple[Constant | Function, str]:
+    def _scalar(self) -> tuple[Scalar, str]:
         token = self._next()
         match token.kind:
+            case "parameter":
+                return Parameter(_number(token)), "?column?"
             case "string":
                 return Constant(token.text), "?column?"
             case "number":
-                return Constant(token.text, FLOAT8 if "." in token.text else INT4), "?column?"
+                return Constant(token.text, _number_type(token.text)), "?column?"
             case "word" if token.text == "null":
                 return Constant(None), "?column?"
             case "word" if token.text in {"true", "false"}:
@@ -423,24 +318,39 @@ class _Reader:
                     raise self._unsupported()
                 oid = self._type(also=True)
                 self._expect(")")
-                shown = Constant(value.value, oid) if isinstance(value, Constant) else value
-                return shown, "?column?"
+                return replace(value, oid=oid), "?column?"
+            case "word" if token.text == "exists" and self._peek().kind == "(":
+                return self._exists(), "exists"
             case "word" | "quoted":
                 name = token.text
+                if name == "qg" and self._peek().kind == "(":
+                    raise error("qg(...) stands behind FROM", "0A000", hint=HINT)
                 if name == "pg_catalog" and self._take("."):
                     name = self._identifier()
                 return self._function(name), name
         raise self._unsupported()
 
+    def _exists(self) -> Constant:
+        """Whether the catalogue has something: it has not."""
+        begin, depth = self._at, 0
+        while True:
+            token = self._next()
+            depth += (token.kind == "(") - (token.kind == ")")
+            if depth == 0:
+                break
+        if catalogue(self._tokens[begin + 1 : self._at - 1]) is None:
+            raise self._unsupported()
+        return Constant("f", BOOL)
+
     def _function(self, name: str) -> Function:
-        arguments: list[Constant] = []
+        arguments: list[Argument] = []
         if self._take("(") and not self._take(")"):
             while True:
                 value, _ = self._scalar()
-                if not isinstance(value, Constant):
+                if isinstance(value, Function):
                     raise self._unsupported()
                 while self._take("::"):
-                    self._type(also=True)
+                    value = replace(value, oid=self._type(also=True))
                 arguments.append(value)
                 if self._take(")"):
                     break
@@ -473,21 +383,6 @@ class _Reader:
         if words[1] not in {"=", "to"}:
             return Command("SET")
         return Command("SET", "set", words[0].lower(), " ".join(words[2:]))
-
-    def _labels(self, begin: int, end: int) -> Iterator[str]:
-        """Names of a select list's columns, as well as they can be told without its meaning."""
-        depth = 0
-        last = "?column?"
-        for token in self._tokens[begin:end]:
-            depth += (token.kind == "(") - (token.kind == ")")
-            if depth:
-                continue
-            if token.kind == ",":
-                yield last
-                last = "?column?"
-            elif token.kind in {"word", "quoted"}:
-                last = token.text
-        yield last
 
     def _label(self, default: str) -> str:
         if self._word("as"):
@@ -563,7 +458,15 @@ class _Reader:
         return error(message, "0A000", hint=HINT)
 
 
-def _is_catalogue(names: list[str]) -> bool:
-    if names[:2] in (["pg_catalog", "."], ["information_schema", "."]):
-        return True
-    return bool(names) and names[0].startswith("pg_") and names[1:2] != ["("]
+def _number(parameter: Token) -> int:
+    number = int(parameter.text[1:])
+    if not 1 <= number <= PARAMETERS_MAX:
+        raise error(f"there is no parameter {parameter.text}", "42P02")
+    return number
+
+
+def _number_type(text: str) -> int:
+    """The type of a number that stands in a statement; one that no integer holds is taken for a float."""
+    if "." in text or len(text) > 18:
+        return FLOAT8
+    return INT4 if int(text) < 2**31 else INT8

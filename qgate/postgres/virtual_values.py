@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from tunnel_proto import pgwire
@@ -26,12 +27,17 @@ FLOAT8: Final = 701
 UNKNOWN: Final = 705
 BPCHAR: Final = 1042
 VARCHAR: Final = 1043
+DATE: Final = 1082
+TIMESTAMPTZ: Final = 1184
+NAMES: Final = 1003  # name[]
 JSONB: Final = 3802
 
 TEXTUAL: Final = frozenset({0, TEXT, UNKNOWN, VARCHAR, BPCHAR, NAME, JSON, JSONB, BYTEA})
 """Types whose values can be the text of a request; 0 is a parameter without a type."""
 
-_SIZES: Final = {BOOL: 1, INT2: 2, INT4: 4, INT8: 8, OID: 4, FLOAT8: 8}
+_SIZES: Final = {BOOL: 1, INT2: 2, INT4: 4, INT8: 8, OID: 4, FLOAT8: 8, DATE: 4, TIMESTAMPTZ: 8}
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+"""PostgreSQL's."""
 _BINARY: Final = {
     INT2: struct.Struct("!h"),
     INT4: struct.Struct("!i"),
@@ -128,11 +134,69 @@ def encoded(value: Any, oid: int, *, binary: bool) -> bytes:
         return (b"\x01" if value else b"\0") if binary else (b"t" if value else b"f")
     if binary and oid in _BINARY:
         return _BINARY[oid].pack(float(value) if oid == FLOAT8 else int(value))
+    if isinstance(value, datetime):
+        return _moment(value, oid, binary=binary)
+    if isinstance(value, tuple):
+        return _array(value, binary=binary)
     data = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
     return b"\x01" + data if binary and oid == JSONB else data
 
 
+def _moment(value: datetime, oid: int, *, binary: bool) -> bytes:
+    """A timestamptz, or a date."""
+    since = value - _EPOCH
+    if oid == DATE:
+        return struct.pack("!i", since.days) if binary else value.strftime("%Y-%m-%d").encode()
+    if binary:
+        return struct.pack("!q", since // timedelta(microseconds=1))
+    return value.strftime("%Y-%m-%d %H:%M:%S.%f+00").encode()
+
+
+def _array(values: tuple[str, ...], *, binary: bool) -> bytes:
+    """A name[] of plain words."""
+    if not binary:
+        return ("{" + ",".join(values) + "}").encode()
+    head = struct.pack("!iiI", 1, 0, NAME) + struct.pack("!ii", len(values), 1)
+    return head + b"".join(struct.pack("!i", len(one)) + one.encode() for one in values)
+
+
 # --- reading messages
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A Bind message: values as they came (None: NULL), which are binary, and the formats of the results."""
+
+    portal: str
+    statement: str
+    values: tuple[bytes | None, ...] = field(repr=False)
+    binary: tuple[bool, ...]
+    formats: tuple[int, ...]
+
+
+def read_bind(payload: bytes) -> Bind:
+    """Read a Bind message. 08P01 where it is malformed."""
+    portal, at = cut(payload, 0)
+    statement, at = cut(payload, at)
+    (count,) = unpack("!H", payload, at)
+    codes = unpack(f"!{count}h", payload, at + 2)
+    at += 2 + 2 * count
+    (count,) = unpack("!H", payload, at)
+    at += 2
+    values: list[bytes | None] = []
+    for _ in range(count):
+        (size,) = unpack("!i", payload, at)
+        at += 4
+        if size < 0:
+            values.append(None)
+            continue
+        if at + size > len(payload):
+            raise pgwire.protocol_violation("insufficient data left in message")
+        values.append(payload[at : at + size])
+        at += size
+    (results,) = unpack("!H", payload, at)
+    formats = unpack(f"!{results}h", payload, at + 2)
+    return Bind(portal, statement, tuple(values), tuple(code == 1 for code in each(codes, count)), formats)
 
 
 def string(payload: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qgate.postgres.virtual_facts import Facts
-from qgate.postgres.virtual_grammar import (
+from qgate.postgres.virtual_grammar import parse
+from qgate.postgres.virtual_statement import (
     COLUMNS,
     Call,
     Catalogue,
@@ -21,9 +23,22 @@ from qgate.postgres.virtual_grammar import (
     Scalars,
     Show,
     parameters_of,
-    parse,
 )
-from qgate.postgres.virtual_values import BYTEA, INT4, JSONB, TEXT, VARCHAR, encoded, text_of
+from qgate.postgres.virtual_values import (
+    BOOL,
+    BYTEA,
+    DATE,
+    FLOAT8,
+    INT4,
+    INT8,
+    JSONB,
+    NAMES,
+    TEXT,
+    TIMESTAMPTZ,
+    VARCHAR,
+    encoded,
+    text_of,
+)
 from tunnel_proto.pgwire import PostgresError
 
 
@@ -141,7 +156,7 @@ def test_what_drivers_say_at_the_start() -> None:
     )
     assert isinstance(catalogue, Catalogue)
     assert len(catalogue.columns) == 4
-    assert catalogue.columns[:2] == ("oid", "a")
+    assert catalogue.columns[:2] == (("oid", TEXT), ("a", TEXT))
     assert parse("") == []
     assert parse(" ; ;") == []
     assert [type(s) for s in parse("BEGIN; SHOW models; COMMIT")] == [Command, Show, Command]
@@ -196,7 +211,12 @@ def test_values_on_the_wire() -> None:
 
 
 def facts() -> Facts:
-    return Facts(user="web", pid=7, startup={"user": "web", "TimeZone": "Europe/Berlin", "extra": "1"})
+    return Facts(
+        user="web",
+        pid=7,
+        startup={"user": "web", "TimeZone": "Europe/Berlin", "extra": "1"},
+        wall=lambda: 0.0,
+    )
 
 
 def test_facts() -> None:
@@ -218,3 +238,104 @@ def test_facts() -> None:
         with pytest.raises(PostgresError) as refused:
             found.set(name, value)
         assert refused.value.sqlstate == sqlstate
+
+
+PRIMARY_KEYS = """
+SELECT result.TABLE_CAT AS "TABLE_CAT", result.KEY_SEQ FROM (SELECT current_database() AS TABLE_CAT,
+(information_schema._pg_expandarray(i.indkey)).n AS KEY_SEQ FROM pg_catalog.pg_class ct
+JOIN pg_catalog.pg_index i ON (ct.oid = i.indrelid) WHERE true AND ct.relname = 'x') result WHERE true
+"""
+
+
+@pytest.mark.parametrize(
+    ("sql", "columns"),
+    [
+        ("SELECT oid, typname AS n FROM pg_type t JOIN x ON true", ["oid", "n"]),
+        ('SELECT table_name FROM "information_schema"."tables"', ["table_name"]),
+        (PRIMARY_KEYS, ["TABLE_CAT", "key_seq"]),
+        ("SELECT * FROM (SELECT n.nspname, c.relname FROM pg_catalog.pg_class c) c", ["nspname", "relname"]),
+        ("SELECT c.* FROM (SELECT n.nspname AS a FROM pg_class n) AS c WHERE a = 'x'", ["a"]),
+        ("(SELECT oid FROM pg_type)", ["oid"]),
+        ("WITH x AS (SELECT oid FROM pg_type) SELECT oid, 1 AS y FROM x", ["oid", "y"]),
+        ("SELECT relname, count(*) FROM pg_class GROUP BY 1", ["relname", "count"]),
+        ("SELECT count(*) > 0 AS there FROM pg_class", ["there"]),
+    ],
+)
+def test_questions_to_the_catalogue(sql: str, columns: list[str]) -> None:
+    found = one(sql)
+    assert isinstance(found, Catalogue)
+    assert [name for name, _ in found.columns] == columns
+    assert found.row is None
+
+
+def test_what_counts_has_a_row_even_over_nothing() -> None:
+    found = one("SELECT count(*), string_agg(word, ',') AS w FROM pg_catalog.pg_get_keywords() WHERE true")
+    assert found == Catalogue((("count", INT8), ("w", TEXT)), (0, None))
+    assert one("SELECT EXISTS (SELECT FROM information_schema.tables)").items == (
+        ("exists", Constant("f", BOOL)),
+    )
+
+
+def test_parameters_of_a_question_to_the_catalogue() -> None:
+    found = one("SELECT relname FROM pg_class WHERE relname = $2::varchar AND relkind = ANY ($1::char[])")
+    assert parameters_of(found) == {2: VARCHAR, 1: 0}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM " + "(SELECT * FROM " * 100 + "pg_class" + ")" * 100,
+        "SELECT EXISTS (SELECT 1)",
+        "SELECT * FROM (SELECT 1 FROM items) x",
+        "WITH x AS (SELECT 1) SELECT * FROM qg('a')",
+        "SELECT qg('task=chat', 'x')",
+    ],
+)
+def test_what_only_looks_like_the_catalogue(sql: str) -> None:
+    with pytest.raises(PostgresError) as refused:
+        parse(sql)
+    assert refused.value.sqlstate == "0A000"
+
+
+def test_more_arguments_and_ends_of_a_call() -> None:
+    call = one("SELECT text FROM public.qg(('a'::text), ((($1)))) LIMIT ALL OFFSET 0")
+    assert (call.request, call.texts, call.limit) == (Constant("a"), (Parameter(1),), None)
+    assert one("SELECT text FROM qg('a', 'b') q LIMIT 5 OFFSET 2").limit == 0
+
+
+def test_values_without_a_table() -> None:
+    asked = facts()
+
+    def value(sql: str) -> list[Any]:
+        return [asked.evaluate(item) for _, item in one(sql).items]
+
+    assert value("SELECT current_setting('server_version_num')::int, '7'::bigint, 1.5, 3000000000") == [
+        (INT4, 180000),
+        (INT8, 7),
+        (FLOAT8, 1.5),
+        (INT8, 3_000_000_000),
+    ]
+    assert value("SELECT now(), current_date") == [
+        (TIMESTAMPTZ, datetime.fromtimestamp(0, UTC)),
+        (DATE, datetime.fromtimestamp(0, UTC)),
+    ]
+    assert value("SELECT current_schemas(true), to_regclass('x'), 't'::bool") == [
+        (NAMES, ("pg_catalog", "public")),
+        (TEXT, None),
+        (BOOL, True),
+    ]
+    with pytest.raises(PostgresError) as refused:
+        value("SELECT 'x'::int")
+    assert refused.value.sqlstate == "22P02"
+    assert parameters_of(one("SELECT set_config('TimeZone', $1, false), $2::int")) == {1: 0, 2: INT4}
+    assert ("timezone", "Europe/Berlin", "") in asked.everything()
+
+
+def test_moments_and_arrays_on_the_wire() -> None:
+    at = datetime(2026, 11, 21, 16, 0, 0, 250_000, UTC)
+    assert encoded(at, TIMESTAMPTZ, binary=False) == b"2026-11-21 16:00:00.250000+00"
+    assert encoded(at, TIMESTAMPTZ, binary=True) == (848_592_000_250_000).to_bytes(8, "big")
+    assert encoded(at, DATE, binary=False) == b"2026-11-21"
+    assert encoded(at, DATE, binary=True) == (9821).to_bytes(4, "big")
+    assert encoded(("a", "bc"), NAMES, binary=False) == b"{a,bc}"
+    assert encoded(("a",), NAMES, binary=True).endswith(b"\0\0\0\1\0\0\0\1\0\0\0\1a")
