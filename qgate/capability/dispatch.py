@@ -130,6 +130,7 @@ class Dispatch:
     _failure: tuple[Failure, str] | None = None
     _denial: Problem | None = None
     _pause_until: float | None = None
+    _woken_at: float | None = None  # when the next tick comes, at the latest
     _paused_before: bool = False
     _crashes: Crashes = field(default_factory=Crashes)
     _evaluated: int = 0
@@ -176,6 +177,7 @@ class Dispatch:
             case NodeDrains():
                 commands = self._drains(fact.node)
             case Tick():
+                self._woken_at = None
                 commands = self._tick(now)
             case Cancelled():
                 commands = self._cancelled()
@@ -526,26 +528,23 @@ class Dispatch:
         if live.queue_until is not None and now >= live.queue_until:
             live.queue_until = None
             return self._look_aside("its queue was too long")
-        if now >= live.heard_at + live.patience_s(self.settings.stall_s, self.demand.input_tokens):
+        if now >= live.silent_at(self.settings.stall_s, self.demand.input_tokens):
             failure = Failure("stalled", "the node has gone silent", retriable=True, blame="node")
             return [Halt(live.number), *self._broke(failure, now)]
         return []
 
     def _awake(self, commands: list[Command], now: float) -> list[Command]:
+        """Ask to be woken where nothing that was asked for comes early enough."""
         if self.state == "over":
             return commands
-        live = self.live
-        times = [
-            self.demand.work.deadline,
-            self._pause_until,
-            live.load_until if live is not None else None,
-            live.queue_until if live is not None else None,
-            live.heard_at + live.patience_s(self.settings.stall_s, self.demand.input_tokens)
-            if live is not None
-            else None,
-        ]
-        due = min((at for at in times if at is not None), default=None)
-        if due is not None:
+        due = self.demand.work.deadline
+        if self._pause_until is not None and (due is None or self._pause_until < due):
+            due = self._pause_until
+        if self.live is not None:
+            its = self.live.due(self.settings.stall_s, self.demand.input_tokens)
+            due = its if due is None or its < due else due
+        if due is not None and (self._woken_at is None or due < self._woken_at):
+            self._woken_at = due
             commands.append(Wake(max(due, now)))
         return commands
 

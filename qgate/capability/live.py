@@ -86,13 +86,23 @@ class LiveAttempt:
         new = ids - self.from_ids
         return Usage(prompt, new, 0, new) if new else NOTHING_USED
 
-    def patience_s(self, stall_s: float, prompt: int) -> float:
-        """How long it may be silent: a long prompt is worked on in silence."""
+    def silent_at(self, stall_s: float, prompt: int) -> float:
+        """When it will have been silent for too long: a long prompt is worked on in silence."""
         if self.first_at is not None:
-            return stall_s
+            return self.heard_at + stall_s
         if self.queued:
             stall_s *= QUEUED_PATIENCE
-        return stall_s + PREFILL_MARGIN * prompt / max(self.candidate.prefill, SLOWEST_PREFILL)
+        working_s = PREFILL_MARGIN * prompt / max(self.candidate.prefill, SLOWEST_PREFILL)
+        return self.heard_at + stall_s + working_s
+
+    def due(self, stall_s: float, prompt: int) -> float:
+        """The next time at which something has to be looked at."""
+        at = self.silent_at(stall_s, prompt)
+        if self.load_until is not None and self.load_until < at:
+            at = self.load_until
+        if self.queue_until is not None and self.queue_until < at:
+            at = self.queue_until
+        return at
 
     def hop(self, usage: Usage | None, reason: str) -> Hop:
         """Its line in the receipt."""
