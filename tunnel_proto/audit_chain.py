@@ -30,11 +30,12 @@ GENESIS = bytes(HASH_BYTES)
 _PERSON = b"qgate-audit-1"
 _HEAD_DOMAIN = "audit head"
 _MARKER_DOMAIN = "audit marker"
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 
 
 def canonical(entry: Mapping[str, Any]) -> str:
     """The one spelling of an entry: sorted keys, no spaces, ASCII. ValueError for NaN and infinities."""
-    return json.dumps(entry, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _encode(entry)
 
 
 def link(previous: bytes, entry: str) -> bytes:

@@ -76,7 +76,7 @@ _FIELDS = tuple(f.name for f in dataclasses.fields(AuditEvent) if f.name != "sta
 
 def spell_time(at: float) -> str:
     """Unix seconds as entries spell them: ISO 8601 in UTC with microseconds."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def entry_of(event: AuditEvent, *, seq: int, gate: str) -> str:

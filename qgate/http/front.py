@@ -38,6 +38,7 @@ class HttpFront:
             lifespan="off",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # the sidecar says where an app connects from
             timeout_keep_alive=self._patience.idle_s,  # type: ignore[arg-type]  # a delay, whole or not
         )
         self._config.load()

@@ -205,14 +205,19 @@ def _narrowed(
         raise Problem(
             f'app "{app}" may not use the pool "{request.pool}"', code="permission_denied", param="model"
         )
-    return dataclasses.replace(
-        request,
-        model=model,
-        data="local-only" if policy.data == "local-only" else request.data,
-        isolation="dedicated" if policy.isolation == "dedicated" else request.isolation,
-        reuse=request.reuse and policy.reuse,
-        move="exact" if request.move == "kindred" and not policy.kindred else request.move,
-    )
+    data = "local-only" if policy.data == "local-only" else request.data
+    isolation = "dedicated" if policy.isolation == "dedicated" else request.isolation
+    reuse = request.reuse and policy.reuse
+    move = "exact" if request.move == "kindred" and not policy.kindred else request.move
+    if (model, data, isolation, reuse, move) == (
+        request.model,
+        request.data,
+        request.isolation,
+        request.reuse,
+        request.move,
+    ):
+        return request
+    return dataclasses.replace(request, model=model, data=data, isolation=isolation, reuse=reuse, move=move)
 
 
 def _merged(
@@ -239,12 +244,12 @@ def _merged(
         }
     merged["model"] = request.model or ""
     seed = merged.get("seed")
-    return dataclasses.replace(
-        request,
-        max_tokens=most,
-        temperature=merged.get("temperature"),
-        seed=seed if isinstance(seed, int) and seed >= 0 else request.seed,
-    ), merged
+    if not isinstance(seed, int) or seed < 0:
+        seed = request.seed
+    temperature = merged.get("temperature")
+    if (most, temperature, seed) == (request.max_tokens, request.temperature, request.seed):
+        return request, merged
+    return dataclasses.replace(request, max_tokens=most, temperature=temperature, seed=seed), merged
 
 
 def _shaped(request: CapabilityRequest, kind: Kind, body: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:

@@ -12,9 +12,10 @@ _NEVER: Final = float("inf")
 class Deadline:
     """Cancels what is inside ``async with`` when its time is over, and raises `TimeoutError` in its place.
 
-    There are two bounds: one for everything, and a nearer one that is set again for each part. ``what`` tells
-    which was passed. Where `asyncio.timeout` makes a timer for every bound, this one looks at the bound when
-    its only timer is due, so that a bound which moves with each piece that arrives costs nothing. Seconds.
+    There are two bounds: one for everything, and a nearer one that is set again for each part, here for the
+    first. ``what`` tells which was passed. Where `asyncio.timeout` makes a timer for every bound, this looks
+    at the bound when its only timer is due, so that one which moves with each piece that arrives costs
+    nothing. Times are seconds.
     """
 
     __slots__ = (
@@ -29,12 +30,12 @@ class Deadline:
         "expired",
     )
 
-    def __init__(self, total_s: float, what: str) -> None:
+    def __init__(self, total_s: float, what: str, part_s: float, part_what: str) -> None:
         self.expired = False
         self._total = total_s
         self._what = what
-        self._part = _NEVER
-        self._part_what = ""
+        self._part = part_s
+        self._part_what = part_what
         self._over = False
         self._task: asyncio.Task[Any]
         self._timer: asyncio.TimerHandle
@@ -64,8 +65,10 @@ class Deadline:
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        self._total += loop.time()
-        self._timer = loop.call_at(self._total, self._due)
+        now = loop.time()
+        self._total += now
+        self._part += now
+        self._timer = loop.call_at(min(self._part, self._total), self._due)
         return self
 
     async def __aexit__(

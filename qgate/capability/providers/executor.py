@@ -41,6 +41,7 @@ ERROR_BODY_MAX: Final = 64 << 10
 KEEP_ALIVE_S: Final = 30.0
 DRAIN_S: Final = 0.5
 DRAIN_MAX: Final = 16 << 10
+_LATE: Final = "did not begin to answer in time"
 _SILENT: Final = "fell silent in the middle of its answer"
 _DIALECTS: Final = {"openai": OpenAIDialect, "anthropic": AnthropicDialect}
 
@@ -172,7 +173,12 @@ class _ProviderCall:
     ) -> None:
         """Everything from the request to `done` or `failed`."""
         failure: Failure
-        deadline = Deadline(self._total(provider), "did not end its answer in time")
+        deadline = Deadline(
+            self._total(provider),
+            "did not end its answer in time",
+            provider.connect_timeout_s + provider.first_byte_timeout_s,
+            _LATE,
+        )
         try:
             dialect = _DIALECTS[provider.kind](self._attempt, provider)
             async with deadline:
@@ -187,7 +193,7 @@ class _ProviderCall:
         except (InvalidAnswerError, EventStreamError) as error:
             failure = http_errors.invalid(provider.name, str(error))
         except TimeoutError:
-            what = deadline.what if deadline.expired else "did not begin to answer in time"
+            what = deadline.what if deadline.expired else _LATE
             failure = Failure("unavailable", f"{provider.name} {what}", retriable=True, blame="provider")
         except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
             failure = self._network(provider, error)
@@ -206,9 +212,6 @@ class _ProviderCall:
     ) -> Failure | None:
         provider = dialect.provider
         call = dialect.call(key)
-        deadline.within(
-            provider.connect_timeout_s + provider.first_byte_timeout_s, "did not begin to answer in time"
-        )
         async with session.post(
             call.url,
             data=_encode(call.body).encode("utf-8", "replace"),
