@@ -154,6 +154,42 @@ def sidecars(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
     return found
 
 
+def workers(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
+    """Whether the enrolled workers are connected, what each finds wrong with its own machine, and whose
+    certificate runs out.
+    """
+    known = list(rows)
+    if not known:
+        return [passed("workers", "none is enrolled")]
+    there = [row for row in known if row.get("connected")]
+    found = [passed("workers", f"{len(there)} of {len(known)} connected")]
+    for row in known:
+        name = f"worker {row.get('name')}"
+        if not row.get("connected"):
+            detail = f"not connected ({row.get('state')})"
+            found.append(failed(name, detail, "systemctl status qdaemon   (on the worker's host)"))
+        ending = expiry(
+            name,
+            unix_time(row.get("expires_at")),
+            now,
+            f"meshctl worker enroll OFFER   (a new offer of {row.get('name')})",
+        )
+        if ending.verdict != "PASSED" and row.get("expires_at"):
+            found.append(ending)
+        if row.get("connected"):
+            found += _of_itself(name, row.get("hardware") or {})
+    return found
+
+
+def _of_itself(name: str, hardware: Mapping[str, Any]) -> list[Verdict]:
+    """A worker's own checks, as they were reported."""
+    told = hardware.get("checks") or ()
+    return [
+        Verdict(str(one["verdict"]).upper(), f"{name}: {one['name']}", str(one["detail"]), str(one["next"]))
+        for one in told
+    ]
+
+
 def route(name: str, reply: Mapping[str, Any]) -> Verdict:
     """Whether a database can be reached and logged in to."""
     if reply.get("ok"):

@@ -69,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _serve(config: Path, settings: QdaemonSettings, notifier: Notifier) -> int:
     from qdaemon.daemon import Daemon
+    from qdaemon.runtimes.llama import confinement
 
+    confinement.forbid_core_dumps()
+    if settings.llama.lock_memory:
+        confinement.lock_memory()  # where that is not possible, self_check tells
     loop = asyncio.get_running_loop()
     raise_open_files(OPEN_FILES)
     daemon = Daemon(settings, node(settings.state_dir).load(now=time.time()))

@@ -30,6 +30,8 @@ from qdaemon.models.store import Entry, ModelStore
 from qdaemon.orders import Orders
 from qdaemon.residency import Residency, ResidencyError
 from qdaemon.runtimes.engine import Runtime
+from qdaemon.runtimes.llama import confinement
+from qdaemon.self_check import Condition, checks
 from qdaemon.settings import QdaemonSettings
 from qdaemon.uplink import Uplink
 from qdaemon.uploads import Upload
@@ -331,13 +333,33 @@ class Daemon:
 
     async def _read_hardware(self) -> None:
         self._hardware_at = self.loop.time()
-        hardware = await self._in_thread(self.probe.hardware)
+        hardware = await self._in_thread(self._described)
         if same_hardware(self.inventory.hardware, hardware):
             return
         self.inventory.hardware = self.residency.hardware = hardware
         for model in self.catalogue.stored():
             self.residency.describe(model)
         self._changed()
+
+    def _described(self) -> Hardware:
+        """The machine, and what is wrong with it. Blocks for milliseconds."""
+        hardware = self.probe.hardware()
+        settings = self._settings
+        engine = self.catalogue.runtimes["llama"]
+        condition = Condition(
+            lock_wanted=settings.llama.lock_memory,
+            lock_problem=confinement.unlockable(),
+            swap=self.probe.swap(),
+            core_dumps=confinement.core_dumps(),
+            folder=settings.model_folder,
+            folder_problem=self.store.problem(),
+            disk_free=self.inventory.load.disk_free,
+            disk_reserve=settings.models.disk_reserve,
+            engine=engine.build if engine.state == "up" else "",
+            engines_up=sum(one.state == "up" for one in self.catalogue.runtimes.values()) - 1,
+            offloads=self._offloads,
+        )
+        return replace(hardware, checks=checks(condition, hardware))
 
     async def _beat(self) -> None:
         """Read the load and report, at the rate of the settings."""

@@ -109,6 +109,16 @@ class Nic:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """What a worker says of one thing on its own machine; ``next`` is the command that mends it."""
+
+    name: str = has(text(64))
+    verdict: str = has(one_of("passed", "warning", "failed"))
+    detail: str = has(_LINE, "")
+    next: str = has(text(512), "")
+
+
+@dataclass(frozen=True, slots=True)
 class Hardware:
     """What a machine is; changes rarely. Sizes in bytes, rates in bytes/s."""
 
@@ -128,6 +138,7 @@ class Hardware:
     gpu_problem: str = has(_LINE, "")  # why GPUs cannot be read, where a driver is there
     nics: tuple[Nic, ...] = has(listed(record(Nic), DEVICES_MAX), ())
     system: str = has(_LINE, "")
+    checks: tuple[Check, ...] = has(listed(record(Check), 2 * DEVICES_MAX), ())
 
 
 @dataclass(frozen=True, slots=True)

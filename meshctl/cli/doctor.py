@@ -92,6 +92,9 @@ def _gate(gate: Gate, status: dict[str, object]) -> Iterator[Verdict]:
         yield enrolled
     else:
         yield from checks.sidecars((row for row in enrolled if row.get("role", "client") == "client"), now)
+    machines = _asked("workers", lambda: gate.items("/workers"))
+    found = [machines] if isinstance(machines, Verdict) else checks.workers(machines, now)
+    yield from found
     routes = _asked("databases", lambda: gate.items("/databases"))
     if isinstance(routes, Verdict):
         yield routes

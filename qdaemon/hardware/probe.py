@@ -9,13 +9,12 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from qdaemon.hardware import bandwidth
+from qdaemon.hardware import bandwidth, control_group
 from qdaemon.hardware.facts import Counters, Rates, inference_flags, rates
 from qdaemon.hardware.measurement import Measurement, better, others
 from qdaemon.hardware.nvml import Gpus
@@ -23,7 +22,6 @@ from tunnel_proto.messages import DEVICES_MAX, Hardware, Load, Nic
 
 _VIRTUAL_NETWORKS = ("lo", "veth", "docker", "br-", "virbr", "tun", "tap", "wg")
 _BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
-_NO_LIMIT = 1 << 60  # cgroup v1 says "no limit" by a number near 2^63
 
 
 class Probe:
@@ -85,7 +83,7 @@ class Probe:
             threads=usable,
             cpu_flags=inference_flags(flags),
             memory=memory.total,
-            memory_limit=self._memory_limit(),
+            memory_limit=self._group().limit,
             swap=psutil.swap_memory().total,
             memory_bandwidth=measured.bandwidth.all if measured else 0.0,
             memory_bandwidth_one=measured.bandwidth.one if measured else 0.0,
@@ -118,6 +116,10 @@ class Probe:
         """Bytes that a load may take before the machine swaps or the control group is killed."""
         return self._available(psutil.virtual_memory().available)
 
+    def swap(self) -> int:
+        """Bytes of swap that this process could be put into."""
+        return int(psutil.swap_memory().total) if self._group().swaps else 0
+
     def reopen_gpus(self) -> None:
         """Look at the GPUs afresh."""
         if self._gpus is not None:
@@ -143,39 +145,12 @@ class Probe:
         )
         return name, frozenset((fields.get("flags") or fields.get("features") or "").split())
 
-    def _memory_limit(self) -> int:
-        """The control group's limit (cgroup v2, then v1), 0 where there is none."""
-        for path in ("fs/cgroup/memory.max", "fs/cgroup/memory/memory.limit_in_bytes"):
-            number = self._number(self._sys / path)
-            if 0 < number < _NO_LIMIT:
-                return number
-        return 0
+    def _group(self) -> control_group.Group:
+        return control_group.read(self._proc, self._sys)
 
     def _available(self, of_machine: int) -> int:
-        limit = self._memory_limit()
-        if not limit:
-            return of_machine
-        for path in ("fs/cgroup/memory.current", "fs/cgroup/memory/memory.usage_in_bytes"):
-            if used := self._number(self._sys / path):
-                # The page cache counts as used there and is given back under pressure.
-                cached = self._cgroup_stat().get("inactive_file", 0)
-                return max(0, min(of_machine, limit - used + cached))
-        return min(of_machine, limit)
-
-    def _cgroup_stat(self) -> Mapping[str, int]:
-        for path in ("fs/cgroup/memory.stat", "fs/cgroup/memory/memory.stat"):
-            with contextlib.suppress(OSError, ValueError):
-                pairs = (line.split() for line in (self._sys / path).read_text().splitlines())
-                return {name: int(value) for name, value in pairs}
-        return {}
-
-    @staticmethod
-    def _number(path: Path) -> int:
-        try:
-            text = path.read_text().strip()
-        except OSError:
-            return 0
-        return int(text) if text.isdigit() else 0
+        left = self._group().available
+        return of_machine if left is None else min(of_machine, left)
 
     def _disk_free(self) -> int:
         folder = self._folder

@@ -109,6 +109,12 @@ class ModelStore:
 
     # --- looking
 
+    def problem(self) -> str:
+        """Why nothing can be added here; empty where it can."""
+        if not self.folder.is_dir():
+            return "there is no such folder"
+        return "" if os.access(self.folder, os.W_OK | os.X_OK) else "it cannot be written to"
+
     def entries(self) -> list[Entry]:
         """Every name and version, oldest first."""
         return self._read().entries

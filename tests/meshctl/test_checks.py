@@ -56,6 +56,26 @@ def test_sidecars_connected_idle_absent_and_ending() -> None:
     assert [one.verdict for one in checks.sidecars(ending, 0)] == ["PASSED", "WARNING"]
 
 
+def test_workers_connected_gone_ending_and_what_they_say_of_themselves() -> None:
+    assert [one.verdict for one in checks.workers([], 0)] == ["PASSED"]
+    told = {"name": "memory lock", "verdict": "warning", "detail": "swap", "next": "swapoff -a"}
+    row = {
+        "name": "gpu1",
+        "state": "present",
+        "connected": True,
+        "expires_at": 100 * DAY,
+        "hardware": {"checks": [told]},
+    }
+    found = checks.workers([row], 0)
+    assert [(one.name, one.verdict, one.next) for one in found] == [
+        ("workers", "PASSED", ""),
+        ("worker gpu1: memory lock", "WARNING", "swapoff -a"),
+    ]
+    gone = checks.workers([{**row, "connected": False}, {**row, "hardware": None}], 99 * DAY)
+    assert [one.verdict for one in gone] == ["PASSED", "FAILED", "WARNING", "WARNING"]
+    assert "systemctl status qdaemon" in gone[1].next
+
+
 @pytest.mark.parametrize(("value", "seconds"), [(5, 5.0), (None, None), ("", None), ("soon", None)])
 def test_times_in_each_form(value: object, seconds: float | None) -> None:
     assert checks.unix_time(value) == seconds

@@ -13,7 +13,7 @@ from qdaemon.hardware.facts import Counters, inference_flags, pcie_bandwidth, ra
 from qdaemon.hardware.measurement import Measurement, better, due, others
 from qdaemon.hardware.nvml import Gpus
 from qdaemon.hardware.probe import Probe, same_hardware
-from tests.qdaemon.fake_nvml import H100, FakeNvml, NVMLError
+from tests.qdaemon.fake_nvml import H100, PARTITIONED, FakeNvml, NVMLError
 from tunnel_proto.messages import Hardware, Report, encode
 
 
@@ -216,6 +216,54 @@ def test_a_gpu_that_shares_the_machines_memory_is_there_without_its_own() -> Non
     gpus = Gpus(FakeNvml([{"name": "Orin"}]))
     (gpu,) = gpus.facts()
     assert (gpu.name, gpu.vram, gpu.problem) == ("Orin", 0, "")
+
+
+def test_a_partitioned_card_is_told_as_its_instances() -> None:
+    gpus = Gpus(FakeNvml([PARTITIONED, {**H100, "uuid": "GPU-2"}]))
+    large, small, whole = gpus.facts()
+    assert [one.index for one in (large, small, whole)] == [0, 1, 2]
+    assert (large.name[-7:], large.vram, large.uuid) == ("3g.40gb", 42_760_404_992, "MIG-1")
+    assert large.bandwidth == pytest.approx(3.35e12 / 2, rel=0.01)
+    assert small.bandwidth == pytest.approx(3.35e12 / 8, rel=0.01)
+    assert large.bus == small.bus == whole.bus
+    loads = gpus.load()
+    assert [one.vram_used for one in loads] == [1 << 30, 0, 1 << 30]
+    assert [one.utilisation for one in loads] == [None, None, 0.37]
+    assert [one.temperature for one in loads] == [41.0] * 3
+
+
+def test_a_partitioned_card_without_instances_is_of_no_use_and_says_so() -> None:
+    gpus = Gpus(FakeNvml([{**PARTITIONED, "instances": {}}]))
+    assert "no instances" in gpus.facts()[0].problem
+    assert "no instances" in gpus.load()[0].problem
+
+
+def test_an_old_drivers_missing_functions_leave_the_rest() -> None:
+    gpus = Gpus(FakeNvml([H100], lacks={"nvmlDeviceGetMigMode", "bits", "ecc"}))
+    (gpu,) = gpus.facts()
+    assert (gpu.name, gpu.bandwidth, gpu.problem) == ("NVIDIA H100 80GB HBM3", 0.0, "")
+    (load,) = gpus.load()
+    assert (load.ecc_errors, load.temperature) == (None, 41.0)
+
+
+def test_an_old_modules_missing_names_leave_the_rest() -> None:
+    gpus = Gpus(
+        FakeNvml([H100]).without("nvmlDeviceGetMigMode", "nvmlDeviceGetMemoryBusWidth", "NVML_VOLATILE_ECC")
+    )
+    (gpu,) = gpus.facts()
+    assert (gpu.vram, gpu.bandwidth, gpu.pcie_width) == (85_520_809_984, 0.0, 16)
+    assert gpus.load()[0].power == 214.35
+
+
+def test_numbers_that_mean_not_available_are_left_out() -> None:
+    none = 0xFFFFFFFF
+    absurd = {**H100, "generation": none, "width": none, "milliwatts": none, "celsius": none, "busy": none}
+    gpus = Gpus(FakeNvml([absurd | {"ecc": 2**64 - 1, "clock": none, "name": "x" * 999}]))
+    (gpu,) = gpus.facts()
+    assert (gpu.bus, gpu.bandwidth, gpu.pcie_generation, len(gpu.name)) == (0.0, 0.0, 0, 256)
+    (load,) = gpus.load()
+    assert (load.utilisation, load.power, load.temperature, load.ecc_errors) == (None, None, None, None)
+    assert encode(Report("w", 0, hardware=Hardware(gpus=gpus.facts())))
 
 
 def test_a_refusal_of_permission_or_a_broken_driver_is_told() -> None:

@@ -20,7 +20,7 @@ from tests.qdaemon.llama import SEA, File, Recorder, chat, child, needs_model, p
 
 pytestmark = needs_model
 
-LONG = Sampling(max_tokens=400, temperature=0)
+LONG = Sampling(max_tokens=400, temperature=0, logit_bias={0: -100.0, 2: -100.0})
 
 
 async def _killed_while_running(model: LlamaChild, *sinks_jobs: tuple[Recorder, str]) -> None:

@@ -10,7 +10,10 @@ import signal
 from pathlib import Path
 from typing import Final
 
+from qdaemon.hardware import control_group
+
 _PR_SET_PDEATHSIG: Final = 1
+_PR_GET_DUMPABLE: Final = 3
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _MCL_CURRENT: Final = 1
@@ -27,11 +30,30 @@ def confine(parent: int) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # first: once it is not dumpable, /proc/self belongs to root
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE), encoding="ascii")
+    forbid_core_dumps()
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def forbid_core_dumps() -> None:
+    """Leave no core dump, nor one to a program that the kernel pipes it to."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def core_dumps() -> str:
+    """Why a core dump of this process may be written; empty where none is."""
+    dumpable = ctypes.CDLL(None, use_errno=True).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+    return "" if dumpable == 0 else "this process may leave a core dump with what clients said"
+
+
+def unlockable() -> str:
+    """Why this process cannot be kept out of swap; empty where it can."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != resource.RLIM_INFINITY and not _has_capability(_CAP_IPC_LOCK):
+        return f"RLIMIT_MEMLOCK is {soft} bytes; allow memlock=infinity or CAP_IPC_LOCK"
+    return ""
 
 
 def lock_memory() -> str:
@@ -40,9 +62,8 @@ def lock_memory() -> str:
     Pages are locked as they are touched. With a small RLIMIT_MEMLOCK nothing is locked: allocations past the
     limit would fail.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft != resource.RLIM_INFINITY and not _has_capability(_CAP_IPC_LOCK):
-        return f"RLIMIT_MEMLOCK is {soft} bytes; allow memlock=infinity or CAP_IPC_LOCK"
+    if problem := unlockable():
+        return problem
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         return f"mlockall failed: {os.strerror(ctypes.get_errno())}"
@@ -58,15 +79,8 @@ def limit_memory(room: int) -> None:
 def available_memory() -> int:
     """Bytes that this machine could give, by /proc/meminfo and the control group's limit."""
     found = _meminfo("MemAvailable") + _meminfo("SwapFree")
-    for folder in ("/sys/fs/cgroup",):
-        try:
-            limit = Path(folder, "memory.max").read_text(encoding="ascii").strip()
-            used = int(Path(folder, "memory.current").read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            continue
-        if limit.isdigit():
-            found = min(found, max(int(limit) - used, 0))
-    return found
+    left = control_group.read().available
+    return found if left is None else min(found, left)
 
 
 def status_bytes(name: str) -> int:

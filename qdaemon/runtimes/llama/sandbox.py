@@ -110,6 +110,8 @@ def _fork(control: socket.socket, template: jinja2.Template | None, limits: Fram
         try:
             control.close()
             ours.close()
+            if limits["lock"]:
+                confinement.lock_memory()  # a fork inherits no locks
             _limit_memory(limits["memory"])
             _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
             theirs.close()

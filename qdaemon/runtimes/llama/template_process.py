@@ -61,6 +61,7 @@ class TemplateProcess:
             "memory": self._settings.template_memory,
             "seconds": self._settings.template_seconds,
             "output": self._output,
+            "lock": self._settings.lock_memory,
         }
         loop = asyncio.get_running_loop()
         try:
