@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from qgate.postgres.fingerprint import Fingerprint, Fingerprints, classes_within
+from qgate.postgres.statement import MAX_TOKENS, TooLongError
 from tunnel_proto.pgwire import (
     MAX_MESSAGE,
     PostgresError,
@@ -56,6 +57,9 @@ MAX_PREPARED: Final = 10_000
 """Prepared statements whose fingerprint is remembered; later ones are relayed but audited without a text."""
 
 _TOO_LONG: Final = f"the statement is longer than {MAX_EXAMINED} bytes and cannot be examined"
+_TOO_MANY: Final = (
+    f"the statement has more than {MAX_TOKENS} tokens and cannot be examined: use COPY, or split it"
+)
 MAX_DENIALS: Final = 1000
 """Denied statements whose failure upstream is awaited."""
 
@@ -346,7 +350,10 @@ class Conversation:
         if length >= self._examine:
             why = _TOO_LONG
         else:
-            why = self._verdict(classes_within(text) if found.partial else found.classes)
+            try:
+                why = self._verdict(classes_within(text) if found.partial else found.classes)
+            except TooLongError:
+                why = _TOO_MANY
         return self._deny(kind, name, why) if why else None
 
     def _deny(self, kind: int, name: bytes, why: str) -> bytes:

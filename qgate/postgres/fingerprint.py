@@ -18,7 +18,7 @@ from qgate.postgres.statement import classes_of
 
 MAX_TEXT: Final = 2000
 """Characters kept of a normalised text."""
-MAX_EXAMINED: Final = 65_536
+MAX_EXAMINED: Final = 32_768
 """Bytes of a statement that are looked at for its fingerprint."""
 _LONG_KEY: Final = 512
 
@@ -166,7 +166,7 @@ def normalise(text: bytes) -> Fingerprint:
 
 
 def classes_within(text: bytes) -> frozenset[str]:
-    """The classes of all statements in ``text``, however long it is."""
+    """The classes of all statements in ``text``; raises TooLongError where it has too many tokens."""
     return classes_of(text.decode("utf-8", "replace"))
 
 

@@ -19,14 +19,14 @@ PARAMETER: Final = "parameter"
 OPERATOR: Final = "operator"
 
 # White space between the parts of one string constant: it holds a line break.
-_CONTINUED: Final = r"(?>(?:[ \t\f\v]|--[^\r\n]*)*[\r\n](?:[ \t\n\r\f\v]|--[^\r\n]*[\r\n])*)"
+_CONTINUED: Final = r"(?:[ \t\f\v]|--[^\r\n]*+)*+[\r\n](?:[ \t\n\r\f\v]|--[^\r\n]*+[\r\n])*+"
 # A word begins with a letter or anything beyond ASCII, and goes on with digits and dollars too.
 _TEMPLATE: Final = r"""
   (?P<space>[ \t\n\r\f\v]+|--[^\r\n]*)
 | (?P<comment>/\*)
-| (?P<escape>[eE]'(?:[^'\\]|\\.|''|'CONTINUED')*(?:'|\\?\Z))
-| (?P<string>[bBxX]'[^']*(?:'|\Z)|(?:[nN]|[uU]&)?'PLAIN(?:'|\Z))
-| (?P<quoted>(?:[uU]&)?"(?:[^"]|"")*(?:"|\Z))
+| (?P<escape>[eE]'(?:[^'\\]++|\\.|''|'CONTINUED')*+(?:'|\\?\Z))
+| (?P<string>[bBxX]'[^']*(?:'|\Z)|(?:[nN]|[uU]&)?'PLAIN(?:'|\\?\Z))
+| (?P<quoted>(?:[uU]&)?"(?:[^"]++|"")*+(?:"|\Z))
 | (?P<parameter>\$[0-9]+)
 | (?P<dollar>\$(?:[A-Za-z_\x80-\U0010ffff][0-9A-Za-z_\x80-\U0010ffff]*)?\$)
 | (?P<number>
@@ -37,20 +37,38 @@ _TEMPLATE: Final = r"""
 | (?P<operator>(?:(?!--|/\*)[-+*/<>=~!@\#%^&|`?:])+)
 | (?P<other>.)
 """.replace("CONTINUED", _CONTINUED)
-_STANDARD: Final = re.compile(_TEMPLATE.replace("PLAIN", "(?:[^']|'')*"), re.VERBOSE | re.DOTALL)
-_BACKSLASH: Final = re.compile(
-    _TEMPLATE.replace("PLAIN", rf"(?:[^'\\]|\\.|''|'{_CONTINUED}')*"), re.VERBOSE | re.DOTALL
+_STANDARD_STRING: Final = "(?:[^']++|'')*+"
+_BACKSLASH_STRING: Final = rf"(?:[^'\\]++|\\.|''|'{_CONTINUED}')*+"
+# Rows of plain literals, and lists of them, make long statements long. None of these can be read in two ways.
+_ATOM: Final = (
+    r"(?>[-+]?[0-9]+(?:\.[0-9]+)?(?![\w.$])|\$[0-9]+(?![\w$])|'[^'\\]*+(?:''[^'\\]*+)*+'"
+    r"|(?i:null|true|false|default)(?![\w$]))"
 )
+_LIST: Final = rf"(?>{_ATOM}(?:\s*+,\s*+{_ATOM})*+)"
+_FOLDED: Final = rf"""
+  (?P<rows>\(\s*+{_LIST}\s*+\)(?:\s*+,\s*+\(\s*+{_LIST}\s*+\))*+)
+| (?P<list>{_ATOM}(?:\s*+,\s*+{_ATOM})++)
+| """
+_PATTERNS: Final = {
+    (backslash, folded): re.compile(
+        (_FOLDED if folded else "")
+        + _TEMPLATE.replace("PLAIN", _BACKSLASH_STRING if backslash else _STANDARD_STRING),
+        re.VERBOSE | re.DOTALL,
+    )
+    for backslash in (False, True)
+    for folded in (False, True)
+}
 _SIGN_KEEPERS: Final = frozenset("~!@#%^&|`?")
 _COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 
 
-def tokens(text: str, *, backslash_escapes: bool = False) -> Iterator[tuple[str, str]]:
+def tokens(text: str, *, backslash_escapes: bool = False, fold: bool = False) -> Iterator[tuple[str, str]]:
     """``(kind, text)`` of every token; kinds are this module's constants, punctuation is its own kind.
 
-    ``backslash_escapes`` reads plain strings as with ``standard_conforming_strings`` off.
+    ``backslash_escapes`` reads plain strings as with ``standard_conforming_strings`` off. ``fold`` gives one
+    number for a list of plain literals, and one row for many of them.
     """
-    pattern = _BACKSLASH if backslash_escapes else _STANDARD
+    pattern = _PATTERNS[backslash_escapes, fold]
     at, end = 0, len(text)
     while at < end:
         match = pattern.match(text, at)
@@ -69,10 +87,17 @@ def tokens(text: str, *, backslash_escapes: bool = False) -> Iterator[tuple[str,
             yield STRING, match[0]
         elif kind == "operator":
             token = _operator(match[0])
-            at = match.start() + len(token)
             yield OPERATOR, token
+            for sign in match[0][len(token) :]:  # only + and - are left, each an operator of its own
+                yield OPERATOR, sign
         elif kind == "other":
             yield match[0], match[0]
+        elif kind == "rows":
+            yield "(", "("
+            yield NUMBER, "0"
+            yield ")", ")"
+        elif kind == "list":
+            yield NUMBER, "0"
         else:
             assert kind is not None
             yield kind, match[0]

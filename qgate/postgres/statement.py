@@ -54,7 +54,15 @@ _BY_WORD: Final = {
     for word in words.split()
 }
 _WRITES: Final = frozenset({"insert", "update", "delete", "merge"})
+_LONG: Final = 4096
+"""Characters from which on rows of literals are folded while they are read."""
+MAX_TOKENS: Final = 50_000
+"""Tokens of a text that are looked at, folded rows counted as one: the event loop waits for it meanwhile."""
 _Token = tuple[str, str]
+
+
+class TooLongError(Exception):
+    """A text of more than `MAX_TOKENS` tokens."""
 
 
 _SECOND_BYTE: Final = re.compile(r"(?<=[\x80-\U0010ffff])[@\[\\\]^`{|}~]")
@@ -62,7 +70,10 @@ _SECOND_BYTE: Final = re.compile(r"(?<=[\x80-\U0010ffff])[@\[\\\]^`{|}~]")
 
 
 def classes_of(text: str) -> frozenset[str]:
-    """Classes of every statement in ``text``; empty for a text that holds none."""
+    """Classes of every statement in ``text``; empty for a text that holds none.
+
+    Raises TooLongError for more than `MAX_TOKENS` tokens.
+    """
     found = _readings(text)
     if _SECOND_BYTE.search(text) is not None:
         found |= _readings(_SECOND_BYTE.sub("x", text))
@@ -70,16 +81,19 @@ def classes_of(text: str) -> frozenset[str]:
 
 
 def _readings(text: str) -> set[str]:
-    found = _classes(tokens(text))
+    fold = len(text) > _LONG
+    found = _classes(tokens(text, fold=fold))
     if "\\'" in text:
-        found |= _classes(tokens(text, backslash_escapes=True))
+        found |= _classes(tokens(text, backslash_escapes=True, fold=fold))
     return found
 
 
 def _classes(stream: Iterable[_Token]) -> set[str]:
     found: set[str] = set()
     statement: list[_Token] = []
-    for token in stream:
+    for number, token in enumerate(stream):
+        if number >= MAX_TOKENS:
+            raise TooLongError
         if token[0] == ";":
             _classify(statement, found)
             statement = []

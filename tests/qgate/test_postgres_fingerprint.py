@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgate.postgres.fingerprint import Fingerprints, collapse, normalise
 from qgate.postgres.lexer import tokens
-from qgate.postgres.statement import STATEMENT_CLASSES, classes_of
+from qgate.postgres.statement import STATEMENT_CLASSES, TooLongError, classes_of
 
 
 @pytest.mark.parametrize(
@@ -141,3 +143,30 @@ def test_classes(text: str, classes: str) -> None:
 def test_tokens_cover_every_character_that_is_not_space() -> None:
     text = "SELECT a.b,'x' FROM \"t\" WHERE c>=1.5e3 AND $1"
     assert "".join(token for _, token in tokens(text)) == text.replace(" ", "")
+
+
+PIECES = r"""(~)~,~ ~, ~;~1~2.5~-1~'a'~'it''s'~'~$1~null~TRUE~--~e'\''~\'~insert into t values ~select ~
+with a as (~delete~update ~/*~*/~$$~"~x~E~copy (~into~explain ~1.5.2~0x1f~1_000~nulls~prepare p as """
+FOLDABLE = st.lists(st.sampled_from([*PIECES.replace("\n", "").split("~"), "\n"]), max_size=40).map("".join)
+
+
+@given(FOLDABLE)
+def test_folding_rows_changes_no_class(text: str) -> None:
+    assert classes_of(text + " " * 5000) == classes_of(text)
+
+
+def test_a_bulk_insert_of_a_megabyte_is_examined_and_endless_tokens_are_refused() -> None:
+    rows = "(1, 'a b''c', 2.5, null, $4), " * 30_000
+    assert classes_of(f"insert into t values {rows}(1)") == {"insert"}
+    assert classes_of(f"select * from t where id in ({'12345, ' * 100_000}1)") == {"select"}
+    with pytest.raises(TooLongError):
+        classes_of("(" * 60_000)
+
+
+@pytest.mark.parametrize(
+    "text", ["'--" + " " * 30_000, "1" + "+" * 30_000, "'\\" * 15_000, "e'" + "\\" * 30_001]
+)
+def test_no_text_takes_more_than_its_length(text: str) -> None:
+    began = time.process_time()
+    classes_of(text)
+    assert time.process_time() - began < 1  # a quadratic reading took ten
