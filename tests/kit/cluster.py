@@ -22,7 +22,7 @@ from qgate.store.embedded import EmbeddedPostgres
 from tests.kit.process import wait_until
 
 _SETTINGS = {
-    "max_connections": "400",
+    "max_connections": "1000",
     "shared_buffers": "128MB",
     "wal_level": "logical",
     "max_wal_senders": "8",
