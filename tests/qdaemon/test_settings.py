@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
+from qdaemon.__main__ import STOP_S
 from qdaemon.settings import QdaemonSettings
 from tunnel_proto.errors import ConfigError
+from tunnel_proto.process import ExitCode
 from tunnel_proto.settings import load, loads, options
 
 EXAMPLE = Path(__file__).parents[2] / "conf.example" / "qdaemon.toml"
@@ -45,6 +48,17 @@ def test_what_it_shows_of_engines_can_be_used() -> None:
 def test_a_wrong_file_says_what_is_wrong(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         loads(text, QdaemonSettings)
+
+
+def test_the_unit_waits_for_a_drain_and_keeps_clients_words_in_memory() -> None:
+    unit = ConfigParser(strict=False, interpolation=None)
+    unit.read(EXAMPLE.parent / "systemd" / "qdaemon.service")
+    service = unit["Service"]
+    assert float(service["TimeoutStopSec"]) >= QdaemonSettings().drain_s + STOP_S
+    assert service["LimitCORE"] == "0"
+    assert service["LimitMEMLOCK"] == "infinity"
+    assert service["KillMode"] == "mixed"
+    assert str(int(ExitCode.CONFIG)) in service["RestartPreventExitStatus"].split()
 
 
 def test_models_lie_under_the_state_directory_unless_told_otherwise() -> None:
