@@ -115,6 +115,33 @@ _DECLARED = (
         maximum=36_500,
     ),
     Setting(
+        "replication.backfill_kb_s",
+        int,
+        20_000,
+        "How fast this pool fetches a peer's log when it is far behind, in kB/s before compression; "
+        "0 sets no bound.",
+        minimum=0,
+        maximum=10_000_000,
+    ),
+    Setting(
+        "replication.copies",
+        int,
+        2,
+        "How many other pools should have a readable copy of what this pool publishes; "
+        "meshctl pool redundancy shows how many do.",
+        minimum=0,
+        maximum=50,
+    ),
+    Setting(
+        "replication.keep_entries",
+        int,
+        100_000,
+        "Once the log has twice as many entries, its beginning is replaced by a signed snapshot, "
+        "so that so many stay; 0 never truncates.",
+        minimum=0,
+        maximum=1_000_000_000,
+    ),
+    Setting(
         "app.rotate_overlap_s",
         float,
         3600.0,
@@ -183,6 +210,53 @@ _DECLARED = (
         int,
         400,
         "Receipts, past periods of budgets and the journal of shifts are removed after so many days.",
+        minimum=1,
+        maximum=36_500,
+    ),
+    Setting(
+        "failover.mode",
+        str,
+        "auto",
+        "Whether sidecars and workers of this pool move to a paired pool by themselves when all gates here "
+        "are dead (auto), or stay and wait for an order (manual): meshctl failover auto, manual.",
+        choices=("auto", "manual"),
+    ),
+    Setting(
+        "failover.guest_databases",
+        str,
+        "*",
+        "Databases that apps of paired pools may use here while their own pool is dead, where those apps may "
+        "use a database of the same name at home: name patterns separated by commas; empty: none.",
+    ),
+    Setting(
+        "failover.spares",
+        int,
+        4,
+        "How many verifiers of an app's password are made for pools that it may fail over to, as it is "
+        "created or rotated: a pool that is paired later gets one of them.",
+        minimum=0,
+        maximum=32,
+    ),
+    Setting(
+        "incident.escalate_s",
+        float,
+        900.0,
+        "How long an incident may stay open without an answer before it is escalated, in seconds; 0: never.",
+        minimum=0.0,
+        maximum=30 * 86_400.0,
+    ),
+    Setting(
+        "incident.hook",
+        str,
+        "",
+        "A program that is run, without a shell, when an incident is escalated; it gets the incident as JSON "
+        "on its standard input. Empty: none.",
+    ),
+    Setting(
+        "incident.keep_days",
+        int,
+        400,
+        "Moves and resolved incidents are removed from the journal after so many days.",
         minimum=1,
         maximum=36_500,
     ),

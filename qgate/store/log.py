@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from qgate.federation.log.entry import Contents, Entry, read_entry
 from qgate.federation.log.replica import Known, ReplicaState
+from qgate.federation.log.snapshot import Snapshot
 from qgate.federation.log.vector import EMPTY, Head
 from qgate.store.database import Connection
 from tunnel_proto.certificate import OnlineCertificate, read_online
@@ -285,6 +286,42 @@ async def kept_aside(connection: Connection, origin: bytes, incarnation: bytes, 
     return [_row(row) for row in rows]
 
 
+# --- snapshots
+
+
+async def truncate(connection: Connection, snapshot: Snapshot, kept: Sequence[int]) -> int:
+    """Keep a snapshot and delete the entries that it makes superfluous; returns how many went."""
+    await connection.execute(
+        """
+        INSERT INTO log_snapshots (origin, seq, snapshot) VALUES ($1, $2, $3)
+        ON CONFLICT (origin) DO UPDATE SET seq = excluded.seq, snapshot = excluded.snapshot, at = now()
+        """,
+        snapshot.pool,
+        snapshot.head.seq,
+        snapshot.raw,
+    )
+    done = await connection.execute(
+        "DELETE FROM log_entries WHERE origin = $1 AND seq <= $2 AND NOT seq = ANY($3::bigint[])",
+        snapshot.pool,
+        snapshot.head.seq,
+        list(kept),
+    )
+    return int(done.split()[-1])
+
+
+async def snapshot_of(connection: Connection, origin: bytes) -> bytes | None:
+    """The newest snapshot of a log, as it was signed."""
+    found: bytes | None = await connection.fetchval(
+        "SELECT snapshot FROM log_snapshots WHERE origin = $1", origin
+    )
+    return found
+
+
+async def snapshot_seq(connection: Connection, origin: bytes) -> int:
+    """The entry up to which a log may be truncated; 0 where it is whole."""
+    return int(await connection.fetchval("SELECT seq FROM log_snapshots WHERE origin = $1", origin) or 0)
+
+
 # --- replicas
 
 
@@ -383,20 +420,38 @@ async def certificates(connection: Connection, origin: bytes) -> dict[bytes, tup
 # --- copies of our own log elsewhere
 
 
-async def put_copy(connection: Connection, pool: bytes, head: Head, how: str, at: Any) -> None:
-    """A pool said that it has our log up to ``head``."""
+async def put_copy(connection: Connection, pool: bytes, head: Head, *, ours: bool, how: str, at: Any) -> None:
+    """A pool said that it has our log up to ``head``; ``ours``: our log has that very entry."""
     await connection.execute(
         """
-        INSERT INTO log_copies (pool, incarnation, seq, hash, how, at) VALUES ($1, $2, $3, $4, $5, $6)
-        ON CONFLICT (pool) DO UPDATE SET incarnation = excluded.incarnation, seq = excluded.seq,
-            hash = excluded.hash, how = excluded.how, at = excluded.at
+        INSERT INTO log_copies (pool, incarnation, seq, hash, ours, how, at) VALUES ($1, $2, $3, $4, $5, $6,
+        $7) ON CONFLICT (pool) DO UPDATE SET incarnation = excluded.incarnation, seq = excluded.seq,
+            hash = excluded.hash, ours = excluded.ours, how = excluded.how, at = excluded.at
         """,
         pool,
         head.incarnation,
         head.seq,
         head.hash,
+        ours,
         how,
         at,
+    )
+
+
+async def contradicted(connection: Connection) -> bool:
+    """Whether a pool has entries of our log that the log has not."""
+    return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM log_copies WHERE NOT ours)"))
+
+
+async def clear_claims(connection: Connection, origin: bytes, pools: Iterable[bytes] = ()) -> None:
+    """Look again at what pools said to have of our log ``origin``; believe nothing more of ``pools``."""
+    await connection.execute("DELETE FROM log_copies WHERE NOT ours AND pool = ANY($1::bytea[])", list(pools))
+    await connection.execute(
+        """
+        UPDATE log_copies AS c SET ours = true FROM log_entries AS e
+        WHERE NOT c.ours AND e.origin = $1 AND e.seq = c.seq AND e.hash = c.hash
+        """,
+        origin,
     )
 
 

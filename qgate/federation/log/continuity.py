@@ -8,17 +8,21 @@ of its own, and what peers say they have of us.
 
     state      | event                                        | next
     -----------+----------------------------------------------+-----------------------------------------------
-    starting   | store seen, all three agree                  | publishing
-               | store seen, it is another than last time     | asking
-    publishing | a peer has more of us, or something else     | reclaiming from the one that has most
+    starting   | store seen                                   | asking; suspicious where the two do not agree
     asking     | a peer has more of us, or something else     | reclaiming from the one that has most
                | all known peers have answered, none has more | publishing: nothing was lost
-               | some answered, `PATIENCE_S` passed           | opening: who is silent may have more
+               | there are none that could be asked           | publishing; suspicious: opening
+               | some answered, patience is over              | publishing; suspicious: opening
                | nobody answered                              | asking: publishing waits, local writes do not
-               | there are no peers                           | opening
-    reclaiming | our tail is back                             | the next one that has more, or opening
+    reclaiming | our tail is back                             | the next one that has more, or asking, lost
                | it could not prove its claim                 | as if it had said nothing
+    asking,    | all have answered, or patience is over       | opening
+    lost       |                                              |
     opening    | the incarnation is open                      | publishing
+    publishing | a peer has more of us, or something else     | reclaiming from the one that has most
+
+A machine that was restored as a whole, store and files, shows by nothing but its peers. So even who finds
+nothing suspicious asks first; while nobody can hear us, nothing is lost by not signing.
 """
 
 from __future__ import annotations
@@ -29,8 +33,11 @@ from typing import Final, Literal
 
 from qgate.federation.log.vector import EMPTY, Head
 
-PATIENCE_S: Final = 30.0
-"""How long silent peers are waited for once one has answered."""
+PATIENCE_S: Final = 5.0
+"""How long silent peers are waited for once one has answered, where nothing is suspicious."""
+
+SUSPICIOUS_PATIENCE_S: Final = 30.0
+"""The same where the store is another, or something is known to be lost."""
 
 Phase = Literal["starting", "asking", "reclaiming", "opening", "publishing"]
 
@@ -104,6 +111,7 @@ class ContinuityState:
     answered: frozenset[bytes] = frozenset()
     claims: Mapping[bytes, Head] = field(default_factory=dict)
     reclaiming: bytes | None = None
+    suspicious: bool = False  # the store is another than the one that was published from
     lost: bool = False  # something of ours is known to have been missing
     patience_until: float | None = None
 
@@ -131,14 +139,24 @@ def step(state: ContinuityState, event: Event, now: float) -> tuple[ContinuitySt
 def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
     match event:
         case StoreSeen(head, same, noted, noted_ours):
-            state = replace(state, head=head, answered=frozenset(), claims={}, reclaiming=None, lost=False)
-            if noted is not None and not noted_ours:
-                reason = f"this gate had seen entry {noted.seq}, and the store does not have it"
-                return replace(state, phase="asking", lost=True, reason=reason, patience_until=None)
+            lost = noted is not None and not noted_ours
+            reason = "peers are asked what they have of our log"
             if not same:
                 reason = "the store is another than the one that was published from"
-                return replace(state, phase="asking", reason=reason, patience_until=None)
-            return replace(state, phase="publishing", reason="")
+            if noted is not None and lost:
+                reason = f"this gate had seen entry {noted.seq}, and the store does not have it"
+            return replace(
+                state,
+                phase="asking",
+                head=head,
+                reason=reason,
+                answered=frozenset(),
+                claims={},
+                reclaiming=None,
+                suspicious=not same,
+                lost=lost,
+                patience_until=None,
+            )
         case PeersKnown(pools):
             claims = {pool: head for pool, head in state.claims.items() if pool in pools}
             return replace(state, peers=pools, answered=state.answered & pools, claims=claims)
@@ -148,7 +166,7 @@ def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
                 claims[pool] = head
             patience = state.patience_until
             if state.phase == "asking" and patience is None:
-                patience = now + PATIENCE_S
+                patience = now + _patience(state)
             return replace(state, answered=state.answered | {pool}, claims=claims, patience_until=patience)
         case TailReclaimed(pool, head):
             claims = {one: at for one, at in state.claims.items() if one != pool}
@@ -157,7 +175,7 @@ def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
             claims = {one: at for one, at in state.claims.items() if one != pool}
             return replace(state, claims=claims, reclaiming=None, phase="asking")
         case Advanced(head):
-            return replace(state, head=head, phase="publishing", lost=False, reason="")
+            return replace(state, head=head, phase="publishing", suspicious=False, lost=False, reason="")
         case Woke():
             return state
 
@@ -167,17 +185,23 @@ def _decide(state: ContinuityState, now: float) -> ContinuityState:
         return state
     if state.claims:
         pool, head = max(state.claims.items(), key=lambda claim: (claim[1].seq, claim[0]))
-        reason = state.reason or f"a peer has entry {head.seq} of ours, which the store does not have"
+        reason = f"a peer has entry {head.seq} of ours, which the store does not have"
         return replace(state, phase="reclaiming", reclaiming=pool, reason=reason, patience_until=None)
     if state.phase == "publishing":
         return state
     everybody = state.peers <= state.answered
-    if everybody and state.peers and not state.lost:
-        return replace(state, phase="publishing", reason="", patience_until=None)
     impatient = state.patience_until is not None and now >= state.patience_until
-    if everybody or impatient:
+    if not everybody and not impatient:
+        if state.patience_until is None and state.answered:
+            return replace(state, patience_until=now + _patience(state))
+        return state
+    if state.lost or (state.suspicious and (impatient or not state.peers)):
         return replace(state, phase="opening", patience_until=None)
-    return state
+    return replace(state, phase="publishing", suspicious=False, reason="", patience_until=None)
+
+
+def _patience(state: ContinuityState) -> float:
+    return SUSPICIOUS_PATIENCE_S if state.suspicious or state.lost else PATIENCE_S
 
 
 def _ready(state: ContinuityState) -> Ready:

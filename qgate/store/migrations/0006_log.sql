@@ -92,11 +92,13 @@ CREATE TABLE log_snapshots (
 );
 
 -- What others have of our log, by their own word: a question of theirs over a link, or an archive's receipt.
+-- ours: whether our log has that very entry. Where it has not, nothing is signed until that is cleared up.
 CREATE TABLE log_copies (
     pool        bytea PRIMARY KEY,
     incarnation bytea NOT NULL,
     seq         bigint NOT NULL,
     hash        bytea NOT NULL,
+    ours        boolean NOT NULL,
     how         text NOT NULL,
     at          timestamptz NOT NULL
 );

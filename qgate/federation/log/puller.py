@@ -1,0 +1,421 @@
+"""Fetches one pool's log: asks, takes what comes, waits for news. Also fetches our own tail back after a
+restore.
+
+    links say that the pool is up → open a stream → Pull, take, Pull ... until its end → wait for News → Pull
+    ...
+
+Of a pool's gates one fetches at a time (a lease in the store); of a batch, entries that another gate took
+meanwhile are duplicates and cost nothing but their bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import structlog
+
+from qgate.federation.log import vector
+from qgate.federation.log.entry import check_contents, check_signature
+from qgate.federation.log.pace import Pace
+from qgate.federation.log.problems import LogProblem
+from qgate.federation.log.publisher import head_of, place
+from qgate.federation.log.replica import Forked, Gap, Refused
+from qgate.federation.log.replicas import Arrived, Replicas, Taken, arrived, own_certificates
+from qgate.federation.log.sequencer import Sequencer
+from qgate.federation.log.stream_ear import LogStream
+from qgate.federation.log.vector import Head
+from qgate.federation.peer import Peer
+from qgate.store import Store, StoreUnavailableError
+from qgate.store import log as table
+from qgate.store.database import Connection
+from qgate.store.log import Row
+from tunnel_proto.errors import MeshError, TunnelError
+from tunnel_proto.link import Stream, StreamReceiver
+from tunnel_proto.log_messages import (
+    KIND_LOG,
+    Certificates,
+    Entries,
+    Fill,
+    Filled,
+    LogMessage,
+    News,
+    Pull,
+    Snapshot,
+    Sorry,
+)
+
+LOOK_S: Final = 30.0
+"""How often a pool is asked although it told no news: a lost message must not matter."""
+
+RETRY_FIRST_S: Final = 0.5
+RETRY_MOST_S: Final = 60.0
+FILL_MAX: Final = 500
+SNAPSHOT_BYTES_MAX: Final = 256 * 1024 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Links(Protocol):
+    """What the puller needs of the tunnels between pools."""
+
+    def up(self, pool_key: bytes) -> bool:
+        """Whether a stream to that pool can be opened now."""
+
+    def open(self, pool_key: bytes, kind: str, meta: dict[str, Any], receiver: StreamReceiver) -> Stream:
+        """Open a stream. LocalProtocolError where no link is up."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How fetching a pool's log goes, for people. ``behind`` in entries, None while unknown."""
+
+    state: str = "waiting"  # waiting, fetching, current, refused, quarantined, reclaiming
+    problem: str = ""
+    behind: int | None = None
+    entries: int = 0
+    applied: int = 0
+    bytes: int = 0
+    heard_at: float | None = None
+    held_until: float | None = None
+    seen: dict[str, int] = field(default_factory=dict)
+
+
+class Puller:
+    """Keeps the replica of one pool's log current. `pace()` is the bytes/s that a backfill may take."""
+
+    def __init__(
+        self,
+        pool_key: bytes,
+        *,
+        own_key: bytes,
+        gate: str,
+        store: Store,
+        links: Links,
+        peer: Callable[[bytes], Peer | None],
+        replicas: Replicas,
+        sequencer: Sequencer,
+        reclaim: Callable[[Connection, Row], Awaitable[None]],
+        rate: Callable[[], float],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.progress = Progress()
+        self.stir = asyncio.Event()
+        self.wanted: asyncio.Future[Head | None] | None = None
+        self._key = pool_key
+        self._own = own_key
+        self._gate = gate
+        self._store = store
+        self._links = links
+        self._peer = peer
+        self._replicas = replicas
+        self._sequencer = sequencer
+        self._reclaim = reclaim
+        self._rate = rate
+        self._clock = clock
+        self._pace = Pace(0.0)
+        self._number = 0
+        self._ear: LogStream | None = None
+
+    def look(self) -> None:
+        """Something may have changed: ask now."""
+        self.stir.set()
+
+    async def fetch_own(self) -> Head | None:
+        """Get back what that pool has of our own log; the head after it, None where it could show nothing."""
+        if self.wanted is None:
+            self.wanted = asyncio.get_running_loop().create_future()
+            self.stir.set()
+        return await asyncio.shield(self.wanted)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        wait = RETRY_FIRST_S
+        try:
+            while True:
+                self.stir.clear()
+                if not self._links.up(self._key):
+                    self.progress.state = "waiting"
+                    self._disappoint()
+                    await self._pause(LOOK_S)
+                    continue
+                try:
+                    await self._session()
+                    wait = RETRY_FIRST_S
+                except StoreUnavailableError as error:
+                    self.progress.problem = error.message
+                except MeshError as error:
+                    self.progress.problem = error.message
+                    if self.progress.state not in {"refused", "quarantined"}:
+                        self.progress.state = "waiting"
+                    self._disappoint()
+                await self._pause(wait)
+                wait = min(2 * wait, RETRY_MOST_S)
+        finally:
+            self._close()
+
+    # --- one stream
+
+    async def _session(self) -> None:
+        ear = LogStream()
+        ear.attach(self._links.open(self._key, KIND_LOG, {}, ear))
+        self._ear = ear
+        inbox: asyncio.Queue[LogMessage | TunnelError] = asyncio.Queue()
+        reader = asyncio.get_running_loop().create_task(self._read(ear, inbox))
+        try:
+            while True:
+                self.stir.clear()
+                peer = self._peer(self._key)
+                if peer is None or peer.state != "paired":
+                    return
+                if self.wanted is not None:
+                    await self._fetch_own(peer, ear, inbox)
+                if await self._leased():
+                    await self._catch_up(peer, ear, inbox)
+                    await self._fill(peer, ear, inbox)
+                if reader.done():
+                    raise TunnelError("the log stream ended")
+                await self._pause(LOOK_S)
+        finally:
+            reader.cancel()
+            self._close()
+
+    async def _read(self, ear: LogStream, inbox: asyncio.Queue[LogMessage | TunnelError]) -> None:
+        """Part news from answers."""
+        try:
+            while True:
+                message = await ear.next()
+                if isinstance(message, News):
+                    self.stir.set()
+                else:
+                    inbox.put_nowait(message)
+        except TunnelError as error:
+            inbox.put_nowait(error)
+            self.stir.set()
+
+    async def _catch_up(
+        self, peer: Peer, ear: LogStream, inbox: asyncio.Queue[LogMessage | TunnelError]
+    ) -> None:
+        gaps = 0
+        while True:
+            await self._wait_for_pace()
+            question, certificates = await self._question(peer.pool_key)
+            await ear.send(question)
+            taken, more, end = await self._answer(peer, question, inbox, certificates)
+            progress = self.progress
+            progress.heard_at = self._clock()
+            progress.entries += taken.accepted
+            progress.applied += taken.applied
+            progress.held_until = taken.wake_at or progress.held_until
+            progress.behind = max(0, end.seq - taken.state.head.seq)
+            match taken.stopped:
+                case None:
+                    progress.problem = ""
+                case Gap():
+                    gaps += 1
+                    if gaps > 2:
+                        raise LogProblem("gap", "the peer leaves out entries of its log")
+                    continue
+                case Forked(seq=seq):
+                    progress.state = "quarantined"
+                    log.error("a pool contradicts itself and is quarantined", pool=peer.name, seq=seq)
+                    raise LogProblem(
+                        "fork",
+                        f"{peer.name} signed two entries for number {seq}; nothing more of it is taken",
+                        hint=f"ask its admin, then: meshctl pool verify {peer.name} --release",
+                    )
+                case Refused(code=code, message=message):
+                    progress.state = "quarantined" if code == "quarantined" else "refused"
+                    if code != "quarantined":
+                        log.warning("an entry is refused", pool=peer.name, code=code, reason=message)
+                    raise LogProblem(code, message)
+            if not more:
+                progress.state = "current"
+                return
+            progress.state = "fetching"
+            await self._leased()
+
+    async def _question(self, origin: bytes) -> tuple[Pull, list[bytes]]:
+        async with self._store.connection() as connection:
+            if origin == self._own:
+                head = (await table.own_head(connection)).head
+            else:
+                head = (await table.replica(connection, origin)).head
+            known = await table.known_at(connection, origin, vector.wanted(head))
+            certificates = await table.certificates(connection, origin)
+        asked = vector.points(head, lambda seq: at.hash if (at := known.get(seq)) else None)
+        self._number += 1
+        return Pull(self._number, origin, place(head), asked, tuple(certificates)[:64]), []
+
+    async def _answer(
+        self,
+        peer: Peer,
+        question: Pull,
+        inbox: asyncio.Queue[LogMessage | TunnelError],
+        certificates: list[bytes],
+    ) -> tuple[Taken, bool, Head]:
+        snapshot = b""
+        kept: list[Arrived] = []
+        size = 0
+        while True:
+            message = await self._next(inbox)
+            match message:
+                case Certificates(origin, raw) if origin == question.origin:
+                    certificates += raw
+                case Snapshot(number, _, raw_snapshot) if number == question.id:
+                    snapshot = raw_snapshot
+                case Entries(number, _, end, items, more, True) if number == question.id and snapshot:
+                    kept += arrived(items)
+                    size += self._spend(message)
+                    if size > SNAPSHOT_BYTES_MAX:
+                        raise LogProblem("snapshot", "the peer's snapshot is larger than allowed")
+                    if not more:
+                        taken = await self._replicas.take_snapshot(peer, snapshot, kept, certificates)
+                        return taken, head_of(end) != taken.state.head, head_of(end)
+                case Entries(number, _, end, items, more, False) if number == question.id:
+                    self._spend(message)
+                    taken = await self._replicas.take(peer, arrived(items), certificates)
+                    return taken, more, head_of(end)
+                case Sorry(number, code, text) if number == question.id:
+                    raise LogProblem(code, f"{peer.name} does not tell: {text}")
+                case _:
+                    raise LogProblem("protocol", "the peer answers what was not asked")
+
+    async def _fill(self, peer: Peer, ear: LogStream, inbox: asyncio.Queue[LogMessage | TunnelError]) -> None:
+        """Ask for contents that were withheld and may be told now; the peer may still say no."""
+        while places := await self._replicas.withheld(peer, FILL_MAX):
+            await self._wait_for_pace()
+            self._number += 1
+            await ear.send(Fill(self._number, peer.pool_key, tuple(places)))
+            answer = await self._next(inbox)
+            if not isinstance(answer, Filled) or answer.id != self._number:
+                return
+            self._spend(answer)
+            filled = await self._replicas.fill(peer, arrived(answer.items))
+            await self._replicas.release(peer)
+            if filled < len(places):
+                return
+
+    async def _fetch_own(
+        self, peer: Peer, ear: LogStream, inbox: asyncio.Queue[LogMessage | TunnelError]
+    ) -> None:
+        """Ask for our own log beyond where our store ends."""
+        wanted, self.wanted = self.wanted, None
+        assert wanted is not None
+        head: Head | None = None
+        self.progress.state = "reclaiming"
+        try:
+            more = True
+            while more:
+                question, certificates = await self._question(self._own)
+                await ear.send(question)
+                entries, more, raw = await self._own_entries(question, inbox)
+                certificates += raw
+                async with self._store.connection() as connection:
+                    await table.put_certificates(
+                        connection, self._own, own_certificates(self._own, certificates)
+                    )
+                    ours = await table.certificates(connection, self._own)
+                    before = (await table.own_head(connection)).head
+                for one in entries:
+                    if one.entry.pool != self._own or one.entry.signer not in ours:
+                        raise LogProblem("origin", "the peer shows entries as ours that are not")
+                    check_signature(one.entry)
+                    if one.contents is not None:
+                        check_contents(one.entry, one.contents)
+                entries = await self._part_ways(entries, before)
+                if not entries:
+                    break
+                head = await self._sequencer.reclaimed(
+                    [(one.entry, one.contents) for one in entries], self._reclaim
+                )
+            log.warning("our own log came back from a peer", pool=peer.name, head=head.seq if head else None)
+        finally:
+            if not wanted.done():
+                wanted.set_result(head)
+
+    async def _own_entries(
+        self, question: Pull, inbox: asyncio.Queue[LogMessage | TunnelError]
+    ) -> tuple[list[Arrived], bool, list[bytes]]:
+        raw: list[bytes] = []
+        while True:
+            match await self._next(inbox):
+                case Certificates(_, certificates):
+                    raw += certificates
+                case Entries(number, _, _, items, more, False) if number == question.id:
+                    return arrived(items), more, raw
+                case Sorry(_, code, text):
+                    raise LogProblem(code, text)
+                case _:
+                    raise LogProblem("protocol", "the peer answers what was not asked")
+
+    async def _part_ways(self, entries: list[Arrived], head: Head) -> list[Arrived]:
+        """Where the peer has other entries than ours: cut ours back to what is shared. Returns what is
+        new.
+        """
+        async with self._store.connection() as connection:
+            known = await table.known_at(connection, self._own, [one.entry.seq for one in entries])
+        fresh = [
+            one for one in entries if (at := known.get(one.entry.seq)) is None or at.hash != one.entry.hash
+        ]
+        if fresh and fresh[0].entry.seq <= head.seq:
+            async with self._store.connection() as connection:
+                (cut,) = await table.entries_at(connection, self._own, [fresh[0].entry.seq - 1])
+            await self._sequencer.cut_back(
+                Head(cut.entry.incarnation, cut.entry.seq, cut.entry.hash), "peers have other entries here"
+            )
+        return fresh
+
+    # --- small things
+
+    async def _leased(self) -> bool:
+        async with self._store.connection() as connection:
+            return await table.lease(connection, self._key, self._gate)
+
+    async def _next(self, inbox: asyncio.Queue[LogMessage | TunnelError]) -> LogMessage:
+        message = await inbox.get()
+        if isinstance(message, TunnelError):
+            raise message
+        return message
+
+    def _spend(self, message: Entries | Filled) -> int:
+        size = sum(len(one.entry) + len(one.payload or b"") for one in message.items)
+        self.progress.bytes += size
+        rate = self._rate()
+        if rate != self._pace.rate:
+            self._pace = Pace(rate, at=time.monotonic())
+        self._pace = self._pace.spent(size, time.monotonic())
+        return size
+
+    async def _wait_for_pace(self) -> None:
+        if wait := self._pace.wait(time.monotonic()):
+            await asyncio.sleep(wait)
+
+    async def _pause(self, seconds: float) -> None:
+        if self.progress.held_until is not None:
+            due = self.progress.held_until - self._clock()
+            seconds = max(0.01, min(seconds, due))
+        try:
+            async with asyncio.timeout(seconds):
+                await self.stir.wait()
+        except TimeoutError:
+            pass
+        held = self.progress.held_until
+        if held is not None and held <= self._clock():
+            self.progress.held_until = None
+            peer = self._peer(self._key)
+            if peer is not None:
+                self.progress.held_until = (await self._replicas.release(peer)).wake_at
+
+    def _disappoint(self) -> None:
+        if self.wanted is not None and not self.wanted.done():
+            self.wanted.set_result(None)
+        self.wanted = None
+
+    def _close(self) -> None:
+        if self._ear is not None:
+            self._ear.close()
+            self._ear = None

@@ -1,0 +1,371 @@
+"""Replication of one gate, put together: the sequencer, what it serves, what it fetches, and the restored
+store.
+
+The gate makes one, registers the rules of the streams that it understands, and runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+
+from qgate.federation.log.continuity import (
+    Advanced,
+    ContinuityState,
+    Event,
+    PeerHas,
+    PeersKnown,
+    Ready,
+    StoreSeen,
+    TailReclaimed,
+    TailUnproven,
+    Woke,
+    step,
+)
+from qgate.federation.log.publisher import Publisher
+from qgate.federation.log.puller import Links, Puller
+from qgate.federation.log.replicas import Replicas
+from qgate.federation.log.sequencer import Sequencer, sign_all
+from qgate.federation.log.streams import StreamRule
+from qgate.federation.log.vector import EMPTY, Head
+from qgate.federation.peer import Peer
+from qgate.store import Store, StoreUnavailableError
+from qgate.store import log as table
+from qgate.store.database import Connection
+from qgate.store.log import Row
+from qgate.store.outbox import CHANNEL
+from tunnel_proto.certificate import OnlineKey, read_online
+from tunnel_proto.errors import MeshError
+from tunnel_proto.log_messages import KIND_LOG
+
+LOOK_S: Final = 5.0
+"""How often the outbox is looked at although nobody told of it."""
+
+UPKEEP_S: Final = 3600.0
+RETRY_S: Final = 1.0
+DISBELIEF_S: Final = 600.0
+"""How long a pool that could not show what it said to have of our log is not believed again."""
+
+log = structlog.get_logger(__name__)
+
+
+class Peers(Protocol):
+    """What is known of peers: the gate's directory."""
+
+    def peer(self, pool_key: bytes) -> Peer | None:
+        """The pool of that key, whatever its state."""
+
+    def peers(self) -> tuple[Peer, ...]:
+        """All of them, in the order of failover."""
+
+
+class ServingLinks(Links, Protocol):
+    """The tunnels between pools, as the gate holds them."""
+
+    def serve(self, kind: str, flow: str, accept: Callable[..., None]) -> None:
+        """Take streams of a kind."""
+
+    def on_change(self, callback: Callable[[bytes], None]) -> None:
+        """Hear of links and peers that changed."""
+
+
+class Replication:
+    """The log of this pool and its replicas, at this gate.
+
+    `setting` looks a setting up by name, `clock` gives unix seconds, `note` is this gate's file of the newest
+    head.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        online: OnlineKey,
+        pool_key: bytes,
+        gate: str,
+        peers: Peers,
+        links: ServingLinks,
+        setting: Callable[[str], Any],
+        note: Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.online = online
+        self.pool_key = pool_key
+        self.replicas = Replicas(store, clock=clock)
+        self.sequencer = Sequencer(store, online=online, pool_key=pool_key, gate=gate, note=note, clock=clock)
+        self.publisher = Publisher(
+            store,
+            pool_key=pool_key,
+            peer=peers.peer,
+            heard=self._peer_has,
+            believed=self._believed,
+            clock=clock,
+        )
+        self.pullers: dict[bytes, Puller] = {}
+        self.continuity = ContinuityState()
+        self.ready = Ready()
+        self.signed = 0
+        self.peers = peers
+        self._gate = gate
+        self._links = links
+        self._setting = setting
+        self._clock = clock
+        self._heads: dict[bytes, Head] = {}
+        self._disbelieved: dict[bytes, float] = {}
+        self._stir = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._work: set[asyncio.Task[None]] = set()
+        links.serve(KIND_LOG, "log", self.publisher.accept)
+        links.on_change(self._link_changed)
+
+    def register(self, rule: StreamRule) -> None:
+        """Understand a stream from now on: at composition, before `run`. StreamRefused for none of ours."""
+        self.replicas.rules[rule.stream.name] = rule
+
+    def heads(self) -> Mapping[bytes, tuple[bytes, int]]:
+        """(incarnation, seq) of every log in the store as this gate last saw it, by pool; ours among them."""
+        return {pool: (head.incarnation, head.seq) for pool, head in self._heads.items()}
+
+    def head(self, pool_key: bytes) -> Head:
+        """The head of one log."""
+        return self._heads.get(pool_key, EMPTY)
+
+    # --- life
+
+    async def run(self) -> None:
+        """Until cancelled: sign, serve, fetch."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(), name="log: listen")
+                tasks.create_task(self._sequence(), name="log: sequence")
+                tasks.create_task(self._keep_pullers(), name="log: fetch")
+                tasks.create_task(self._upkeep(), name="log: upkeep")
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """End every stream and give up what other gates may fetch now."""
+        for task in (*self._tasks.values(), *self._work):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), *self._work, return_exceptions=True)
+        self._tasks.clear()
+        await self.publisher.close()
+        with contextlib.suppress(MeshError):
+            async with self.store.connection() as connection:
+                await table.give_up_leases(connection, self._gate)
+
+    def look(self) -> None:
+        """The outbox or the peers may have changed."""
+        self._stir.set()
+        self._changed.set()
+
+    # --- hearing
+
+    async def _listen(self) -> None:
+        while True:
+            lost = asyncio.Event()
+            try:
+                listener = await self.store.listen(CHANNEL, self._heard, lost=lost.set)
+                try:
+                    await self._look_at_store()
+                    self._stir.set()
+                    while not lost.is_set():
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(10.0):
+                                await lost.wait()
+                        await listener.check()
+                finally:
+                    await listener.close()
+            except StoreUnavailableError:
+                pass  # the directory's watch says so
+            await asyncio.sleep(RETRY_S)
+
+    def _heard(self, what: str) -> None:
+        if what == "outbox":
+            self._stir.set()
+        else:
+            self._spawn(self._refresh(own=what.startswith("head")))
+
+    async def _refresh(self, *, own: bool = True) -> None:
+        """Read the heads; with ``own`` tell the peers of ours."""
+        with contextlib.suppress(StoreUnavailableError):
+            async with self.store.connection() as connection:
+                mine = await table.own_head(connection)
+                others = await table.replicas(connection)
+            self._heads = {self.pool_key: mine.head} | {key: one.head for key, one in others.items()}
+            if own:
+                self.sequencer.note(mine.head)
+                self.publisher.news(mine.head)
+
+    def _link_changed(self, pool_key: bytes) -> None:
+        if (puller := self.pullers.get(pool_key)) is not None:
+            puller.look()
+        self._changed.set()
+
+    # --- the restored store
+
+    async def _look_at_store(self) -> None:
+        """A store was connected: is it the one that we published from?"""
+        async with self.store.connection() as connection:
+            online = read_online(self.online.certificate)
+            await table.put_certificates(connection, self.pool_key, [(online, self.online.certificate)])
+        facts = await self.sequencer.look()
+        same = facts.own.head.seq == 0 or facts.own.server == facts.server
+        self._feed(PeersKnown(self._reachable()))
+        self._feed(StoreSeen(facts.own.head, same, facts.noted, facts.noted_ours))
+        async with self.store.connection() as connection:
+            for pool, row in (await table.copies(connection)).items():
+                if not row["ours"] and pool in self._paired():
+                    self._feed(PeerHas(pool, Head(row["incarnation"], row["seq"], row["hash"]), ours=False))
+        if not self.ready.publish:
+            say = log.warning if self.continuity.suspicious or self.continuity.lost else log.debug
+            say("publishing waits", reason=self.ready.reason)
+            for puller in self.pullers.values():
+                puller.look()
+        await self._refresh(own=False)
+
+    def _believed(self, pool: bytes) -> bool:
+        return self._disbelieved.get(pool, 0.0) <= time.monotonic()
+
+    async def _peer_has(self, pool: bytes, head: Head, ours: bool) -> None:
+        self._feed(PeersKnown(self._reachable()))
+        self._feed(PeerHas(pool, head, ours))
+
+    def _feed(self, event: Event) -> None:
+        before = self.ready
+        self.continuity, self.ready = step(self.continuity, event, time.monotonic())
+        if self.ready != before:
+            self._stir.set()
+
+    def _paired(self) -> frozenset[bytes]:
+        return frozenset(one.pool_key for one in self.peers.peers() if one.state == "paired")
+
+    def _reachable(self) -> frozenset[bytes]:
+        """Paired pools that can be asked: an air-gapped one has no address."""
+        return frozenset(one.pool_key for one in self.peers.peers() if one.state == "paired" and one.gates)
+
+    async def _follow_continuity(self) -> None:
+        """Do what the machine asks for, until it asks for nothing."""
+        while True:
+            ready = self.ready
+            if ready.reclaim is not None:
+                head = await self._fetch_back(ready.reclaim)
+                if head is None:
+                    self._disbelieved[ready.reclaim] = time.monotonic() + DISBELIEF_S
+                    async with self.store.connection() as connection:
+                        await table.clear_claims(connection, self.pool_key, [ready.reclaim])
+                    self._feed(TailUnproven(ready.reclaim))
+                else:
+                    self._feed(TailReclaimed(ready.reclaim, head))
+            elif ready.open is not None:
+                head = await self.sequencer.open(ready.open, ready.reason or "the store was restored")
+                log.warning("a new incarnation of our log is open", cut=ready.open.seq, reason=ready.reason)
+                self._feed(Advanced(head))
+            else:
+                return
+
+    async def _fetch_back(self, pool: bytes) -> Head | None:
+        puller = self.pullers.get(pool)
+        return None if puller is None else await puller.fetch_own()
+
+    # --- signing
+
+    async def _sequence(self) -> None:
+        while True:
+            self._stir.clear()
+            try:
+                await self._follow_continuity()
+                if self.ready.publish:
+                    await self._settle()
+                    self.signed += await sign_all(self.sequencer)
+            except StoreUnavailableError:
+                pass  # the directory's watch has said so already
+            except MeshError as error:
+                log.warning("the log cannot be written", reason=error.message)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._stir.wait()
+            self._feed(Woke())
+
+    async def _settle(self) -> None:
+        """Another server that lost nothing is the log's server from now on."""
+        facts = await self.sequencer.look()
+        if facts.own.head.seq and facts.own.server != facts.server and self.ready.publish:
+            await self.sequencer.settle()
+
+    # --- fetching
+
+    async def _keep_pullers(self) -> None:
+        while True:
+            self._changed.clear()
+            paired = self._paired()
+            self._feed(PeersKnown(self._reachable()))
+            for key in paired - self._tasks.keys():
+                puller = self.pullers[key] = self._puller(key)
+                self._tasks[key] = asyncio.get_running_loop().create_task(puller.run(), name="log: pull")
+            for key in self._tasks.keys() - paired:
+                self._tasks.pop(key).cancel()
+                del self.pullers[key]
+            for key in paired:
+                await self._release(key)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._changed.wait()
+
+    async def _release(self, key: bytes) -> None:
+        """Trust, rules or masters may have changed: what is held may go on."""
+        peer = self.peers.peer(key)
+        if peer is None:
+            return
+        with contextlib.suppress(StoreUnavailableError):
+            taken = await self.replicas.release(peer)
+            if taken.wake_at is not None:
+                self.pullers[key].progress.held_until = taken.wake_at
+
+    def _puller(self, key: bytes) -> Puller:
+        return Puller(
+            key,
+            own_key=self.pool_key,
+            gate=self._gate,
+            store=self.store,
+            links=self._links,
+            peer=self.peers.peer,
+            replicas=self.replicas,
+            sequencer=self.sequencer,
+            reclaim=self._reclaim,
+            rate=lambda: float(self._setting("replication.backfill_kb_s")) * 1000,
+            clock=self._clock,
+        )
+
+    async def _reclaim(self, connection: Connection, row: Row) -> None:
+        rule = self.replicas.rules.get(row.entry.stream)
+        if rule is not None and rule.reclaim is not None and row.contents is not None:
+            await rule.reclaim(connection, row.entry, row.contents.value())
+
+    # --- upkeep
+
+    async def _upkeep(self) -> None:
+        while True:
+            await asyncio.sleep(UPKEEP_S)
+            keep: int = self._setting("replication.keep_entries")
+            try:
+                if keep and self.head(self.pool_key).seq > 2 * keep:
+                    gone = await self.sequencer.truncate(keep=keep)
+                    log.info("the log's beginning was truncated", entries=gone)
+            except StoreUnavailableError:
+                pass
+            except MeshError as error:
+                log.warning("the log cannot be truncated", reason=error.message)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)

@@ -1,0 +1,277 @@
+"""What two gates say to each other about their pools' logs. Specified in docs/replication.md.
+
+On a stream of the kind "log" each message is a frame: a u32 (big-endian) length, then a msgpack map whose key
+"t" names the type. The same frames, sealed, make an archive. What arrives is checked field by field against
+bounds; a frame that breaks one, or that is longer than `FRAME_MAX`, ends the stream before anything of it is
+kept.
+
+    opener (it fetches)                    the other gate (it has the log)
+    -------------------------------------  ------------------------------------------------------------
+    Pull: an origin, where I stand         Certificates, then Entries, or Snapshot and Entries, or Sorry
+    Fill: payloads that were withheld      Filled, or Sorry
+    Digests: what I made of your records   Differs
+                                           News, unasked: the log has grown
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
+from tunnel_proto.shapes import (
+    OPTIONAL,
+    ShapeError,
+    flag,
+    has,
+    listed,
+    maybe,
+    one_of,
+    pair,
+    plan_of,
+    raw,
+    record,
+    text,
+    whole,
+)
+
+KIND_LOG: Final = "log"
+
+FRAME_MAX: Final = 4 * 1024 * 1024
+"""Bytes of one message: several of the largest entries that there may be."""
+
+ITEMS_MAX: Final = 1000  # entries of one message
+POINTS_MAX: Final = 64
+PLACES_MAX: Final = 1000
+CERTIFICATES_MAX: Final = 64
+ENTRY_MAX: Final = 4096
+PAYLOAD_MAX: Final = 512 * 1024
+BUCKETS: Final = 64
+
+_HEADER = struct.Struct(">I")
+_KEY = raw(32)
+_HASH = raw(32)
+_INCARNATION = raw(16)
+_ID = whole(0, (1 << 31) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An entry with its contents. Without them ``missing`` says why: "erased" or "withheld"."""
+
+    entry: bytes = has(raw(ENTRY_MAX))
+    salt: bytes | None = has(maybe(raw(32)), None)
+    payload: bytes | None = has(maybe(raw(PAYLOAD_MAX)), None)
+    missing: str = has(one_of("", "erased", "withheld"), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A head: the last entry of a log as somebody has it."""
+
+    incarnation: bytes = has(_INCARNATION)
+    seq: int = has(whole())
+    hash: bytes = has(_HASH)
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Send what follows of an origin's log. ``points`` are entries (seq, hash) that the asker has, the newest
+    first; ``head`` is the newest with its incarnation.
+    """
+
+    id: int = has(_ID)
+    origin: bytes = has(_KEY)
+    head: Place = has(record(Place))
+    points: tuple[tuple[int, bytes], ...] = has(listed(pair(whole(), _HASH), POINTS_MAX), ())
+    keys: tuple[bytes, ...] = has(listed(_KEY, CERTIFICATES_MAX), ())  # whose certificates the asker has
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Online certificates of an origin, before the entries that they are for."""
+
+    origin: bytes = has(_KEY)
+    certificates: tuple[bytes, ...] = has(listed(raw(2048), CERTIFICATES_MAX))
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Entries in order. ``more``: the log goes on, ask again; ``head`` is its end at the sender.
+
+    With ``kept`` they are a snapshot's kept entries, and ``more`` says that further messages of the same
+    number follow unasked.
+    """
+
+    id: int = has(_ID)
+    origin: bytes = has(_KEY)
+    head: Place = has(record(Place))
+    items: tuple[Item, ...] = has(listed(record(Item), ITEMS_MAX), ())
+    more: bool = has(flag, False)
+    kept: bool = has(flag, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The log's beginning is truncated: its snapshot, followed by `Entries` with ``kept``."""
+
+    id: int = has(_ID)
+    origin: bytes = has(_KEY)
+    snapshot: bytes = has(raw(1024))
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Send the contents of entries that the asker holds without."""
+
+    id: int = has(_ID)
+    origin: bytes = has(_KEY)
+    places: tuple[int, ...] = has(listed(whole(1), PLACES_MAX))
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What may be told of what was asked; entries still withheld are left out."""
+
+    id: int = has(_ID)
+    origin: bytes = has(_KEY)
+    items: tuple[Item, ...] = has(listed(record(Item), ITEMS_MAX), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What the asker's tables make of a stream of the other's log: one digest a bucket of records."""
+
+    id: int = has(_ID)
+    origin: bytes = has(_KEY)
+    stream: str = has(text(32, r"[a-z][a-z0-9-]*"))
+    head: Place = has(record(Place))
+    buckets: tuple[bytes, ...] = has(listed(raw(16), BUCKETS))
+
+
+@dataclass(frozen=True, slots=True)
+class Differs:
+    """The buckets that differ from what the log says; ``head`` is where the log was then."""
+
+    id: int = has(_ID)
+    origin: bytes = has(_KEY)
+    stream: str = has(text(32, r"[a-z][a-z0-9-]*"))
+    head: Place = has(record(Place))
+    buckets: tuple[int, ...] = has(listed(whole(0, BUCKETS - 1), BUCKETS), ())
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """A log has grown."""
+
+    origin: bytes = has(_KEY)
+    head: Place = has(record(Place))
+
+
+@dataclass(frozen=True, slots=True)
+class Sorry:
+    """What was asked is not given."""
+
+    id: int = has(_ID)
+    code: str = has(text(64, r"[a-z][a-z0-9-]*"))
+    message: str = has(text(500), "")
+
+
+LogMessage = Pull | Certificates | Entries | Snapshot | Fill | Filled | Digests | Differs | News | Sorry
+
+TYPES: Final[Mapping[str, type]] = {
+    "pull": Pull,
+    "certificates": Certificates,
+    "entries": Entries,
+    "snapshot": Snapshot,
+    "fill": Fill,
+    "filled": Filled,
+    "digests": Digests,
+    "differs": Differs,
+    "news": News,
+    "sorry": Sorry,
+}
+
+_PLANS: Final = {name: plan_of(cls) for name, cls in TYPES.items()}
+_NAMES: Final = {cls: name for name, cls in TYPES.items()}
+
+
+def encode(message: LogMessage) -> bytes:
+    """One frame. Raises LocalProtocolError for a message that the other side would refuse."""
+    name = _NAMES[type(message)]
+    try:
+        packed: bytes = msgpack.packb({"t": name, **_PLANS[name].write(message)}, use_bin_type=True)
+    except (ShapeError, ValueError, TypeError, OverflowError) as error:
+        raise LocalProtocolError(f"this {name} cannot be sent: {error}") from None
+    if len(packed) > FRAME_MAX:
+        raise LocalProtocolError(f"this {name} cannot be sent: it has {len(packed)} bytes of {FRAME_MAX}")
+    return _HEADER.pack(len(packed)) + packed
+
+
+def decode(data: bytes) -> LogMessage | None:
+    """A frame's payload as a message, None where it is of an optional type that we do not know."""
+    try:
+        document = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=4096,
+            max_bin_len=PAYLOAD_MAX,
+            max_array_len=ITEMS_MAX,
+            max_map_len=64,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
+        raise RemoteProtocolError("a log message is malformed or larger than allowed") from None
+    name = document.get("t") if type(document) is dict else None
+    if type(name) is not str:
+        raise RemoteProtocolError("a log message without a type")
+    plan = _PLANS.get(name)
+    if plan is None:
+        if name.endswith(OPTIONAL):
+            return None
+        raise RemoteProtocolError(f"a log message of the unknown type {name[:40]!r}")
+    try:
+        message: Any = plan.read(document, "t")
+    except ShapeError as error:
+        raise RemoteProtocolError(f"a bad {name}: {error}") from None
+    return message  # type: ignore[no-any-return]
+
+
+class Decoder:
+    """Cuts bytes into messages; holds at most one incomplete frame, and none that is too long."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def clean(self) -> bool:
+        """Whether the bytes may end here."""
+        return not self._buffer
+
+    def feed(self, data: bytes) -> list[LogMessage]:
+        """Take bytes and return the messages they complete. Raises RemoteProtocolError."""
+        self._buffer += data
+        messages: list[LogMessage] = []
+        position = 0
+        while len(self._buffer) - position >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer, position)
+            if length > FRAME_MAX:
+                raise RemoteProtocolError(
+                    f"a log message of {length} bytes where {FRAME_MAX} are allowed", code=3
+                )
+            start = position + _HEADER.size
+            if len(self._buffer) < start + length:
+                break
+            message = decode(bytes(self._buffer[start : start + length]))
+            if message is not None:
+                messages.append(message)
+            position = start + length
+        del self._buffer[:position]
+        return messages
