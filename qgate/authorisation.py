@@ -1,7 +1,9 @@
 """Which nodes may hold a session at this gate: at the handshake, and for as long as the session lasts.
 
-A node of this pool is checked against the pool's key and what was enrolled here. A gate of a paired pool
-comes in the role "peer", with a chain that its own online key signed: it is checked against that pool's key.
+A node of this pool is checked against the pool's key and what was enrolled here. A node of a paired pool is
+checked against that pool's key: its gates come in the role "peer", with a chain that their own online key
+signed; its sidecars and daemons come as guests while the pool may fail over to here, and have to be on the
+list of nodes that it sent.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
+from qgate.federation.guests import GuestNode
 from qgate.federation.peer import Peer
-from qgate.governance.directory import Directory
+from qgate.governance.directory import Directory, Node
 from tunnel_proto.authorisation import Authorisation
 from tunnel_proto.certificate import NodeCertificate, claimed_pool, read_chain, read_online
 from tunnel_proto.errors import AuthenticationFailed
@@ -21,7 +24,10 @@ from tunnel_proto.marks import ReplayMarks
 SERVED_ROLES = frozenset({"client", "daemon"})
 """Roles of this pool's own nodes that find something here."""
 
-FOREIGN_ROLES = frozenset({"peer"})
+GUEST_ROLES = frozenset({"client", "daemon"})
+"""Roles of other pools' nodes that may come while their own pool is dead."""
+
+FOREIGN_ROLES = GUEST_ROLES | {"peer"}
 """Roles of other pools' nodes that may come in."""
 
 UNKNOWN = "the node is not enrolled"
@@ -86,19 +92,14 @@ class GateAuthorisation:
     def standing(self, certificate: NodeCertificate) -> str:
         """Why the bearer of a sound certificate is not welcome all the same, or the empty string."""
         if certificate.pool != self._pool_key:
-            return _unwelcome(self._directory.peer(certificate.pool))
-        node = self._directory.node(certificate.handshake_public)
-        if node is None:
-            return UNKNOWN
-        if node.revoked:
-            return REVOKED
-        if node.verify_key != certificate.verify_key:
-            return OTHER_KEY
-        if node.role != certificate.role:
-            return OTHER_ROLE
-        if certificate.serial < node.serial:
-            return SUPERSEDED
-        return ""
+            return _unwelcome(self._directory.peer(certificate.pool)) or self._guest_standing(certificate)
+        return _standing(certificate, self._directory.node(certificate.handshake_public))
+
+    def _guest_standing(self, certificate: NodeCertificate) -> str:
+        """Why a node of a paired pool is not welcome; gates of peers are no guests."""
+        if certificate.role not in GUEST_ROLES:
+            return ""
+        return _standing(certificate, self._directory.guest_node(certificate.handshake_public))
 
     def withdrawn(self, peer: NodeCertificate) -> str:
         """Why the bearer of a live session must go, or the empty string.
@@ -108,6 +109,20 @@ class GateAuthorisation:
         """
         reason = self.standing(peer)
         return "" if reason == SUPERSEDED else reason
+
+
+def _standing(certificate: NodeCertificate, node: Node | GuestNode | None) -> str:
+    if node is None:
+        return UNKNOWN
+    if node.revoked:
+        return REVOKED
+    if node.verify_key != certificate.verify_key:
+        return OTHER_KEY
+    if node.role != certificate.role:
+        return OTHER_ROLE
+    if certificate.serial < node.serial:
+        return SUPERSEDED
+    return ""
 
 
 def _unwelcome(peer: Peer | None) -> str:

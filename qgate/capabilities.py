@@ -68,7 +68,7 @@ class Capabilities:
         self.directory = directory
         self.prices = PriceTable.load()
         self.inventory = Inventory()
-        self.workers = Workers(self.inventory, settings=directory.setting)
+        self.workers = Workers(self.inventory, settings=directory.setting, label=directory.label)
         self.nlp = Pool(settings.nlp) if settings.nlp.enabled else None
         self.providers = ProviderExecutor(directory, clock=clock)
         self.ledger = BudgetLedger(
@@ -107,6 +107,7 @@ class Capabilities:
         self.http = HttpFront(
             Application(self.desk, settings.http, wall=clock),
             Patience(head_s=settings.http.head_timeout_s, body_s=settings.http.body_timeout_s),
+            origin=directory.origin,
         )
         self.administrator = Application(self.desk, settings.http, principal=ADMINISTRATOR, wall=clock)
         self.sql = VirtualFront(

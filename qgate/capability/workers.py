@@ -26,6 +26,7 @@ from qgate.capability.inventory import Inventory
 from qgate.capability.job_stream import JobStream
 from qgate.capability.preferences import ScheduleSettings
 from qgate.capability.work import Attempt, Failure, Problem, Running, Sink
+from tunnel_proto.certificate import NodeCertificate
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.link import PeerSession, Stream, StreamError
@@ -73,7 +74,8 @@ class WorkerView:
 class Workers:
     """Every worker that is or was connected to this gate; the `Executor` of kind "worker".
 
-    `settings` looks a setting up by name, `clock` gives unix seconds.
+    `settings` looks a setting up by name, `clock` gives unix seconds, `label` says what a
+    node is called here.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Workers:
         *,
         settings: Callable[[str], Any],
         clock: Callable[[], float] = time.time,
+        label: Callable[[NodeCertificate], str] = lambda node: node.name,
     ) -> None:
+        self._label = label
         self.views: dict[str, WorkerView] = {}
         self._inventory = inventory
         self._setting = settings
@@ -98,7 +102,7 @@ class Workers:
 
     def accept(self, session: PeerSession, stream: Stream) -> None:
         """Take a control stream that a daemon opened; one that it had before is over."""
-        name = session.peer.name
+        name = self._label(session.peer)
         before = self._links.pop(name, None)
         if before is not None:
             before.close("a newer control stream took its place")
@@ -111,7 +115,7 @@ class Workers:
 
     def session_closed(self, session: PeerSession) -> None:
         """A session is over; if it was a daemon's, the worker is gone."""
-        link = self._links.get(session.peer.name)
+        link = self._links.get(self._label(session.peer))
         if link is not None and link.session is session:
             link.close("the session is over")
             self.forget(link)

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from qgate.federation.guests import guest_digest
 from qgate.federation.peer import OwnPool
+from qgate.governance.guest_list import GuestList, guest_name
 from qgate.governance.policy import ApiKey, CapabilityPolicy, digest_of
 from qgate.governance.registry import DEFAULTS
 
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from qgate.capability.finops.budgets import Budget
     from qgate.capability.finops.prices import ListedPrice
     from qgate.capability.providers.catalogue import Provider
+    from qgate.federation.guests import GuestNode
     from qgate.federation.peer import Peer
+    from tunnel_proto.certificate import NodeCertificate
 
 __all__ = [
     "ApiKey",
@@ -133,7 +137,8 @@ class Snapshot:
     name, read-only?), current before pending. `secrets` holds further sealed secrets by name. `settings`
     holds only what differs from the registry's defaults. `keys` are apps' keys by digest, `providers` by
     name, `prices` what an administrator set, by model, `budgets` by id. `pool` is what this pool calls
-    itself, `peers` are other pools by key, revoked ones included.
+    itself, `peers` are other pools by key, revoked ones included. `guest_list` is who may come from them,
+    `guests` their apps as they count here, by "POOL/APP".
     """
 
     apps: Mapping[str, App] = field(default_factory=dict)
@@ -149,6 +154,8 @@ class Snapshot:
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     pool: OwnPool = field(default_factory=OwnPool)
     peers: Mapping[bytes, Peer] = field(default_factory=dict)
+    guest_list: GuestList = field(default_factory=GuestList)
+    guests: Mapping[str, App] = field(default_factory=dict)
 
 
 Unseal = Callable[[bytes, str], bytes]
@@ -163,8 +170,11 @@ def _refuse_unseal(sealed: bytes, purpose: str) -> bytes:
 class Directory:
     """The newest snapshot, with the few questions that the relay asks of it."""
 
-    def __init__(self, snapshot: Snapshot | None = None, *, unseal: Unseal = _refuse_unseal) -> None:
+    def __init__(
+        self, snapshot: Snapshot | None = None, *, unseal: Unseal = _refuse_unseal, pool_key: bytes = b""
+    ) -> None:
         self._snapshot = snapshot or Snapshot()
+        self._pool_key = pool_key
         self._unseal = unseal
         self._preferred: dict[tuple[str, bool], bytes] = {}
         self._subscribers: list[Subscriber] = []
@@ -176,19 +186,61 @@ class Directory:
         return self._snapshot
 
     def app(self, login: str) -> App | None:
-        """The app of that login name, revoked and expired ones included: the caller must ask `App.usable`."""
-        return self._snapshot.apps.get(login)
+        """The app of that name, guests as "POOL/APP", revoked and expired ones included.
 
-    def app_of_key(self, key: str, now: float) -> App | None:
+        The caller must ask `App.usable`, and `app_from` where the name was given by somebody unproven.
+        """
+        return self._snapshot.apps.get(login) or self._snapshot.guests.get(login)
+
+    def app_from(self, node: NodeCertificate, login: str) -> App | None:
+        """The app that logs in as ``login`` from a node: of our own, or a guest of the node's own pool."""
+        if self.is_own(node):
+            return self._snapshot.apps.get(login)
+        return self._snapshot.guests.get(self._foreign(node.pool, login))
+
+    def is_own(self, node: NodeCertificate) -> bool:
+        """Whether a node is of this pool."""
+        return not self._pool_key or node.pool == self._pool_key
+
+    def label(self, node: NodeCertificate) -> str:
+        """What a node is called here: its name, with its pool's before it where that is another one."""
+        return node.name if self.is_own(node) else self._foreign(node.pool, node.name)
+
+    def origin(self, node: NodeCertificate) -> tuple[str, bytes]:
+        """What a node is called here, and its pool's key where that is another one."""
+        return self.label(node), b"" if self.is_own(node) else node.pool
+
+    def app_label(self, node: NodeCertificate, login: str) -> str:
+        """What an app that logs in as ``login`` from a node is called here."""
+        return login if self.is_own(node) else self._foreign(node.pool, login)
+
+    def _foreign(self, pool: bytes, name: str) -> str:
+        peer = self._snapshot.peers.get(pool)
+        return guest_name(peer.name if peer is not None else pool.hex()[:8], name)
+
+    def guest_node(self, handshake_public: bytes) -> GuestNode | None:
+        """The node of a paired pool that owns this X25519 public key and may come here."""
+        return self._snapshot.guest_list.nodes.get(handshake_public)
+
+    def guest_roster(self, pool: bytes) -> bytes | None:
+        """The sealed roster of a paired pool, for its nodes that are here."""
+        return self._snapshot.guest_list.rosters.get(pool)
+
+    def app_of_key(self, key: str, now: float, pool: bytes = b"") -> App | None:
         """The app that this key lets in at unix time `now`; None where the key or its app is no longer good.
 
-        A key has 256 random bits, so it is looked up by its plain digest.
+        A key has 256 random bits, so it is looked up by its plain digest; where it comes from a node of
+        another pool (its key is `pool`), by the digest that its home made for here.
         """
         digest = digest_of(key)
-        found = self._snapshot.keys.get(digest)
+        if pool and self._pool_key and pool != self._pool_key:
+            digest = guest_digest(digest, home=pool, at=self._pool_key)
+            found = self._snapshot.guest_list.keys.get(digest)
+        else:
+            found = self._snapshot.keys.get(digest)
         if found is None or not hmac.compare_digest(found.digest, digest) or not found.usable(now):
             return None
-        app = self._snapshot.apps.get(found.app)
+        app = self.app(found.app)
         return app if app is not None and app.usable(now) else None
 
     def alias(self, name: str) -> str | None:
@@ -308,6 +360,7 @@ class Directory:
 def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for prefix, old, new in (
         ("app", before.apps, after.apps),
+        ("app", before.guests, after.guests),
         ("route", before.routes, after.routes),
         ("setting", before.settings, after.settings),
         ("secret", before.secrets, after.secrets),
@@ -322,14 +375,21 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for public in before.nodes.keys() | after.nodes.keys():
         if before.nodes.get(public) != after.nodes.get(public):
             yield f"node:{(after.nodes.get(public) or before.nodes[public]).name}"
+    old_guests, new_guests = before.guest_list, after.guest_list
+    for public in old_guests.nodes.keys() | new_guests.nodes.keys():
+        if old_guests.nodes.get(public) != new_guests.nodes.get(public):
+            yield f"node:{(new_guests.nodes.get(public) or old_guests.nodes[public]).name}"
+    if old_guests.rosters != new_guests.rosters:
+        yield "rosters"
     if before.pool != after.pool:
         yield "pool"
     for pool_key in before.peers.keys() | after.peers.keys():
         if before.peers.get(pool_key) != after.peers.get(pool_key):
             yield f"peer:{(after.peers.get(pool_key) or before.peers[pool_key]).name}"
-    for digest in before.keys.keys() | after.keys.keys():
-        if before.keys.get(digest) != after.keys.get(digest):
-            yield f"key:{(after.keys.get(digest) or before.keys[digest]).app}"
+    for old_keys, new_keys in ((before.keys, after.keys), (old_guests.keys, new_guests.keys)):
+        for digest in old_keys.keys() | new_keys.keys():
+            if old_keys.get(digest) != new_keys.get(digest):
+                yield f"key:{(new_keys.get(digest) or old_keys[digest]).app}"
     for key in before.passwords.keys() | after.passwords.keys():
         if before.passwords.get(key) != after.passwords.get(key):
             yield f"password:{key[0]}"

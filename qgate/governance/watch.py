@@ -114,11 +114,12 @@ class DirectoryWatch:
 
     def _expiries(self) -> list[tuple[float, str]]:
         found = []
-        for app in self.directory.snapshot.apps.values():
+        snapshot = self.directory.snapshot
+        for app in (*snapshot.apps.values(), *snapshot.guests.values()):
             if app.expires_at is not None:
                 found.append((app.expires_at, f"app:{app.name}"))
             found += [(until, f"app:{app.name}") for _, until in app.verifiers if until is not None]
-        for key in self.directory.snapshot.keys.values():
+        for key in (*snapshot.keys.values(), *snapshot.guest_list.keys.values()):
             if key.valid_until is not None:
                 found.append((key.valid_until, f"key:{key.app}"))
         return found

@@ -30,6 +30,12 @@ from qgate.settings import HttpSettings
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 CORS_AGE_S: Final = 600
 
+_OF_OPENAI: Final = "the API is under /v1: /v1/models, /v1/chat/completions"
+_OF_OLLAMA: Final = (
+    "of Ollama's API there are chat, generate, embed, embeddings, tags, ps, show and version; "
+    "an administrator adds models with meshctl model"
+)
+
 Endpoint = Callable[[Exchange, App], Awaitable[None]]
 
 log = structlog.get_logger("qgate.http")
@@ -75,7 +81,8 @@ class Application:
         app = self.principal
         if app is None:
             sidecar = str(exchange.state.get("sidecar", ""))
-            app = self.desk.intake.authenticate(exchange.header(b"authorization"), sidecar)
+            pool = exchange.state.get("pool", b"")
+            app = self.desk.intake.authenticate(exchange.header(b"authorization"), sidecar, pool)
         await endpoint(exchange, app)
 
     # --- who may speak to us from where
@@ -130,7 +137,7 @@ class Application:
             raise Problem(
                 f"there is nothing at {urlsplit(path).path[:200]}",
                 code="not_found",
-                hint="the API is under /v1: /v1/models, /v1/chat/completions",
+                hint=_OF_OLLAMA if path.startswith("/api/") else _OF_OPENAI,
             )
         method = "GET" if exchange.method == "HEAD" else exchange.method
         found = methods.get(method)

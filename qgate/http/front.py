@@ -15,6 +15,7 @@ from qgate.http.stream_transport import StreamTransport
 from tunnel_proto.constants import StreamCode
 
 if TYPE_CHECKING:
+    from tunnel_proto.certificate import NodeCertificate
     from tunnel_proto.link import PeerSession, Stream
 
 SOURCE_MAX: Final = 64
@@ -25,11 +26,19 @@ class HttpFront:
     """All HTTP connections of one gate.
 
     ``application`` is an ASGI application; a request's ``scope["state"]`` holds ``sidecar`` (its name),
-    ``source`` (where the app connects from, as the sidecar says), ``tls``, ``close``, which ends the
-    connection after what was written, and ``presence``, which tells when the client leaves.
+    ``pool`` (the key of the sidecar's pool where ``origin`` says that it is another one), ``source`` (where
+    the app connects from, as the sidecar says), ``tls``, ``close``, which ends the connection after what was
+    written, and ``presence``, which tells when the client leaves.
     """
 
-    def __init__(self, application: Callable[..., Any], patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        application: Callable[..., Any],
+        patience: Patience | None = None,
+        *,
+        origin: Callable[[NodeCertificate], tuple[str, bytes]] | None = None,
+    ) -> None:
+        self._origin = origin or _own
         self._patience = Patience() if patience is None else patience
         self._config = uvicorn.Config(
             application,
@@ -66,8 +75,10 @@ class HttpFront:
             return
         metadata = stream.metadata
         source = metadata.get("source")
+        sidecar, pool = self._origin(session.peer)
         state: dict[str, Any] = {
-            "sidecar": session.peer.name,
+            "sidecar": sidecar,
+            "pool": pool,
             "source": source[:SOURCE_MAX] if isinstance(source, str) else "",
             "tls": metadata.get("tls") is True,
         }
@@ -108,6 +119,10 @@ class HttpFront:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _own(node: NodeCertificate) -> tuple[str, bytes]:
+    return node.name, b""
 
 
 class _Counted(HttpProtocol):

@@ -53,8 +53,8 @@ _LISTS: Final = frozenset({"similarity"})
 class Names(Protocol):
     """The part of the directory that is asked here."""
 
-    def app_of_key(self, key: str, now: float) -> App | None:
-        """The app that a key lets in."""
+    def app_of_key(self, key: str, now: float, pool: bytes = b"") -> App | None:
+        """The app that a key lets in, where it comes from a node of the pool of that key (empty: our own)."""
 
     def alias(self, name: str) -> str | None:
         """What an alias stands for."""
@@ -73,8 +73,11 @@ class Intake:
     entropy: Callable[[int], bytes]
     rates: RateLimits | None = None
 
-    def authenticate(self, authorization: str | None, sidecar: str) -> App:
-        """The app behind an Authorization header that came through ``sidecar``. Raises `Problem`."""
+    def authenticate(self, authorization: str | None, sidecar: str, pool: bytes = b"") -> App:
+        """The app behind an Authorization header that came through ``sidecar``. Raises `Problem`.
+
+        ``pool`` is the key of the sidecar's pool, empty for our own.
+        """
         if not authorization:
             raise Problem(
                 "no API key was given",
@@ -85,7 +88,7 @@ class Intake:
         key = key.strip()
         app = None
         if scheme.lower() == "bearer" and looks_like_key(key):
-            app = self.names.app_of_key(key, self.wall())
+            app = self.names.app_of_key(key, self.wall(), pool)
         if app is None:
             raise Problem(
                 "the API key is not known here, or no longer valid",

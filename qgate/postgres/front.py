@@ -130,11 +130,11 @@ class PostgresFront:
         except (ValueError, PostgresError) as error:
             stream.reset(StreamCode.PROTOCOL, f"malformed pg stream: {error}")
             return
-        sidecar = session.peer.name
+        sidecar = self.directory.label(session.peer)
         login = AppLogin(
             startup,
             offer,
-            self.directory.app(startup.user),
+            self.directory.app_from(session.peer, startup.user),
             sidecar=sidecar,
             now=self._wall(),
             entropy=os.urandom(scram.NONCE_BYTES),
@@ -142,6 +142,7 @@ class PostgresFront:
             iterations=self.settings.scram_iterations,
         )
         front_session = FrontSession(self, stream, startup, login, sidecar)
+        front_session.app_name = self.directory.app_label(session.peer, startup.user)
         stream.receiver = front_session
         self._sessions[front_session] = None
         self._empty.clear()
@@ -160,8 +161,8 @@ class PostgresFront:
         metadata = stream.metadata
         pid, key = metadata.get("pid"), metadata.get("key")
         if self.virtual is not None and isinstance(pid, int) and isinstance(key, bytes):
-            self.virtual.cancel(pid, key, session.peer.name)
-        target = self._cancels.target(pid, key, session.peer.name)
+            self.virtual.cancel(pid, key, self.directory.label(session.peer))
+        target = self._cancels.target(pid, key, self.directory.label(session.peer))
         still = None if target is None else target.still_running()
         if target is None or still is None:
             stream.reset(StreamCode.NO_ERROR)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from qgate.governance.directory import Limits, Snapshot
+from collections.abc import Mapping
+
+from qgate.federation.guests import GuestApp
+from qgate.governance.directory import App, CapabilityPolicy, Limits, Route, Snapshot, with_limits
+from qgate.governance.guest_list import GUEST_DATABASES, GuestList, guest_name, opened, welcome
 from qgate.governance.registry import DEFAULTS
 from qgate.store.api_keys import all_api_keys
 from qgate.store.apps import all_apps
 from qgate.store.budgets import all_budgets
 from qgate.store.database import Store
+from qgate.store.guests import all_guest_apps, all_guest_nodes, all_guest_rosters
 from qgate.store.nodes import all_nodes
 from qgate.store.peers import all_peers, own_pool
 from qgate.store.providers import all_aliases, all_prices, all_providers
@@ -24,9 +29,17 @@ async def read_snapshot(store: Store) -> Snapshot:
         }
         effective = {**DEFAULTS, **settings}
         defaults = Limits(queue=effective["app.queue"], queue_timeout_s=effective["app.queue_timeout_s"])
+        routes = {route.name: route for route in await all_routes(connection)}
+        peers = {peer.pool_key: peer for peer in await all_peers(connection)}
+        guests = welcome(
+            peers,
+            apps=await all_guest_apps(connection),
+            nodes=await all_guest_nodes(connection),
+            rosters=await all_guest_rosters(connection),
+        )
         return Snapshot(
             apps={app.name: app for app in await all_apps(connection, defaults)},
-            routes={route.name: route for route in await all_routes(connection)},
+            routes=routes,
             nodes={node.handshake_public: node for node in await all_nodes(connection)},
             passwords=await all_passwords(connection),
             secrets=await all_secrets(connection),
@@ -37,5 +50,30 @@ async def read_snapshot(store: Store) -> Snapshot:
             prices=await all_prices(connection),
             budgets={budget.id: budget for budget in await all_budgets(connection)},
             pool=await own_pool(connection),
-            peers={peer.pool_key: peer for peer in await all_peers(connection)},
+            peers=peers,
+            guest_list=guests,
+            guests=_guest_apps(guests, routes, effective[GUEST_DATABASES], defaults),
         )
+
+
+def _guest_apps(
+    guests: GuestList, routes: Mapping[str, Route], patterns: str, defaults: Limits
+) -> dict[str, App]:
+    """Guest apps as logins meet them: our databases, our defaults, their sidecars under our names."""
+    return {name: _guest_app(name, app, routes, patterns, defaults) for name, app in guests.apps.items()}
+
+
+def _guest_app(name: str, app: GuestApp, routes: Mapping[str, Route], patterns: str, defaults: Limits) -> App:
+    pool = name.partition("/")[0]
+    return App(
+        name=name,
+        verifiers=app.verifiers,
+        databases=opened(app.databases & routes.keys(), patterns),
+        expires_at=app.expires_at,
+        limits=with_limits(defaults, app.limits),
+        sidecars=None if app.sidecars is None else frozenset(guest_name(pool, one) for one in app.sidecars),
+        read_only=app.read_only,
+        statement_classes=app.statement_classes,
+        replication=app.replication,
+        policy=None if app.policy is None else CapabilityPolicy.from_json(app.policy),
+    )
