@@ -120,10 +120,9 @@ class Dispatch:
     _moved: tuple[str, str, How] | None = None  # from node, reason, class: to be said with the next output
     _how: How = "first"
     _aside: str = ""  # why the live attempt may be given up for a better one
+    _aside_begun: bool = False  # whether the answer had begun when a better one was asked for
     _tried: frozenset[tuple[str, str, str, str]] = frozenset()
-    _left: frozenset[tuple[str, str, str, str]] = (
-        frozenset()
-    )  # busy, or for a better one: good again once another fails
+    _left: frozenset[tuple[str, str, str, str]] = frozenset()  # good again once another fails
     _first: Candidate | None = None
     chosen: Candidate | None = None  # for the attempt under way, or the next
     _reserved: bool = False
@@ -273,7 +272,7 @@ class Dispatch:
             if self._moved is not None:
                 self._moved = (*self._moved[:2], "kindred")
             return [self._place()]
-        if not self._said():
+        if not self._output:
             return self._restart()
         assert plan.problem is not None
         failure, node = self._failure or (Failure("node_failed", "its node is gone"), "")
@@ -438,16 +437,12 @@ class Dispatch:
             self._how = "exact"
         elif may_move and self._kindred_allowed():
             self._how = "kindred"
-        elif not self._said():
+        elif not self._output:
             return self._restart()
         else:
             return self._fail(self._failed_problem())
         self._moved = (origin.node, reason, self._how)
         return [self._place()]
-
-    def _said(self) -> bool:
-        """Whether something of this answer was given on."""
-        return self._output
 
     # --- giving up a live attempt for a better one
 
@@ -455,7 +450,7 @@ class Dispatch:
         live = self.live
         if live is None or live.candidate.node != node or live.candidate.kind != "worker" or self._aside:
             return []
-        return self._look_aside("the node is draining")
+        return self._look_aside(_DRAINS)
 
     def _look_aside(self, reason: str) -> list[Command]:
         """Ask for a place that is better than where the live attempt is."""
@@ -463,7 +458,7 @@ class Dispatch:
         assert live is not None
         if self.attempts >= self.settings.attempts:
             return []
-        self._aside = reason
+        self._aside, self._aside_begun = reason, bool(self.ids) or self._blind
         demand = replace(self.demand, tried=self._tried | self._left | {live.candidate.key})
         if self.ids or self._blind:
             if self._blind or not live.candidate.fingerprint or self.demand.work.request.move == "none":
@@ -479,6 +474,9 @@ class Dispatch:
         live = self.live
         if live is None:
             return []
+        if self._aside_begun != (bool(self.ids) or self._blind):
+            # What was planned is for an answer that had not begun; only a drain still asks for another.
+            return self._look_aside(reason) if reason == _DRAINS else []
         found = next(
             (one for one in plan.candidates if one.resident and not one.queue_s and one.kind == "worker"),
             None,
@@ -571,7 +569,7 @@ class Dispatch:
     def _failed_problem(self) -> Problem:
         assert self._failure is not None
         failure, node = self._failure
-        return problem_of(failure, node, begun=self._said(), detail={"attempts": self.attempts})
+        return problem_of(failure, node, begun=self._output, detail={"attempts": self.attempts})
 
     def _best_problem(self, problem: Problem) -> Problem:
         """With every candidate tried, what the last one said tells more than that none is left."""
@@ -593,4 +591,5 @@ class Dispatch:
         return Usage(prompt, len(self.ids), 0, sum(one.evaluated_tokens for one in known))
 
 
+_DRAINS: Final = "the node is draining"
 _LOADS: Final = "its model is still being loaded"
