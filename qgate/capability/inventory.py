@@ -193,6 +193,7 @@ class Inventory:
             rows.context[row] = min(CONTEXT_MAX, engine.input_max)
             deployment.group.kinds = deployment.kinds
             self.nlp = deployment
+            rows.decode[row] = rows.prefill[row] = rows.queue[row] = 0.0
             self._refresh(deployment, 0.0)
         self._weigh(node)
 
@@ -239,8 +240,7 @@ class Inventory:
             deployment.node.running += 1
             deployment.breaker.began()
             deployment.node.breaker.began()
-            self._refresh(deployment, now)
-            self._weigh(deployment.node)
+            self._crowd(deployment, now)
 
     def ended(self, candidate: Candidate, now: float) -> None:
         """An attempt is over there, however it went."""
@@ -250,8 +250,7 @@ class Inventory:
             deployment.node.running = max(0, deployment.node.running - 1)
             deployment.breaker.abandoned()
             deployment.node.breaker.abandoned()
-            self._refresh(deployment, now)
-            self._weigh(deployment.node)
+            self._crowd(deployment, now)
 
     def observed(
         self,
@@ -489,39 +488,59 @@ class Inventory:
 
     def _refresh(self, deployment: Deployment, now: float) -> None:
         """Recompute what changes from moment to moment: speed, queue, faults."""
-        deployment.shown = None
         rows, row, node, state = self.rows, deployment.row, deployment.node, deployment.state
         estimate = deployment.estimate
-        claimed = claimed_speed(state) if state is not None else 0.0
-        trust = node.trust.value
         if node.kind == "nlp":
-            rows.decode[row] = rows.prefill[row] = 0.0
             rows.load[row] = estimate.service.value
         elif node.kind == "provider":
             rows.decode[row] = 1.0 / estimate.speed_of(PROVIDER_SPEED)
             rows.prefill[row] = 0.0  # within the time to its first token
             rows.load[row] = estimate.first_token.value or PROVIDER_FIRST_TOKEN_S
         else:
-            speed = estimate.speed_of(claimed, trust)
+            trust = node.trust.value
+            speed = estimate.speed_of(claimed_speed(state) if state is not None else 0.0, trust)
             prefill = state.prefill_tps if state is not None else 0.0
             rows.decode[row] = 1.0 / speed
             rows.prefill[row] = 1.0 / estimate.prefill_of(prefill, speed, trust)
-        service = estimate.service.value or ANSWER_TOKENS * float(rows.decode[row])
+        deployment.shown = None
+        self._requeue(deployment, now)
+
+    def _crowd(self, deployment: Deployment, now: float) -> None:
+        """Recompute what an attempt changes by being there."""
+        self._requeue(deployment, now)
+        node = deployment.node
+        if node.kind == "worker" or node.breaker.state != "closed":
+            self._weigh(node)
+
+    def _requeue(self, deployment: Deployment, now: float) -> None:
+        """Recompute queue and faults."""
+        rows, row, node = self.rows, deployment.row, deployment.node
         slots, busy = deployment.slots, deployment.busy
-        rows.queue[row] = (busy - slots + 1) / slots * service if slots and busy >= slots else 0.0
+        queue = 0.0
+        if slots and busy >= slots:
+            service = deployment.estimate.service.value or ANSWER_TOKENS * rows.decode.item(row)
+            queue = (busy - slots + 1) / slots * service
+        if queue != rows.queue.item(row):
+            rows.queue[row] = queue
+            deployment.shown = None
         bad = 0
         breaker = deployment.breaker
-        if breaker.state != "closed":
-            bad |= 0 if breaker.lets_pass else columns.BREAKER
-        if breaker.state == "open":
-            self._open[row] = breaker
-        else:
+        if breaker.state == "closed":
             self._open.pop(row, None)
-        refusal = node.refusals.get((deployment.group.name, deployment.group.version))
-        if refusal is not None and now < refusal[1]:
-            bad |= columns.REFUTED
-            self._refuted[row] = refusal[1]
         else:
+            bad |= 0 if breaker.lets_pass else columns.BREAKER
+            if breaker.state == "open":
+                self._open[row] = breaker
+            else:
+                self._open.pop(row, None)
+        if node.refusals:
+            refusal = node.refusals.get((deployment.group.name, deployment.group.version))
+            if refusal is not None and now < refusal[1]:
+                bad |= columns.REFUTED
+                self._refuted[row] = refusal[1]
+            else:
+                self._refuted.pop(row, None)
+        elif self._refuted:
             self._refuted.pop(row, None)
         if deployment.broken:
             bad |= columns.BROKEN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qgate.capability.candidate import NlpEngine
@@ -49,34 +49,40 @@ class NlpExecutor:
 
     def start(self, attempt: Attempt, sink: Sink) -> NlpRunning:
         """Submit at once. A request that the engine cannot take fails here, with every reason."""
-        work = attempt.work
-        if reasons := intake.bars(work, input_max=self._settings.input_max):
-            sink.failed(_barred(reasons))
-            return NlpRunning(self._pool)
-        if self._pool.full:
+        work, pool = attempt.work, self._pool
+        reading = intake.read(work, input_max=self._settings.input_max)
+        if reading.bars:
+            sink.failed(_barred(reading.bars))
+            return NlpRunning(pool)
+        if pool.full:
             sink.failed(
                 Failure(
                     "queue_full",
-                    f"{self._pool.waiting} requests wait for the gate's own engine already",
+                    f"{pool.waiting} requests wait for the gate's own engine already",
                     retriable=True,
                     retry_after_s=RETRY_S,
                     blame="network",
                 )
             )
-            return NlpRunning(self._pool)
-        running = NlpRunning(self._pool, work, sink)
-        sink.accepted(queue=self._pool.waiting, state="resident")
-        running.ticket = self._pool.submit(intake.job_of(work), running)
+            return NlpRunning(pool)
+        running = NlpRunning(pool, work, sink, sum([(size + 3) // 4 for size in reading.sizes]))
+        sink.accepted(queue=pool.waiting, state="resident")
+        running.ticket = pool.submit(intake.job_of(work.request, reading), running)
         return running
 
 
 class NlpRunning:
-    """One attempt in the pool."""
+    """One attempt in the pool. `prompt` are its texts in estimated tokens."""
 
-    def __init__(self, pool: Pool, work: Work | None = None, sink: Sink | None = None) -> None:
+    __slots__ = ("_pool", "_prompt", "_sink", "_work", "ticket")
+
+    def __init__(
+        self, pool: Pool, work: Work | None = None, sink: Sink | None = None, prompt: int = 0
+    ) -> None:
         self._pool = pool
         self._work = work
         self._sink = sink
+        self._prompt = prompt
         self.ticket: Ticket | None = None
 
     def cancel(self) -> None:
@@ -104,19 +110,17 @@ class NlpRunning:
         task = work.request.task
         if task == "embed":
             vectors = [_floats(one) for one in value]
-            sink.done("stop", usage_of(work, 0), result=vectors, model_version=VERSION)
+            sink.done("stop", self._usage(0), result=vectors, model_version=VERSION)
             return
         result = value if task == "similarity" else {"results": value} if intake.is_list(work) else value[0]
         text = as_text(task, result) if intake.speaks(work) else ""
         if text:
             sink.chunk(Chunk(text=text))
-        sink.done("stop", usage_of(work, _tokens(text)), result=result, model_version=VERSION)
+        sink.done("stop", self._usage(_tokens(text)), result=result, model_version=VERSION)
 
-
-def usage_of(work: Work, completion: int) -> Usage:
-    """Usage in estimated tokens: the engine reads characters, so a quarter of the UTF-8 bytes stands in."""
-    prompt = sum(_tokens(text) for text in intake.texts_of(work))
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, evaluated_tokens=prompt)
+    def _usage(self, completion: int) -> Usage:
+        """In estimated tokens: the engine reads characters, so a quarter of the UTF-8 bytes stands in."""
+        return Usage(self._prompt, completion, evaluated_tokens=self._prompt)
 
 
 def _tokens(text: str) -> int:
@@ -127,7 +131,7 @@ def _floats(raw: bytes) -> list[float]:
     return array("f", raw).tolist()
 
 
-def _barred(reasons: list[str]) -> Failure:
+def _barred(reasons: Sequence[str]) -> Failure:
     code = "invalid_request"
     if any("nlp.input_max" in reason for reason in reasons):
         code = "payload_too_large"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qgate.capability.nlp.catalogue import LANGUAGES, QUALITY
 from qgate.capability.nlp.jobs import Job
 from qgate.capability.nlp.vectors_shape import DIMENSIONS, TEXTS_MAX
 from qgate.capability.work import Work
+from tunnel_proto.request import CapabilityRequest
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MODEL_ONLY: Final = (
@@ -23,14 +25,45 @@ _MODEL_ONLY: Final = (
     "prediction",
 )
 _CHOICES: Final = ("tool_choice", "function_call")
+_PLAIN: Final = frozenset(
+    [
+        "model",
+        "messages",
+        "input",
+        "prompt",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        "seed",
+        "user",
+        "store",
+        "metadata",
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+    ]
+)
+"""Fields in which nothing can be asked that the engine could not obey."""
+_INSTRUCTING: Final = frozenset({"system", "developer"})
+_ANSWERING: Final = frozenset({"assistant", "tool", "function"})
 
 
 class Unreadable(Exception):  # noqa: N818 - reads as what it is
     """A body with no text for this engine; the message holds nothing of it."""
 
 
-def bars(work: Work, *, input_max: int) -> list[str]:
-    """Why the engine cannot take a request, each reason a clause; empty where it can."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A request as the engine reads it: its texts and their bytes in UTF-8, and why it cannot be taken."""
+
+    texts: tuple[str, ...] = field(default=(), repr=False)
+    sizes: tuple[int, ...] = ()
+    bars: tuple[str, ...] = ()
+
+
+def read(work: Work, *, input_max: int) -> Reading:
+    """Read a request once; each of ``bars`` is a clause, and there is none where the engine can take it."""
     request, body = work.request, work.body
     found: list[str] = []
     if request.task not in QUALITY:
@@ -42,21 +75,20 @@ def bars(work: Work, *, input_max: int) -> list[str]:
         found.append(f"it does {request.task} in {', '.join(sorted(known))} only")
     found += _unobeyable(body)
     try:
-        texts = texts_of(work)
+        texts = texts_of(body)
     except Unreadable as error:
-        return [*found, str(error)]
-    size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
-    if size > input_max:
+        return Reading(bars=(*found, str(error)))
+    sizes = tuple([len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts])
+    if (size := sum(sizes)) > input_max:
         found.append(f"the text has {size} bytes, and {input_max} are its most (nlp.input_max)")
-    return found
+    return Reading(texts, sizes, tuple(found))
 
 
-def texts_of(work: Work) -> tuple[str, ...]:
+def texts_of(body: Mapping[str, Any]) -> tuple[str, ...]:
     """The texts of a request: of a chat its one user message, else its prompt or input.
 
     Raises `Unreadable` where there is none, or where it is no well-formed text.
     """
-    body = work.body
     if "messages" in body:
         texts = _of_messages(body["messages"])
     else:
@@ -68,22 +100,23 @@ def texts_of(work: Work) -> tuple[str, ...]:
     for text in texts:
         if not text.isascii() and _SURROGATE.search(text):
             raise Unreadable("the text holds half a character (a lone surrogate)")
-    if not any(text.strip() for text in texts):
+    if all(not text or text.isspace() for text in texts):
         raise Unreadable("the text is empty")
     return texts
 
 
-def job_of(work: Work) -> Job:
-    """What a worker is given for a request. Raises `Unreadable`."""
-    request = work.request
+def job_of(request: CapabilityRequest, reading: Reading) -> Job:
+    """What a worker is given for a request."""
     options: dict[str, Any] = {}
-    for key in ("sentences", "words", "language"):
-        value = getattr(request, key)
-        if value is not None:
-            options[key] = value
+    if request.sentences is not None:
+        options["sentences"] = request.sentences
+    if request.words is not None:
+        options["words"] = request.words
+    if request.language is not None:
+        options["language"] = request.language
     if request.labels:
         options["labels"] = list(request.labels)
-    return Job(request.task, texts_of(work), options)
+    return Job(request.task, reading.texts, options)
 
 
 def is_list(work: Work) -> bool:
@@ -102,12 +135,15 @@ def _unobeyable(body: Mapping[str, Any]) -> Iterator[str]:
     messages = body.get("messages")
     if isinstance(messages, list | tuple):
         roles = [one.get("role", "user") if isinstance(one, Mapping) else "?" for one in messages]
-        if {"system", "developer"} & set(roles):
+        instructed = sum(role in _INSTRUCTING for role in roles)
+        if instructed:
             yield "the request has a system prompt"
-        if len([role for role in roles if role not in {"system", "developer"}]) > 1:
+        if len(roles) - instructed > 1:
             yield "the request has several turns"
-        elif roles and roles[-1] in {"assistant", "tool", "function"}:
+        elif roles and roles[-1] in _ANSWERING:
             yield "the request has no turn of the user at its end"
+    if _PLAIN.issuperset(body):
+        return
     if body.get("instructions"):
         yield "the request has instructions"
     for key in _MODEL_ONLY:
