@@ -232,7 +232,8 @@ def read_bundle(
         )
         node = verify_chain(bundle.chain, pool_key=bundle.pool_key, now=bundle.issued if now is None else now)
     except AuthenticationFailed as error:
-        raise ConfigError(f"the bundle cannot be used: {error.message}") from None
+        hint = "set this machine's clock: it is behind the gate's" if "not valid yet" in error.message else ""
+        raise ConfigError(f"the bundle cannot be used: {error.message}", hint=hint) from None
     if (node.verify_key, node.handshake_public) != (identity.verify_key, identity.handshake_public):
         raise ConfigError(
             f"the bundle is for the node {fingerprint(node.verify_key)}, this one is {identity.fingerprint}",

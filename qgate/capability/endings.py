@@ -18,9 +18,7 @@ AGAIN_S: Final = 2.0
 """Retry-After where nobody says when it is worth while."""
 
 _AGAIN: Final = frozenset({"unavailable", "rate_limit_exceeded", "queue_full"})
-_NEXT: Final = (
-    "send it again, or name another model; meshctl route explain shows an administrator what there is"
-)
+_NEXT: Final = "name another model; meshctl route explain shows an administrator what there is"
 
 
 def problem_of(failure: Failure, node: str, *, begun: bool, detail: Mapping[str, Any]) -> Problem:
@@ -31,7 +29,7 @@ def problem_of(failure: Failure, node: str, *, begun: bool, detail: Mapping[str,
             f"the answer broke off: {failure.message}",
             code="stream_interrupted",
             detail={"node": node, **detail},
-            hint=_NEXT,
+            hint=f"send it again, or {_NEXT}",
         )
     if failure.code in CODES:
         code = failure.code
@@ -49,7 +47,11 @@ def problem_of(failure: Failure, node: str, *, begun: bool, detail: Mapping[str,
         status=passed_on,
         retry_after_s=AGAIN_S if wait is None and code in _AGAIN else wait,
         detail={"node": node, **detail},
-        hint="" if failure.blame == "request" else _NEXT,
+        hint=""
+        if failure.blame == "request"
+        else f"send it again, or {_NEXT}"
+        if failure.retriable
+        else _NEXT,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from qgate.capability import columns
 from qgate.capability.columns import Bits, Floats, Ints
 from qgate.capability.work import Problem
+from tunnel_proto.tasks import TASKS
 
 if TYPE_CHECKING:
     from qgate.capability.demand import Demand
@@ -147,11 +148,16 @@ def refusal(
                 detail={"reasons": reasons},
                 hint="meshctl route explain shows every candidate and why it was not taken",
             )
+    hint = "meshctl route explain shows every candidate and why it was not taken"
+    if demand.work.kind == "chat" and TASKS[request.task].kind == "analysis":
+        hint = (
+            "leave out the system prompt, turns, tools and response_format for the gate's own engine; " + hint
+        )
     return Problem(
         "nothing in the mesh can do this: " + "; ".join(reasons),
         code="no_candidate",
         detail={"reasons": reasons},
-        hint="meshctl route explain shows every candidate and why it was not taken",
+        hint=hint,
     )
 
 

@@ -109,7 +109,7 @@ class Impostor:
 
     async def _report(self, models: Iterable[ModelState], fields: dict[str, Any]) -> None:
         self._seq += 1
-        said = {"slots": 8, "version": "0", "at": self._clock()} | fields
+        said: dict[str, Any] = {"slots": 8, "version": "0", "at": self._clock()} | fields
         await self._say(encode(Report(self.name, self._seq, full=True, models=tuple(models), **said)))
 
     async def _say(self, data: bytes) -> None:

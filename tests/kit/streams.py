@@ -12,11 +12,13 @@ import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, BinaryIO, Final
 
 from tests.kit.process import wait_until
 
 PATIENCE_S: Final = 90.0
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +181,15 @@ def ask(
     path: str = "/v1/chat/completions",
     *,
     timeout_s: float = PATIENCE_S,
-    **headers: str,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Reply:
     """One request and its whole answer. A body of bytes is sent as it is; None makes it a GET.
 
-    ``headers`` replace ours, named with _ for -; an empty one is left out.
+    ``headers`` replace ours, by their lower-case names; an empty one is left out.
     """
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as sock:
-        sock.sendall(_request("GET" if body is None else "POST", path, key, data, **headers))
+        sock.sendall(_request("GET" if body is None else "POST", path, key, data, headers))
         return reply_on(sock)
 
 
@@ -203,14 +205,14 @@ def reply_on(sock: socket.socket) -> Reply:
     return Reply(status, headers, answer, document)
 
 
-def _request(method: str, path: str, key: str, data: bytes, **headers: str) -> bytes:
+def _request(method: str, path: str, key: str, data: bytes, headers: Mapping[str, str] = NO_HEADERS) -> bytes:
     fields = {
         "host": "localhost",
         "authorization": f"Bearer {key}",
         "content-type": "application/json",
         "content-length": str(len(data)),
     }
-    fields |= {name.lower().replace("_", "-"): value for name, value in headers.items()}
+    fields |= headers
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items() if value)]
     return "\r\n".join([*lines, "", ""]).encode() + data
 

@@ -155,6 +155,12 @@ def test_a_bundle_with_an_expired_certificate_is_refused_when_the_time_is_known(
         read_bundle(BUNDLE, NODE, now=50_001)
 
 
+def test_a_node_whose_clock_is_behind_is_told_to_set_it() -> None:
+    with pytest.raises(ConfigError, match="not valid yet") as caught:
+        read_bundle(BUNDLE, NODE, now=500)
+    assert "clock" in caught.value.hint
+
+
 def test_gates_may_move_without_a_new_certificate() -> None:
     bundle = read_bundle(BUNDLE, NODE)
     moved = GateAddress("gate-c", "gate-c.example", 7000, GATE.handshake_public)
