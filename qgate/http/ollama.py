@@ -96,7 +96,7 @@ def generate_body(body: Mapping[str, Any]) -> dict[str, Any]:
             refuse(f"{name} is not supported", name, code="unsupported")
     prompt, system = body.get("prompt"), body.get("system")
     if not isinstance(prompt, str) or not prompt:
-        refuse("prompt must be text", "prompt")
+        refuse("prompt must be text", "prompt", hint="a model is loaded when it is asked for something")
     chat = _options(body)
     chat["messages"] = [{"role": "user", "content": prompt}]
     if system:
@@ -135,6 +135,7 @@ class ChatFace:
         self._wall = wall
         self._clock = clock
         self._began = clock()
+        self._first: float | None = None
         self._wrote = False
 
     def whole(self, answer: Answer) -> bytes:
@@ -154,6 +155,8 @@ class ChatFace:
                 answer.deltas.append(delta)
             content = delta.get("content")
             text = content if isinstance(content, str) else text
+        if self._first is None:
+            self._first = self._clock()
         if not text:
             return b""
         self._wrote = True
@@ -180,14 +183,19 @@ class ChatFace:
 
     def _last(self, answer: Answer, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         usage = answer.end.usage
+        now = self._clock()
+        first = self._began if self._first is None else self._first  # not streamed: nobody saw it
         return {
             **self._head(answer),
             **self._said(text, calls),
             "done": True,
             "done_reason": "length" if answer.finish_reason == "length" else "stop",
-            "total_duration": int((self._clock() - self._began) * 1e9),
+            "total_duration": int((now - self._began) * 1e9),
+            "load_duration": 0,
             "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": int((first - self._began) * 1e9),
             "eval_count": usage.completion_tokens,
+            "eval_duration": int((now - first) * 1e9),
             "qgate": answer.mesh(),
         }
 

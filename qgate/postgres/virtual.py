@@ -17,7 +17,6 @@ import contextlib
 import struct
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from qgate.capability.work import Problem
@@ -25,14 +24,13 @@ from qgate.governance.directory import App
 from qgate.postgres.timeouts import narrower
 from qgate.postgres.virtual_facts import NAME_OF_DATABASE, SHOW_ALL, Facts
 from qgate.postgres.virtual_grammar import parse
+from qgate.postgres.virtual_portal import Portal, Prepared, argument, value_of
 from qgate.postgres.virtual_statement import (
     COLUMNS,
     LISTS,
-    Argument,
     Call,
     Catalogue,
     Command,
-    Constant,
     Scalars,
     Show,
     Statement,
@@ -41,7 +39,6 @@ from qgate.postgres.virtual_statement import (
 )
 from qgate.postgres.virtual_values import (
     TEXT,
-    Bind,
     Table,
     cut,
     data_row,
@@ -49,7 +46,6 @@ from qgate.postgres.virtual_values import (
     read_bind,
     row_description,
     string,
-    text_of,
     unpack,
 )
 from tunnel_proto import pgwire
@@ -96,20 +92,6 @@ class Owner(Protocol):
         """The session is over; called once."""
 
 
-@dataclass(slots=True)
-class _Prepared:
-    statement: Statement | None  # None: an empty text
-    oids: list[int]
-
-
-@dataclass(slots=True)
-class _Portal:
-    prepared: _Prepared
-    bind: Bind
-    table: Table | None = field(default=None, repr=False)
-    sent: int = 0
-
-
 class VirtualSession:
     """One app's session, and the receiver of its stream."""
 
@@ -144,8 +126,8 @@ class VirtualSession:
         self._status = b"I"
         self._skipping = False
         self._tag = ""
-        self._prepared: dict[str, _Prepared] = {}
-        self._portals: dict[str, _Portal] = {}
+        self._prepared: dict[str, Prepared] = {}
+        self._portals: dict[str, Portal] = {}
         self._ended = False
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -356,7 +338,7 @@ class VirtualSession:
         wanted = parameters_of(statement) if statement is not None else {}
         most = max([len(given), *wanted])
         oids = [(given[at] if at < len(given) else 0) or wanted.get(at + 1, 0) or TEXT for at in range(most)]
-        self._prepared[name] = _Prepared(statement, oids)
+        self._prepared[name] = Prepared(statement, oids)
         self._say(pgwire.message(b"1"))
 
     def _bind(self, payload: bytes) -> None:
@@ -367,7 +349,7 @@ class VirtualSession:
             raise error(f"bind message {counts}", "08P01")
         if bind.portal and bind.portal in self._portals:
             raise error(f'cursor "{bind.portal[:63]}" already exists', "42P03")
-        self._portals[bind.portal] = _Portal(prepared, bind)
+        self._portals[bind.portal] = Portal(prepared, bind)
         self._say(pgwire.message(b"2"))
 
     def _describe(self, payload: bytes) -> None:
@@ -408,13 +390,13 @@ class VirtualSession:
         else:
             self._complete(statement, len(rows))
 
-    def _statement(self, name: str) -> _Prepared:
+    def _statement(self, name: str) -> Prepared:
         found = self._prepared.get(name)
         if found is None:
             raise error(f'prepared statement "{name[:63]}" does not exist', "26000")
         return found
 
-    def _portal(self, name: str) -> _Portal:
+    def _portal(self, name: str) -> Portal:
         found = self._portals.get(name)
         if found is None:
             raise error(f'portal "{name[:63]}" does not exist', "34000")
@@ -439,13 +421,13 @@ class VirtualSession:
             case Command():
                 return None
 
-    async def _run(self, statement: Statement, portal: _Portal | None = None) -> Table | None:
+    async def _run(self, statement: Statement, portal: Portal | None = None) -> Table | None:
         if self._status == b"E" and not (isinstance(statement, Command) and _ends(statement)):
             raise error(_ABORTED, "25P02")
         match statement:
             case Call():
                 texts = [
-                    _argument(one, portal, "the text" if at else "the request")
+                    argument(one, portal, "the text" if at else "the request")
                     for at, one in enumerate((statement.request, *statement.texts))
                 ]
                 row = await self._carry_out(
@@ -464,7 +446,7 @@ class VirtualSession:
                 return Table(((what, TEXT),), [(self._facts.get(what),)])
             case Scalars():
                 items = [
-                    (name, filled(item, lambda one: _value(one, portal))) for name, item in statement.items
+                    (name, filled(item, lambda one: value_of(one, portal))) for name, item in statement.items
                 ]
                 found = [(name, *self._facts.evaluate(item)) for name, item in items]
                 return Table(tuple((name, oid) for name, oid, _ in found), [[value for *_, value in found]])
@@ -564,26 +546,6 @@ class VirtualSession:
 
 def _ends(command: Command) -> bool:
     return command.effect in {"commit", "rollback", "rollback to"}
-
-
-def _argument(one: Argument, portal: _Portal | None, what: str) -> str:
-    found = _value(one, portal, what)
-    if found.value is None:
-        raise error(f"{what} must not be NULL", "22004")
-    return found.value
-
-
-def _value(one: Argument, portal: _Portal | None, what: str = "the value") -> Constant:
-    """A constant, whether it stood in the statement or came with Bind."""
-    if isinstance(one, Constant):
-        return one
-    if portal is None:
-        raise error(f"there is no parameter ${one.number}", "42P02")
-    at = one.number - 1
-    oid, value = portal.prepared.oids[at], portal.bind.values[at]
-    if value is None:
-        return Constant(None, oid)
-    return Constant(text_of(value, oid, portal.bind.binary[at], f"{what} (${one.number})"), oid)
 
 
 def _as_sql(problem: Problem) -> PostgresError:

@@ -15,9 +15,9 @@ from qgate.postgres.virtual_values import (
     INT4,
     INT8,
     NAME,
-    NAMES,
     OID,
     TEXT,
+    TEXTS,
     TIMESTAMPTZ,
     error,
 )
@@ -86,7 +86,7 @@ _MILLISECONDS: Final = {"": 1, "us": 0.001, "ms": 1, "s": 1000, "min": 60_000, "
 _TRUE: Final = frozenset({"t", "true", "on", "1", "yes"})
 SHOW_ALL: Final = (("name", TEXT), ("setting", TEXT), ("description", TEXT))
 """The columns of SHOW ALL."""
-_TYPES: Final = {"set_config": TEXT, "current_setting": TEXT, "current_schemas": NAMES}
+_TYPES: Final = {"set_config": TEXT, "current_setting": TEXT, "current_schemas": TEXTS}
 """Types of functions whose arguments need not be known yet."""
 VALUE_MAX: Final = 1024
 OWN_MAX: Final = 100
@@ -182,7 +182,7 @@ class Facts:
             case "current_schema", []:
                 return NAME, "public"
             case "current_schemas", [str(implicit)]:
-                return NAMES, ("pg_catalog", "public") if implicit.startswith("t") else ("public",)
+                return TEXTS, ("pg_catalog", "public") if implicit.startswith("t") else ("public",)
             case (
                 "now"
                 | "current_timestamp"

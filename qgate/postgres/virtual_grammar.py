@@ -11,7 +11,6 @@ A request and a text are string constants or parameters. Anything else is 0A000,
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
@@ -43,6 +42,7 @@ from qgate.postgres.virtual_values import (
     JSON,
     JSONB,
     NAME,
+    OID,
     TEXT,
     UNKNOWN,
     VARCHAR,
@@ -75,7 +75,9 @@ _ALSO: Final = {
     "bool": BOOL,
     "boolean": BOOL,
     "float8": FLOAT8,
+    "oid": OID,
 }
+_ARRAYS: Final = {"text": 1009, "varchar": 1015, "name": 1003, "int4": 1007, "int8": 1016, "oid": 1028}
 _COMMANDS: Final = {
     "set": "SET",
     "reset": "RESET",
@@ -178,10 +180,8 @@ class _Reader:
         for at, token in enumerate(self._tokens):
             if token.kind == "parameter":
                 self._at = at + 1
-                with contextlib.suppress(PostgresError):
-                    cast = self._type(also=True) if self._take("::") else 0
-                    found[_number(token)] = found.get(_number(token)) or cast
-                found.setdefault(_number(token), 0)
+                cast = self._any_type() if self._take("::") else 0
+                found[_number(token)] = found.get(_number(token)) or cast
         return found
 
     def _call(self, table_at: int) -> Call:
@@ -404,6 +404,15 @@ class _Reader:
         if oid is None or self._peek().kind == "[":
             raise self._unsupported(f'the type "{name[:63]}" is not known here')
         return oid
+
+    def _any_type(self) -> int:
+        """A type that a parameter is cast to where its value does not matter; 0 for one that is not known."""
+        name = self._next().text
+        if name == "pg_catalog" and self._take("."):
+            name = self._next().text
+        if self._peek().kind == "[":
+            return _ARRAYS.get(name, 0)
+        return _TYPES.get(name) or _ALSO.get(name, 0)
 
     def _name_or_all(self) -> str:
         return self._next().text if self._at < len(self._tokens) else ""

@@ -29,7 +29,7 @@ BPCHAR: Final = 1042
 VARCHAR: Final = 1043
 DATE: Final = 1082
 TIMESTAMPTZ: Final = 1184
-NAMES: Final = 1003  # name[]
+TEXTS: Final = 1009  # text[]
 JSONB: Final = 3802
 
 TEXTUAL: Final = frozenset({0, TEXT, UNKNOWN, VARCHAR, BPCHAR, NAME, JSON, JSONB, BYTEA})
@@ -80,6 +80,17 @@ def text_of(value: bytes | None, oid: int, binary: bool, what: str) -> str:
     if "\0" in text:
         raise error(f"{what}: a zero byte is no text", "22021")
     return text
+
+
+def plain_of(value: bytes, oid: int, binary: bool, what: str) -> str:
+    """A parameter of any type that is known here as the text of a constant. Errors as `text_of`."""
+    if oid not in _SIZES or oid in {DATE, TIMESTAMPTZ}:
+        return text_of(value, oid, binary, what)
+    if not binary:
+        return text_of(value, TEXT, binary, what)
+    if len(value) != _SIZES[oid]:
+        raise error(f"incorrect binary data format in {what}", "22P03")
+    return str(_BINARY[oid].unpack(value)[0]) if oid in _BINARY else "t" if value != b"\0" else "f"
 
 
 def _bytea(value: bytes) -> bytes:
@@ -153,10 +164,10 @@ def _moment(value: datetime, oid: int, *, binary: bool) -> bytes:
 
 
 def _array(values: tuple[str, ...], *, binary: bool) -> bytes:
-    """A name[] of plain words."""
+    """A text[] of plain words."""
     if not binary:
         return ("{" + ",".join(values) + "}").encode()
-    head = struct.pack("!iiI", 1, 0, NAME) + struct.pack("!ii", len(values), 1)
+    head = struct.pack("!iiI", 1, 0, TEXT) + struct.pack("!ii", len(values), 1)
     return head + b"".join(struct.pack("!i", len(one)) + one.encode() for one in values)
 
 

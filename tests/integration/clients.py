@@ -21,6 +21,7 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy
 
+from tests.integration.jdbc import Jdbc
 from tests.kit.cluster import bundled
 from tests.kit.login import Login
 from tests.kit.process import wait_until
@@ -403,12 +404,17 @@ class NodePostgres:
         )
         return "" if done.returncode == 0 else f"npm install failed: {done.stderr.strip()[-200:]}"
 
+    @staticmethod
+    def modules() -> Path:
+        """Where the packages are."""
+        return _NODE_CACHE / "node_modules"
+
     def _run(self, login: Login, *words: str, data: bytes = b"") -> bytes:
         done = subprocess.run(
             ["node", str(self._SCRIPT), *words],
             input=data,
             capture_output=True,
-            env=login.environment(NODE_PATH=str(_NODE_CACHE / "node_modules")),
+            env=login.environment(NODE_PATH=str(self.modules())),
             timeout=60,
         )
         assert done.returncode == 0, done.stderr.decode()
@@ -441,4 +447,5 @@ CLIENTS: dict[str, Client] = {
     "pg8000": Pg8000(),
     "sqlalchemy": SqlAlchemy(),
     "node": NodePostgres(),
+    "jdbc": Jdbc(QUERY, _SLEEP),
 }

@@ -7,6 +7,7 @@ import hashlib
 import psycopg
 import pytest
 
+from tests.integration import jdbc
 from tests.integration.clients import ANSWER, CANCELLED, CLIENTS, NodePostgres, rows
 from tests.kit.login import Login
 
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.parametrize("name", [*CLIENTS])
 @pytest.fixture(autouse=True)
 def available(name: str) -> None:
     if name == "node" and (reason := NodePostgres.missing()):
+        pytest.skip(reason)
+    if name == "jdbc" and (reason := jdbc.missing()):
         pytest.skip(reason)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qgate.capability.work import Begun, Chunk, Event, Work
 from qgate.http.bodies import VALUES_MAX
 from qgate.settings import HttpSettings
 from tests.minigate.conftest import until
-from tests.qgate.http_stack import KEY, Stack, analysis, stack
+from tests.qgate.http_stack import KEY, Stack, analysis, finished, stack, vectors
 
 CHAT = "/v1/chat/completions"
 GOOD: dict[str, Any] = {"model": "smol", "messages": [{"role": "user", "content": "hi"}]}
@@ -281,6 +283,67 @@ async def test_ollamas_api(tmp_path: Path) -> None:
         ask_for = {"model": "qg://task=summarize", "prompt": "some text", "stream": True}
         status, _, said = await ask(running, json.dumps(ask_for).encode(), "/api/generate")
         assert "about some" in _dechunked(said)
+
+
+async def test_ollamas_tools_and_images(tmp_path: Path) -> None:
+    async def script(work: Work) -> AsyncGenerator[Event, None]:
+        yield Begun("smol", "1", "box", "worker")
+        function = {"name": "add", "arguments": '{"a": 1}'}
+        yield Chunk(delta={"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]})
+        yield finished(work, "tool_calls")
+
+    async with stack(tmp_path, script=script) as running:
+        turns: list[dict[str, Any]] = [
+            {"role": "user", "content": "2+3?", "images": ["/9j/AAAA", "iVBORw0K"]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"function": {"name": "add", "arguments": {}}}],
+            },
+            {"role": "tool", "tool_name": "add", "content": "5"},
+        ]
+        body = {"model": "smol", "messages": turns, "stream": False}
+        status, _, said = await ask(running, json.dumps(body).encode(), "/api/chat")
+        assert status == 200
+        call = {"function": {"name": "add", "arguments": {"a": 1}}}
+        assert json.loads(said)["message"]["tool_calls"] == [call]
+        user, assistant, tool = running.engine.seen[0].body["messages"]
+        assert [part["type"] for part in user["content"]] == ["text", "image_url", "image_url"]
+        assert user["content"][1]["image_url"]["url"] == "data:image/jpeg;base64,/9j/AAAA"
+        assert assistant["tool_calls"][0]["function"] == {"name": "add", "arguments": "{}"}
+        assert tool["tool_call_id"] == assistant["tool_calls"][0]["id"]
+        for name, wrong in (("tool_calls", [{"function": {}}]), ("images", "x"), ("images", [3])):
+            spoilt = {**body, "messages": [{"role": "assistant", "content": "", name: wrong}]}
+            status, _, said = await ask(running, json.dumps(spoilt).encode(), "/api/chat")
+            assert (status, error_of(said)["code"]) == (400, "invalid_request")
+
+
+async def test_the_rest_of_ollamas_api(tmp_path: Path) -> None:
+    async with stack(tmp_path, script=vectors) as running:
+        body = b'{"model": "e", "prompt": "abc"}'
+        _, _, said = await ask(running, body, "/api/embeddings")
+        assert json.loads(said)["embedding"] == [0.5, 3.0]
+        _, _, said = await ask(running, b'{"model": "e", "input": ["a", "bc"]}', "/api/embed")
+        assert json.loads(said)["embeddings"] == [[0.5, 1.0], [0.5, 2.0]]
+        _, _, said = await ask(running, path="/api/ps", method="GET")
+        assert [one["name"] for one in json.loads(said)["models"]] == ["smol"]
+        status, _, said = await ask(running, b"{}", "/api/pull")
+        assert status == 404
+        assert "meshctl model" in json.loads(said)["error"]
+
+
+async def test_vectors_of_a_provider(tmp_path: Path) -> None:
+    async def script(work: Work) -> AsyncGenerator[Event, None]:
+        yield Begun("e", "1", "cloud", "provider")
+        data: list[dict[str, Any]] = [{"embedding": [1.0, 2.0]}, {"embedding": "AACAPwAAAEA="}]
+        raw = b"{}" if work.body["input"] == ["bad"] else json.dumps({"data": data}).encode()
+        yield finished(work, raw=raw)
+
+    async with stack(tmp_path, script=script) as running:
+        _, _, said = await ask(running, b'{"model": "e", "input": ["a", "b"]}', "/api/embed")
+        assert json.loads(said)["embeddings"] == [[1.0, 2.0]] * 2
+        status, _, said = await ask(running, b'{"model": "e", "input": ["bad"]}', "/api/embed")
+        assert (status, error_of(said)["code"]) == (502, "invalid_response")
 
 
 def _dechunked(said: bytes) -> str:

@@ -32,7 +32,7 @@ from qgate.postgres.virtual_values import (
     INT4,
     INT8,
     JSONB,
-    NAMES,
+    TEXTS,
     TEXT,
     TIMESTAMPTZ,
     VARCHAR,
@@ -277,8 +277,10 @@ def test_what_counts_has_a_row_even_over_nothing() -> None:
 
 
 def test_parameters_of_a_question_to_the_catalogue() -> None:
-    found = one("SELECT relname FROM pg_class WHERE relname = $2::varchar AND relkind = ANY ($1::char[])")
-    assert parameters_of(found) == {2: VARCHAR, 1: 0}
+    found = one(
+        "SELECT relname FROM pg_class WHERE relname = $2::varchar AND oid = ANY ($1::oid[]) AND x = $3"
+    )
+    assert parameters_of(found) == {2: VARCHAR, 1: 1028, 3: 0}
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,7 @@ def test_values_without_a_table() -> None:
         (DATE, datetime.fromtimestamp(0, UTC)),
     ]
     assert value("SELECT current_schemas(true), to_regclass('x'), 't'::bool") == [
-        (NAMES, ("pg_catalog", "public")),
+        (TEXTS, ("pg_catalog", "public")),
         (TEXT, None),
         (BOOL, True),
     ]
@@ -337,5 +339,5 @@ def test_moments_and_arrays_on_the_wire() -> None:
     assert encoded(at, TIMESTAMPTZ, binary=True) == (848_592_000_250_000).to_bytes(8, "big")
     assert encoded(at, DATE, binary=False) == b"2026-11-21"
     assert encoded(at, DATE, binary=True) == (9821).to_bytes(4, "big")
-    assert encoded(("a", "bc"), NAMES, binary=False) == b"{a,bc}"
-    assert encoded(("a",), NAMES, binary=True).endswith(b"\0\0\0\1\0\0\0\1\0\0\0\1a")
+    assert encoded(("a", "bc"), TEXTS, binary=False) == b"{a,bc}"
+    assert encoded(("a",), TEXTS, binary=True).endswith(b"\0\0\0\1\0\0\0\1\0\0\0\1a")
