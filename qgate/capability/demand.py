@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ ENVELOPE_TOKENS: Final = 16  # what a chat template adds to a message, at most
 IMAGE_TOKENS: Final = 2_000  # an image or a file in a message, which is long and no text
 
 _INLINE = "data:"
+_OBJECT: Final = (dict, Mapping)  # nearly all are of the first, which is quick to tell
+_ARRAY: Final = (list, tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,10 @@ def demand_of(
     work: Work, settings: ScheduleSettings, *, now: float = 0.0, input_tokens: int | None = None
 ) -> Demand:
     """Read a request. `now` is the time that its deadline is in."""
-    size, envelope = _size(work.body)
-    tokens = input_tokens if input_tokens is not None else int(size / BYTES_PER_TOKEN) + envelope
+    tokens = input_tokens
+    if tokens is None:
+        size, envelope = _size(work.body)
+        tokens = int(size / BYTES_PER_TOKEN) + envelope
     answer = 0 if work.kind == "embedding" else max_tokens_of(work, settings)
     asked = work.request.max_tokens or _asked(work.body) or 1
     return Demand(
@@ -75,14 +79,14 @@ def instructed(work: Work) -> bool:
     if body.get("tools") or body.get("functions") or work.request.schema:
         return True
     form = body.get("response_format")
-    if isinstance(form, Mapping) and form.get("type") not in {None, "text"}:
+    if isinstance(form, _OBJECT) and form.get("type") not in {None, "text"}:
         return True
     messages = body.get("messages")
     if not isinstance(messages, list | tuple):
         return bool(body.get("instructions"))
-    return len(messages) > 1 or any(
-        isinstance(one, Mapping) and one.get("role") not in {"user", None} for one in messages
-    )
+    if len(messages) > 1:
+        return True
+    return any(isinstance(one, _OBJECT) and one.get("role") not in {"user", None} for one in messages)
 
 
 def _need(work: Work) -> int:
@@ -142,16 +146,20 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _leaves(value: Any) -> list[Any]:
+    found: list[Any] = []
     waiting = [value]
     while waiting:
         one = waiting.pop()
-        if isinstance(one, Mapping):
+        if type(one) is str:
+            found.append(one)
+        elif isinstance(one, _OBJECT):
             waiting.extend(one.values())
-        elif isinstance(one, list | tuple):
+        elif isinstance(one, _ARRAY):
             waiting.extend(one)
         elif one is not None:
-            yield one
+            found.append(one)
+    return found
 
 
 def continuation(demand: Demand, candidate: Candidate, *, how: str) -> Demand:

@@ -539,7 +539,7 @@ class Dispatch:
         if self._pause_until is not None and (due is None or self._pause_until < due):
             due = self._pause_until
         if self.live is not None:
-            its = self.live.due(self.settings.stall_s, self.demand.input_tokens)
+            its = self.live.due(self.settings.stall_s, self.demand.input_tokens, now)
             due = its if due is None or its < due else due
         if due is not None and (self._woken_at is None or due < self._woken_at):
             self._woken_at = due

@@ -35,17 +35,16 @@ class FairShares(Generic[T]):
         self.parallel = parallel
         self.queue = queue
         self.running = 0
+        self.waiting = 0
+        """How many wait, over all apps."""
         self._clock = 0.0
         self._lines: dict[str, _Line[T]] = {}
 
-    @property
-    def waiting(self) -> int:
-        """How many wait, over all apps."""
-        return sum(len(line.waiting) for line in self._lines.values())
-
     def enter(self, item: T, app: str, share: float, leaves_at: float | None = None) -> bool:
         """True: go now. False: it waits until `leave` returns it, or `expired` does. QueueFullError."""
-        line = self._lines.setdefault(app, _Line())
+        line = self._lines.get(app)
+        if line is None:
+            line = self._lines[app] = _Line()
         start = max(self._clock, line.finish)
         if self.running < self.parallel and not self.waiting:
             line.finish = start + 1.0 / max(share, 1e-3)
@@ -55,6 +54,7 @@ class FairShares(Generic[T]):
             raise QueueFullError
         line.finish = start + 1.0 / max(share, 1e-3)
         line.waiting.append((item, start, leaves_at))
+        self.waiting += 1
         return False
 
     def leave(self, app: str) -> list[T]:
@@ -69,12 +69,11 @@ class FairShares(Generic[T]):
     def admit(self) -> list[T]:
         """Those that go now, as after `parallel` has grown."""
         admitted: list[T] = []
-        while self.running < self.parallel:
+        while self.waiting and self.running < self.parallel:
             waiting = [line for line in self._lines.values() if line.waiting]
-            if not waiting:
-                break
             line = min(waiting, key=lambda one: one.waiting[0][1])
             item, start, _ = line.waiting.popleft()
+            self.waiting -= 1
             self._go(line, start)
             admitted.append(item)
         return admitted
@@ -85,6 +84,7 @@ class FairShares(Generic[T]):
         for entry in line.waiting if line is not None else ():
             if entry[0] == item and line is not None:
                 line.waiting.remove(entry)
+                self.waiting -= 1
                 self._forget(app, line)
                 return True
         return False
@@ -96,6 +96,7 @@ class FairShares(Generic[T]):
             late = [entry for entry in line.waiting if entry[2] is not None and now >= entry[2]]
             for entry in late:
                 line.waiting.remove(entry)
+                self.waiting -= 1
                 gone.append(entry[0])
             if late:
                 self._forget(app, line)

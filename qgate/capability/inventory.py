@@ -492,7 +492,9 @@ class Inventory:
         estimate = deployment.estimate
         if node.kind == "nlp":
             rows.load[row] = estimate.service.value
-        elif node.kind == "provider":
+            self._requeue(deployment, now)
+            return
+        if node.kind == "provider":
             rows.decode[row] = 1.0 / estimate.speed_of(PROVIDER_SPEED)
             rows.prefill[row] = 0.0  # within the time to its first token
             rows.load[row] = estimate.first_token.value or PROVIDER_FIRST_TOKEN_S

@@ -95,9 +95,11 @@ class LiveAttempt:
         working_s = PREFILL_MARGIN * prompt / max(self.candidate.prefill, SLOWEST_PREFILL)
         return self.heard_at + stall_s + working_s
 
-    def due(self, stall_s: float, prompt: int) -> float:
-        """The next time at which something has to be looked at."""
-        at = self.silent_at(stall_s, prompt)
+    def due(self, stall_s: float, prompt: int, now: float) -> float:
+        """The next time after `now` at which something may have to be looked at."""
+        at = self.heard_at + stall_s  # `silent_at` is never before it, and mostly comes to be it
+        if at <= now:
+            at = self.silent_at(stall_s, prompt)
         if self.load_until is not None and self.load_until < at:
             at = self.load_until
         if self.queue_until is not None and self.queue_until < at:
