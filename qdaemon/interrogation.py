@@ -20,8 +20,8 @@ from qdaemon.runtimes.http_engine import EngineError, Server
 from qdaemon.runtimes.ollama import OllamaEngine
 from qdaemon.runtimes.openai_compatible import OpenAiEngine
 from qdaemon.settings import DiscoverySettings, EngineSettings
-from tunnel_proto.errors import ConfigError
-from tunnel_proto.messages import ModelState
+from tunnel_proto.errors import ConfigError, LocalProtocolError
+from tunnel_proto.messages import ModelState, Report, encode
 
 log = structlog.get_logger()
 
@@ -97,7 +97,8 @@ class Interrogation:
         known.misses = 0
         self._take(engine, url, models)
 
-    def _take(self, engine: Engine, url: str, models: list[ModelState]) -> None:
+    def _take(self, engine: Engine, url: str, offered: list[ModelState]) -> None:
+        models = [one for one in offered if _tellable(one)]
         before = self.catalogue.runtimes.get(engine.name)
         if before is None or before.state != "up" or before.models != len(models):
             log.info("engine", engine=engine.name, url=url, build=engine.build, models=len(models))
@@ -134,6 +135,15 @@ def read_key(one: EngineSettings) -> str:
     if not key or not key.isascii() or any(letter.isspace() for letter in key):
         raise ConfigError(f"{one.key_file} does not hold one key", hint="one line, the key and nothing else")
     return key
+
+
+def _tellable(model: ModelState) -> bool:
+    """Whether gates can be told of it: what an engine says must not end a report."""
+    try:
+        encode(Report("worker", 0, models=(model,)))
+    except LocalProtocolError:
+        return False
+    return True
 
 
 def _local(url: str) -> bool:

@@ -18,6 +18,7 @@ import structlog
 from qdaemon.runtimes.engine import Sink
 from tunnel_proto.errors import MeshError
 from tunnel_proto.messages import JobStart
+from tunnel_proto.shapes import ShapeError, json_value
 
 log = structlog.get_logger()
 
@@ -27,6 +28,8 @@ CONNECT_S: Final = 5.0
 SILENCE_S: Final = 300.0
 """A server that says nothing for so long is taken for dead; a long prompt on a slow machine takes minutes."""
 LOOK_S: Final = 3.0
+
+_EVENT: Final = json_value(depth=24, nodes=50_000)  # less than a message takes: it is wrapped in one
 
 
 class EngineError(MeshError):
@@ -44,8 +47,9 @@ class EngineError(MeshError):
 class Server:
     """One server: where it is and how it is spoken to."""
 
-    def __init__(self, url: str, *, key: str = "") -> None:
+    def __init__(self, url: str, *, key: str = "", silence_s: float = SILENCE_S) -> None:
         self.url = url.rstrip("/")
+        self._silence_s = silence_s
         self._key = key
         self._session: aiohttp.ClientSession | None = None
 
@@ -65,7 +69,7 @@ class Server:
 
     async def lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """POST JSON and yield the lines of the answer. Raises `EngineError`."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._silence_s)
         try:
             async with self._opened().post(
                 self.url + path,
@@ -170,11 +174,32 @@ class HttpJob:
 
 
 def parsed(data: bytes) -> Any:
-    """JSON from an engine. Raises `EngineError`."""
+    """JSON from an engine, in which all text is text and all numbers are finite. Raises `EngineError`."""
     try:
-        return json.loads(data)
+        value = json.loads(data, parse_constant=_no_constant)
+        if b"\\u" in data:  # half of a surrogate pair can only be written so
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise EngineError("engine_garbage", "the engine answered with something that is not JSON") from None
+    return value
+
+
+def parsed_event(data: bytes) -> dict[str, Any]:
+    """One event of a stream, small enough to be passed on as a whole. Raises `EngineError`."""
+    event = parsed(data)
+    if not isinstance(event, dict):
+        raise EngineError("engine_garbage", "the engine sent an event that is no object")
+    try:
+        _EVENT(event)
+    except ShapeError:
+        raise EngineError("engine_garbage", "the engine sent an event that no message can carry") from None
+    if "error" in event:
+        raise EngineError("engine_failed", "the engine failed in the middle of its answer")
+    return event
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def refused(status: int, data: bytes) -> EngineError:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qdaemon.runtimes.engine import Sink
-from qdaemon.runtimes.http_engine import EngineError, HttpJob, Server, parsed
+from qdaemon.runtimes.http_engine import EngineError, HttpJob, Server, parsed, parsed_event
 from qdaemon.runtimes.llama.job import Timing, Usage
 from qdaemon.runtimes.openai_compatible import vector_of
 from tunnel_proto.messages import JobStart, ModelState, RuntimeState
@@ -162,11 +162,7 @@ class OllamaEngine:
                 await job.turn()
                 if not line.strip():
                     continue
-                event = parsed(line)
-                if not isinstance(event, dict):
-                    raise EngineError("engine_garbage", "the engine sent an event that is no object")
-                if "error" in event:
-                    raise EngineError("engine_failed", "the engine failed in the middle of its answer")
+                event = parsed_event(line)
                 message = _object(event.get("message"))
                 text = message.get("content") if message else event.get("response")
                 if isinstance(text, str) and text:

@@ -10,14 +10,15 @@ import base64
 import binascii
 import contextlib
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qdaemon.runtimes.engine import Sink
-from qdaemon.runtimes.http_engine import EngineError, HttpJob, Server, parsed
+from qdaemon.runtimes.http_engine import EngineError, HttpJob, Server, parsed_event
 from qdaemon.runtimes.llama.job import Timing, Usage
-from tunnel_proto.messages import JobStart, ModelState, RuntimeState
+from tunnel_proto.messages import VECTOR_MAX, JobStart, ModelState, RuntimeState
 
 MODELS_MAX: Final = 1000
 FINISH: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
@@ -129,11 +130,7 @@ class OpenAiEngine:
                 if data == b"[DONE]":
                     ended = True
                     break
-                event = parsed(data)
-                if not isinstance(event, dict):
-                    raise EngineError("engine_garbage", "the engine sent an event that is no object")
-                if "error" in event:
-                    raise EngineError("engine_failed", "the engine failed in the middle of its answer")
+                event = parsed_event(data)
                 if isinstance(event.get("usage"), dict):
                     usage = usage_of(event["usage"])
                 for choice in _objects(event.get("choices"))[:1]:
@@ -199,10 +196,14 @@ def vector_of(value: Any) -> bytes:
     """An embedding as little-endian 32-bit floats. Raises `EngineError`."""
     try:
         if isinstance(value, str):
-            return base64.b64decode(value, validate=True)
-        return struct.pack(f"<{len(value)}f", *value)
+            data = base64.b64decode(value, validate=True)
+            value = struct.unpack(f"<{len(data) // 4}f", data)
+        vector = struct.pack(f"<{len(value)}f", *value)
+        if not 0 < len(vector) <= VECTOR_MAX or not all(map(math.isfinite, value)):
+            raise ValueError("no vector")
     except (TypeError, ValueError, struct.error, binascii.Error, OverflowError):
         raise EngineError("engine_garbage", "the engine sent an embedding that is not numbers") from None
+    return vector
 
 
 def _body(start: JobStart) -> dict[str, Any]:

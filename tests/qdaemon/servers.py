@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,12 +40,14 @@ class Scripted:
         answer: web.StreamResponse = await route(request)
         return answer
 
-    async def lines(self, request: web.Request, lines: list[str], *, cut: bool = False) -> web.StreamResponse:
+    async def lines(
+        self, request: web.Request, lines: Sequence[str | bytes], *, cut: bool = False
+    ) -> web.StreamResponse:
         """Send these lines; with ``cut`` drop the connection instead of ending."""
         response = web.StreamResponse()
         await response.prepare(request)
         for line in lines:
-            await response.write(line.encode() + b"\n")
+            await response.write((line.encode() if isinstance(line, str) else line) + b"\n")
         if cut:
             assert request.transport is not None
             request.transport.abort()

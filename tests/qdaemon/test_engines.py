@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from qdaemon.catalogue import Catalogue
 from qdaemon.interrogation import Interrogation, read_key
+from qdaemon.runtimes.http_engine import EngineError, Server
 from qdaemon.settings import DiscoverySettings, EngineSettings
 from tests.qdaemon.gate import Line, mesh
 from tests.qdaemon.servers import DIGEST, Ollama, Scripted, Vllm, serving
@@ -102,45 +104,68 @@ async def test_a_dedicated_request_does_not_go_where_isolation_was_not_promised(
         assert end.code == "isolation_unavailable"
 
 
-def misbehaving(server: Scripted) -> dict[str, tuple[Any, str, bool, str]]:
+Case = tuple[Any, str, bool, str]
+
+
+def saying(server: Scripted, *lines: str | bytes, cut: bool = False) -> Any:
+    """An endpoint that answers with these lines."""
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return await server.lines(request, list(lines), cut=cut)
+
+    return serve
+
+
+def refusing(status: int, said: Any = None, **headers: str) -> Any:
+    """An endpoint that answers with this status."""
+
+    async def serve(_request: web.Request) -> web.StreamResponse:
+        return web.json_response(said or {}, status=status, headers=headers)
+
+    return serve
+
+
+GARBAGE: dict[str, str | bytes] = {
+    "not JSON": "{not json",
+    "a list": "[1]",
+    "not UTF-8": b'{"choices": [{"delta": {"content": "\xff\xfe"}}]}',
+    "half a surrogate pair": '{"choices": [{"delta": {"content": "\\ud83d"}}]}',
+    "a number that is none": '{"choices": [{"delta": {"x": NaN}}]}',
+    "a number beyond all": '{"choices": [{"delta": {"x": 1e999}}]}',
+    "a level too many": '{"choices": [{"delta": {"x": ' + "[" * 60 + "]" * 60 + "}}]}",
+    "levels without end": "[" * 100_000,
+    "an event without end": "x" * (5 << 20),
+}
+
+
+def misbehaving(server: Scripted) -> dict[str, Case]:
     """What the chat endpoint does: then code, whether another may try, whose fault."""
     event = '{"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}'
-
-    async def garbage(request: web.Request) -> web.StreamResponse:
-        return await server.lines(request, ["data: {not json"])
-
-    async def half(request: web.Request) -> web.StreamResponse:
-        return await server.lines(request, [f"data: {event}", ""], cut=True)
-
-    async def unfinished(request: web.Request) -> web.StreamResponse:
-        return await server.lines(request, [f"data: {event}", ""])
-
-    async def long(request: web.Request) -> web.StreamResponse:
-        return await server.lines(request, ["data: " + "x" * (5 << 20)])
-
-    async def error_inside(request: web.Request) -> web.StreamResponse:
-        return await server.lines(request, ['data: {"error": {"message": "secret prompt"}}'])
-
-    async def busy(_request: web.Request) -> web.StreamResponse:
-        return web.json_response({}, status=429)
-
-    async def bad(_request: web.Request) -> web.StreamResponse:
-        said = {"error": {"message": "your prompt 'secret prompt' is bad", "param": "top_p"}}
-        return web.json_response(said, status=400)
-
-    async def moved(_request: web.Request) -> web.StreamResponse:
-        return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
-
+    error = 'data: {"error": {"message": "secret prompt"}}'
+    bad = {"error": {"message": "your prompt 'secret prompt' is bad", "param": "top_p"}}
     return {
-        "garbage": (garbage, "engine_garbage", True, "node"),
-        "half a stream": (half, "engine_lost", True, "node"),
-        "a stream without an end": (unfinished, "engine_lost", True, "node"),
-        "an event without end": (long, "engine_garbage", True, "node"),
-        "an error inside": (error_inside, "engine_failed", True, "node"),
-        "no room": (busy, "busy", True, "node"),
-        "a bad request": (bad, "invalid_request", False, "request"),
-        "a redirection": (moved, "engine_failed", True, "node"),
+        **{
+            name: (saying(server, _data(text)), "engine_garbage", True, "node")
+            for name, text in GARBAGE.items()
+        },
+        "half a stream": (saying(server, f"data: {event}", "", cut=True), "engine_lost", True, "node"),
+        "half an event": (saying(server, f"data: {event[:40]}"), "engine_garbage", True, "node"),
+        "a stream without an end": (saying(server, f"data: {event}", ""), "engine_lost", True, "node"),
+        "no stream at all": (saying(server, '{"choices": []}'), "engine_lost", True, "node"),
+        "an error inside": (saying(server, f"data: {event}", error), "engine_failed", True, "node"),
+        "no room": (refusing(429), "busy", True, "node"),
+        "not ready": (refusing(503), "busy", True, "node"),
+        "another key": (refusing(401), "engine_key", True, "node"),
+        "the model is gone": (refusing(404), "model_not_found", True, "node"),
+        "a bad request": (refusing(400, bad), "invalid_request", False, "request"),
+        "too large": (refusing(413), "payload_too_large", False, "request"),
+        "a redirection": (refusing(302, Location="http://127.0.0.1:1/"), "engine_failed", True, "node"),
+        "a failure": (refusing(500, bad), "engine_failed", True, "node"),
     }
+
+
+def _data(text: str | bytes) -> bytes:
+    return b"data: " + (text.encode() if isinstance(text, str) else text)
 
 
 async def test_whatever_an_engine_does_wrong_ends_in_a_failure_that_repeats_nothing(tmp_path: Path) -> None:
@@ -155,6 +180,115 @@ async def test_whatever_an_engine_does_wrong_ends_in_a_failure_that_repeats_noth
         del server.replace["/v1/chat/completions"]
         job = one.gate.job(JobStart("last", "Qwen/Qwen3-8B", "chat", messages=CHAT))
         assert isinstance(await job.ended(), JobDone)
+
+
+async def test_whatever_an_ollama_does_wrong_ends_in_a_failure_too(tmp_path: Path) -> None:
+    event = '{"message": {"content": "x"}, "done": false}'
+    async with serving(Ollama()) as server, mesh(tmp_path, discovery=looking(server.port)) as one:
+        await one.gate.until_model("qwen3:8b")
+        cases: dict[str, tuple[Any, str]] = {
+            **{name: (saying(server, text), "engine_garbage") for name, text in GARBAGE.items()},
+            "half a stream": (saying(server, event, cut=True), "engine_lost"),
+            "a stream without an end": (saying(server, event), "engine_lost"),
+            "an error inside": (saying(server, event, '{"error": "secret prompt"}'), "engine_failed"),
+            "the model is gone": (refusing(404, {"error": "model 'secret' not found"}), "model_not_found"),
+            "no room": (refusing(503), "busy"),
+        }
+        for number, (name, (serve, code)) in enumerate(cases.items()):
+            server.replace["/api/chat"] = serve
+            end = await failed(one.gate.job(JobStart(f"j{number}", "qwen3:8b", "chat", messages=CHAT)))
+            assert (end.code, end.retriable) == (code, True), name
+            assert "secret" not in end.message
+        odd = ['{"message": 7, "response": 5}', '{"message": {"content": 5, "tool_calls": "no"}}']
+        last = '{"done": true, "done_reason": ["x"], "eval_count": -4, "prompt_eval_duration": 1.5}'
+        server.replace["/api/chat"] = saying(server, *odd, last)
+        end_of_odd = await one.gate.job(JobStart("odd", "qwen3:8b", "chat", messages=CHAT)).ended()
+        assert isinstance(end_of_odd, JobDone)
+        assert end_of_odd.usage.completion_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"data": []},
+        {"data": [{"index": 0, "embedding": ["1", "2"]}]},
+        {"data": [{"index": 0, "embedding": []}]},
+        {"data": [{"index": 0, "embedding": "not base64"}]},
+        {"data": [{"index": 0, "embedding": "AAAAAAA="}]},
+        {"data": [{"index": 0, "embedding": 7}]},
+        {"data": [{"index": 0, "embedding": [1e300]}]},
+        {"data": "x"},
+        ["x"],
+    ],
+)
+async def test_embeddings_that_are_none_are_not_passed_on(tmp_path: Path, answer: Any) -> None:
+    async with serving(Vllm()) as server, mesh(tmp_path, discovery=looking(server.port)) as one:
+        await one.gate.until_model("Qwen/Qwen3-8B")
+        server.replace["/v1/embeddings"] = refusing(200, answer)
+        end = await failed(one.gate.job(JobStart("e", "Qwen/Qwen3-8B", "embedding", inputs=("a",))))
+        assert end.code == "engine_garbage"
+
+
+async def test_an_engine_that_says_nothing_is_given_up() -> None:
+    async with serving(Vllm()) as server:
+        waiting = asyncio.Event()
+
+        async def silent(_request: web.Request) -> web.StreamResponse:
+            await waiting.wait()
+            raise AssertionError
+
+        async def stalls(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(b'data: {"choices": []}\n')
+            await waiting.wait()
+            raise AssertionError
+
+        peer = Server(server.url, silence_s=0.2)
+        for serve in (silent, stalls):
+            server.replace["/x"] = serve
+            with pytest.raises(EngineError) as caught:
+                [line async for line in peer.lines("/x", {})]
+            assert caught.value.code == "engine_lost"
+        await peer.close()
+
+
+LISTS: dict[str, Any] = {
+    "/v1/models": {
+        "data": [
+            {"id": "good"},
+            {"id": "has spaces"},
+            {"id": "x" * 500},
+            {"id": "big", "max_model_len": 1 << 80, "meta": {"size": -1, "n_params": 1e9}},
+            {"id": "odd", "meta": [], "max_model_len": "many"},
+            {"id": None},
+            7,
+        ]
+    },
+    "/api/tags": {
+        "models": [
+            {"name": "good"},
+            {"name": "odd", "details": 5, "size": "big", "digest": 7},
+            {"name": "worse", "details": {"family": ["x"], "quantization_level": {"a": 1}}},
+            {"name": ""},
+            {},
+        ]
+    },
+    "/api/show": {"model_info": {"general.architecture": ["llama"]}, "capabilities": "all"},
+}
+
+
+@pytest.mark.parametrize("server", [Vllm, Ollama])
+async def test_an_engine_that_lies_about_its_models_cannot_end_a_report(
+    tmp_path: Path, server: type[Scripted]
+) -> None:
+    async with serving(server()) as lying:
+        for path, answer in LISTS.items():
+            lying.replace[path] = refusing(200, answer)
+        async with mesh(tmp_path, discovery=looking(lying.port)) as one:
+            await one.gate.until_model("good")
+            await one.gate.until_model("odd")
+            assert one.gate.model("has spaces") is None
 
 
 async def test_a_cancelled_job_hangs_up_at_the_engine(tmp_path: Path) -> None:
