@@ -14,7 +14,6 @@ import aiohttp
 from qgate.capability.providers import anthropic, http_errors, openai
 from qgate.capability.providers.catalogue import Provider, ProviderModel
 from qgate.capability.providers.dialect import InvalidAnswerError, whole
-from qgate.capability.providers.executor import client_session
 
 LIST_MAX: Final = 8 << 20
 MODELS_MAX: Final = 2_000
@@ -70,7 +69,7 @@ async def look_at(provider: Provider, key: str, *, tls: ssl.SSLContext | None = 
     try:
         async with (
             asyncio.timeout(_TIMEOUT_S),
-            client_session(tls) as session,
+            _session(tls) as session,
             session.get(url, headers=headers, allow_redirects=False) as response,
         ):
             body = bytearray()
@@ -105,6 +104,17 @@ async def look_at(provider: Provider, key: str, *, tls: ssl.SSLContext | None = 
         return Look((reached, step), (), latency)
     listed = Step("list its models", True, f"{len(models)} models in {latency:g} ms")
     return Look((reached, listed), models, latency)
+
+
+def _session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    """Verified TLS, no cookies, nothing from the environment."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls if tls is not None else True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        headers={"User-Agent": "qgate-mesh"},
+    )
 
 
 def merged(known: tuple[ProviderModel, ...], seen: tuple[ProviderModel, ...]) -> tuple[ProviderModel, ...]:

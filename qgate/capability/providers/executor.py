@@ -1,4 +1,4 @@
-"""Attempts at model APIs over HTTPS: one pooled client session, a task an attempt.
+"""Attempts at model APIs over HTTPS: connections that are kept, a task an attempt.
 
 A provider's key is opened for the one call that carries it and is in no message, log or repr. Redirects are
 not followed. The answer is asked for without compression, so that each chunk can be passed on when it comes.
@@ -16,12 +16,18 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-import aiohttp
 import structlog
 
 from qgate.capability.providers import http_errors
 from qgate.capability.providers.anthropic import AnthropicDialect
 from qgate.capability.providers.catalogue import Provider, key_purpose
+from qgate.capability.providers.connection import (
+    BrokenError,
+    Connection,
+    Connections,
+    NotHttpError,
+    UnreachableError,
+)
 from qgate.capability.providers.deadline import Deadline
 from qgate.capability.providers.dialect import (
     Dialect,
@@ -74,13 +80,13 @@ class ProviderExecutor:
         self._directory = directory
         self._clock = clock
         self._tls = tls
-        self._session: aiohttp.ClientSession | None = None
+        self._connections: Connections | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: Counter[str] = Counter()
 
     async def open(self) -> None:
-        """Make the client session, on the loop that will use it."""
-        self._session = client_session(self._tls)
+        """Be ready for attempts, on the loop that will make them."""
+        self._connections = Connections(keep_s=KEEP_ALIVE_S, tls=self._tls)
 
     async def close(self) -> None:
         """Cancel what runs and close every connection."""
@@ -88,9 +94,9 @@ class ProviderExecutor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._connections is not None:
+            self._connections.close()
+            self._connections = None
 
     def running(self, provider: str) -> int:
         """How many attempts are under way at a provider."""
@@ -101,7 +107,7 @@ class ProviderExecutor:
         call = _ProviderCall(attempt, sink)
         name = attempt.candidate.node
         provider = self._directory.providers().get(name)
-        if provider is None or not provider.enabled or self._session is None:
+        if provider is None or not provider.enabled or self._connections is None:
             what = "is not there any more" if provider is None else "is switched off"
             sink.failed(_unspent("unavailable", f"{name} {what}"))
             return call
@@ -127,7 +133,7 @@ class ProviderExecutor:
             return call
         self._busy[name] += 1
         task = asyncio.get_running_loop().create_task(
-            call.run(self._session, provider, key, self._clock), name=f"provider {name}"
+            call.run(self._connections, provider, key, self._clock), name=f"provider {name}"
         )
         call.task = task
         self._tasks.add(task)
@@ -169,7 +175,7 @@ class _ProviderCall:
         self._flowing.set()
 
     async def run(
-        self, session: aiohttp.ClientSession, provider: Provider, key: str, clock: Callable[[], float]
+        self, connections: Connections, provider: Provider, key: str, clock: Callable[[], float]
     ) -> None:
         """Everything from the request to `done` or `failed`."""
         failure: Failure
@@ -182,7 +188,7 @@ class _ProviderCall:
         try:
             dialect = _DIALECTS[provider.kind](self._attempt, provider)
             async with deadline:
-                failed = await self._exchange(session, dialect, key, clock, deadline)
+                failed = await self._exchange(connections, dialect, key, clock, deadline)
             if failed is None:
                 return
             failure = failed
@@ -195,7 +201,7 @@ class _ProviderCall:
         except TimeoutError:
             what = deadline.what if deadline.expired else _LATE
             failure = Failure("unavailable", f"{provider.name} {what}", retriable=True, blame="provider")
-        except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
+        except (OSError, NotHttpError) as error:
             failure = self._network(provider, error)
         except Exception as error:  # a defect must end the attempt, not the client's patience
             log.error("an attempt at a provider failed", provider=provider.name, error=type(error).__name__)
@@ -204,7 +210,7 @@ class _ProviderCall:
 
     async def _exchange(
         self,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         dialect: Dialect,
         key: str,
         clock: Callable[[], float],
@@ -212,33 +218,32 @@ class _ProviderCall:
     ) -> Failure | None:
         provider = dialect.provider
         call = dialect.call(key)
-        async with session.post(
-            call.url,
-            data=_encode(call.body).encode("utf-8", "replace"),
-            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **call.headers},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_timeout_s),
-            allow_redirects=False,
-        ) as response:
-            if response.status != 200:
-                body = await self._beginning(response, provider, deadline)
+        place = connections.place(call.url)
+        body = _encode(call.body).encode("utf-8", "replace")
+        connection = await connections.take(place, connect_s=provider.connect_timeout_s)
+        try:
+            connection.ask(place, call.headers, body)
+            await connection.head()
+            if connection.status != 200:
+                said = await self._beginning(connection, provider, deadline)
                 return http_errors.failure_of(
-                    response.status,
-                    response.headers,
-                    body,
+                    connection.status,
+                    connection.headers,
+                    said,
                     provider=provider.name,
                     key=key,
                     now=clock(),
                 )
-            if problem := _unusable(response, stream=self._attempt.work.stream):
+            if problem := _unusable(connection, stream=self._attempt.work.stream):
                 return http_errors.invalid(provider.name, problem)
             self._sink.accepted(state="resident")
             if self._attempt.work.stream:
-                return await self._stream(response, dialect, deadline)
-            return await self._whole(response, dialect, deadline)
+                return await self._stream(connection, dialect, deadline)
+            return await self._whole(connection, dialect, deadline)
+        finally:
+            connections.give_back(connection)
 
-    async def _stream(
-        self, response: aiohttp.ClientResponse, dialect: Dialect, deadline: Deadline
-    ) -> Failure | None:
+    async def _stream(self, connection: Connection, dialect: Dialect, deadline: Deadline) -> Failure | None:
         provider, events = dialect.provider, EventStream()
         lines = -1
         while not dialect.complete:
@@ -246,7 +251,7 @@ class _ProviderCall:
             if events.lines != lines:
                 lines = events.lines
                 deadline.within(provider.idle_timeout_s, _SILENT)
-            data = await self._more(response, provider, deadline)
+            data = await self._more(connection, provider, deadline)
             if not data:
                 break
             for event in events.feed(data):
@@ -257,7 +262,7 @@ class _ProviderCall:
         ended = dialect.ended()
         if dialect.complete and ended is not None:
             self._sink.done(*ended, model_version=dialect.version)
-            await _drain(response)
+            await _drain(connection)
             return None
         if ended is None or events.inside:
             return Failure(
@@ -269,14 +274,12 @@ class _ProviderCall:
         self._sink.done(*ended, model_version=dialect.version)
         return None
 
-    async def _whole(
-        self, response: aiohttp.ClientResponse, dialect: Dialect, deadline: Deadline
-    ) -> Failure | None:
+    async def _whole(self, connection: Connection, dialect: Dialect, deadline: Deadline) -> Failure | None:
         provider = dialect.provider
         deadline.within(provider.idle_timeout_s, _SILENT)
         parts: list[bytes] = []
         size = 0
-        while data := await self._more(response, provider, deadline):
+        while data := await self._more(connection, provider, deadline):
             deadline.within(provider.idle_timeout_s, _SILENT)
             parts.append(data)
             size += len(data)
@@ -289,23 +292,21 @@ class _ProviderCall:
         )
         return None
 
-    async def _more(self, response: aiohttp.ClientResponse, provider: Provider, deadline: Deadline) -> bytes:
+    async def _more(self, connection: Connection, provider: Provider, deadline: Deadline) -> bytes:
         """What arrives next; empty at the end. While the client reads too slowly, nobody is silent."""
         if not self._flowing.is_set():
             deadline.unhurried()
             await self._flowing.wait()
             deadline.within(provider.idle_timeout_s, _SILENT)
-        return await response.content.readany()
+        return await connection.more()
 
-    async def _beginning(
-        self, response: aiohttp.ClientResponse, provider: Provider, deadline: Deadline
-    ) -> bytes:
+    async def _beginning(self, connection: Connection, provider: Provider, deadline: Deadline) -> bytes:
         """As much of an error's body as is worth reading."""
         body = bytearray()
         deadline.unhurried()
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+        with contextlib.suppress(OSError):
             async with asyncio.timeout(provider.idle_timeout_s):
-                while len(body) < ERROR_BODY_MAX and (data := await response.content.readany()):
+                while len(body) < ERROR_BODY_MAX and (data := await connection.more()):
                     body += data
         return bytes(body[:ERROR_BODY_MAX])
 
@@ -328,14 +329,14 @@ class _ProviderCall:
 
     def _network(self, provider: Provider, error: Exception) -> Failure:
         name = provider.name
-        if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError | aiohttp.ClientSSLError):
-            return _unspent("provider_error", f"{name} could not prove who it is (TLS certificate)")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return _unspent("unavailable", f"{name} cannot be reached", blame="network")
-        if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
-            what = f"{name} ended the connection in the middle of its answer"
-        elif isinstance(error, aiohttp.ClientResponseError):
+        if isinstance(error, NotHttpError):
             return http_errors.invalid(name, "it is not HTTP")
+        if isinstance(error, ssl.SSLError):
+            return _unspent("provider_error", f"{name} could not prove who it is (TLS certificate)")
+        if isinstance(error, UnreachableError):
+            return _unspent("unavailable", f"{name} cannot be reached", blame="network")
+        if isinstance(error, BrokenError):
+            what = f"{name} ended the connection in the middle of its answer"
         else:
             what = f"the connection to {name} was lost"
         return Failure("unavailable", what, retriable=True, blame="network")
@@ -355,33 +356,20 @@ def _unspent(
     )
 
 
-def client_session(tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
-    """A session as providers are spoken to: verified TLS, no cookies, nothing from the environment."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            ssl=tls if tls is not None else True, limit=0, keepalive_timeout=KEEP_ALIVE_S
-        ),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,
-        headers={"User-Agent": "qgate-mesh"},
-    )
-
-
-async def _drain(response: aiohttp.ClientResponse) -> None:
+async def _drain(connection: Connection) -> None:
     """Read past the end of a stream that is over, so that the connection can be used again."""
     left = DRAIN_MAX
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+    with contextlib.suppress(OSError):
         async with asyncio.timeout(DRAIN_S):
-            while left > 0 and (data := await response.content.readany()):
+            while left > 0 and (data := await connection.more()):
                 left -= len(data)
 
 
-def _unusable(response: aiohttp.ClientResponse, *, stream: bool) -> str:
+def _unusable(connection: Connection, *, stream: bool) -> str:
     """Why an answer with status 200 cannot be read; "" where it can."""
-    if response.headers.get("Content-Encoding", "identity").lower() not in {"", "identity"}:
+    headers = connection.headers
+    if headers.get("content-encoding", "identity").lower() not in {"", "identity"}:
         return "it is compressed, although it was asked not to be"
     wanted = "text/event-stream" if stream else "application/json"
-    if response.content_type != wanted:
-        return f"it is {response.content_type[:60]}, not {wanted}"
-    return ""
+    given = headers.get("content-type", "").partition(";")[0].strip().lower() or "without a content type"
+    return "" if given == wanted else f"it is {given[:60]}, not {wanted}"
