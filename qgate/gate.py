@@ -28,9 +28,14 @@ from qgate.capabilities import Capabilities
 from qgate.control.api import control_api
 from qgate.control.local import LocalServer
 from qgate.federation.log.replication import Replication
+from qgate.federation.movement import Movement
+from qgate.federation.vitals import Own as OwnVitals
 from qgate.governance.audit import AuditEvent, AuditLog
+from qgate.governance.catalogue import Catalogue
 from qgate.governance.directory import Directory
+from qgate.governance.logs import Logs
 from qgate.governance.office import Office
+from qgate.governance.sidecars import pool_gates
 from qgate.governance.trail import AuditTrail
 from qgate.governance.upkeep import Upkeep
 from qgate.governance.watch import DirectoryWatch
@@ -57,6 +62,7 @@ from tunnel_proto.identity import fingerprint
 from tunnel_proto.link import PeerSession, Stream, TunnelServer
 from tunnel_proto.marks import ReplayMarks
 from tunnel_proto.monitor import ListenError
+from tunnel_proto.peer_messages import Load
 from tunnel_proto.settings import options
 
 MARKS_INTERVAL_S = 5.0
@@ -139,9 +145,19 @@ class Gate:
         )
         parts.front.virtual = self.capabilities.sql
         self.peering = Peering(
-            settings, files, keys=lambda: self.parts.keys, directory=parts.directory, clock=clock
+            settings,
+            files,
+            keys=lambda: self.parts.keys,
+            office=office,
+            pools=self.administration.pools,
+            own=OwnVitals(
+                health=self._health,
+                load=self._load,
+                heads=self._heads,
+                roster=lambda: 0,
+                gates=lambda: pool_gates(office),
+            ),
         )
-        self.administration.pools.liveness = self.peering.liveness
         self.replication = Replication(
             parts.store.store,
             online=parts.online,
@@ -153,6 +169,24 @@ class Gate:
             note=files.state_dir / "log.head",
             clock=clock,
         )
+        self.logs = Logs(office, self.replication)
+        self.catalogue = Catalogue(office, parts.keys.pool_key)
+        self.replication.replicas.masters = self.catalogue.masters
+        for rule in self.catalogue.rules():
+            self.replication.register(rule)
+        self.movement = Movement(
+            parts.store.store,
+            directory=parts.directory,
+            pool_key=parts.keys.pool_key,
+            online=parts.online,
+            gate=settings.name,
+            gates=self.gate_addresses,
+            sessions=lambda: list(self.tunnel.sessions.values()),
+            unfit=lambda: "" if parts.watch.fresh else "its store is away",
+            clock=clock,
+        )
+        for rule in self.movement.exports.rules():
+            self.replication.register(rule)
         self.upkeep = Upkeep(
             office, rotation=self.rotation, trail=parts.trail, sample=self.administration.samples
         )
@@ -230,6 +264,7 @@ class Gate:
             tasks.create_task(self.capabilities.run(), name="capabilities")
             tasks.create_task(self.peering.run(), name="peering")
             tasks.create_task(self.replication.run(), name="replication")
+            tasks.create_task(self.movement.run(), name="movement")
 
     async def drain(self) -> None:
         """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
@@ -279,10 +314,12 @@ class Gate:
             session.close(StreamCode.REVOKED, reason)
             return
         self.peering.session_opened(session)
+        self.movement.session_opened(session)
 
     def _session_closed(self, session: PeerSession) -> None:
         self.totals.session_ended(session.stats)
         self.peering.session_closed(session)
+        self.movement.session_closed(session)
         self.capabilities.workers.session_closed(session)
 
     def _stream_opened(self, session: PeerSession, stream: Stream) -> None:
@@ -295,6 +332,8 @@ class Gate:
                 self.capabilities.http.accept(session, stream)
             case "daemon", "daemon":
                 self.capabilities.workers.accept(session, stream)
+            case "client" | "daemon", "moved":
+                self.movement.accept(session, stream)
             case "peer", _:
                 self.peering.accept(session, stream)
             case _:
@@ -309,6 +348,7 @@ class Gate:
 
     def _directory_changed(self, names: frozenset[str]) -> None:
         self.peering.directory_changed(names)
+        self.movement.directory_changed(names)
         self.replication.look()
         if not any(name.startswith(("node:", "peer:")) for name in names):
             return
@@ -329,6 +369,24 @@ class Gate:
         if not self.parts.audit.accepting:
             found["audit"] = "its queue is full, and new sessions are refused"
         return found
+
+    def _health(self) -> str:
+        """In one word, for peers."""
+        return "draining" if self.state == "draining" else "degraded" if self.problems() else "ok"
+
+    def _heads(self) -> Mapping[bytes, tuple[bytes, int]]:
+        """How far every pool's log has come here, for peers."""
+        return self.replication.heads()
+
+    def _load(self) -> Load:
+        """What this gate carries, for peers."""
+        engine = self.capabilities.engine
+        return Load(
+            sessions=len(self.connections),
+            jobs=engine.figures.in_flight,
+            waiting=engine.waiting,
+            workers=sum(one.peer.role == "daemon" and one.connected for one in self.tunnel.sessions.values()),
+        )
 
     def status(self) -> dict[str, Any]:
         """The status document of the control API."""

@@ -8,7 +8,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from qgate.federation.links import PeerLinks, peer_chain
+from qgate.federation.suspicion import Patience
+from qgate.federation.vitals import Own as OwnVitals
+from qgate.federation.vitals import Tempo, Vitals
 from qgate.governance.directory import Directory
+from qgate.governance.office import Office
+from qgate.governance.pools import Pools
 from qgate.keys import GateKeys
 from qgate.settings import GateFiles, GateSettings
 from tunnel_proto.link import PeerSession, Stream
@@ -24,10 +29,11 @@ class Peering:
         files: GateFiles,
         *,
         keys: Callable[[], GateKeys],
-        directory: Directory,
-        clock: Callable[[], float],
+        office: Office,
+        pools: Pools,
+        own: OwnVitals,
     ) -> None:
-        self._clock = clock
+        directory = office.directory
         self._keys = keys
         self._mark = TimestampMark(files.peer_mark, time.time_ns)
         self.links = PeerLinks(
@@ -37,6 +43,18 @@ class Peering:
             settings=settings.tunnel,
             next_timestamp=self._mark.next,
         )
+        self.vitals = Vitals(
+            links=self.links,
+            peers=directory,
+            online=office.online,
+            pool_key=keys().pool_key,
+            gate=settings.name,
+            own=own,
+            tempo=lambda: tempo_of(directory),
+            learn=pools.learn,
+            clock=office.clock,
+        )
+        pools.liveness = self.liveness
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Begin to dial; ``stack`` ends it."""
@@ -45,6 +63,7 @@ class Peering:
 
     async def run(self) -> None:
         """What goes on beside the links, until cancelled."""
+        await self.vitals.run()
 
     def directory_changed(self, names: frozenset[str]) -> None:
         """Something about pools may have changed."""
@@ -78,9 +97,21 @@ class Peering:
         return {
             "link": "up" if self.links.up(pool_key) else "down",
             "rtt_s": self.links.rtt_s(pool_key),
-            "problem": self.links.problem(pool_key),
+            **self.vitals.shown(pool_key),
+            "problem": self.links.problem(pool_key) or self.vitals.problem(pool_key),
         }
 
     def _chain(self) -> bytes:
         keys = self._keys()
         return peer_chain(keys.node, keys.certificate, keys.online, keys.online_certificate)
+
+
+def tempo_of(directory: Directory) -> Tempo:
+    """How often to beat and how long to be patient, from the settings of now."""
+    return Tempo(
+        directory.setting("federation.heartbeat_s"),
+        Patience(
+            suspect_s=directory.setting("federation.suspect_s"),
+            dead_s=directory.setting("federation.dead_s"),
+        ),
+    )

@@ -35,6 +35,8 @@ class Patience:
     alone_factor: float = 2.0
     """With a single peer, whose silence may be our own fault, this times as long."""
     probe_every_s: float = 2.0
+    answered_every_s: float = 10.0
+    """The same where the last probe was answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ class Suspicion:
         for key, one in peers.items():
             if one.state == SUSPECT and self._is_dead(one, now, doubt=doubt, alone=len(peers) == 1):
                 peers[key] = one = replace(one, state=DEAD, since=now)
-            due = one.probe_at is None or now - one.probe_at >= self.patience.probe_every_s
+            every = self.patience.probe_every_s if one.answered_at is None else self.patience.answered_every_s
+            due = one.probe_at is None or now - one.probe_at >= every
             if one.state != ALIVE and due:
                 probes.add(key)
                 peers[key] = replace(one, probe_at=now)
@@ -121,7 +124,8 @@ class Suspicion:
         if one is None:
             return None
         alone = len(self.peers) == 1
-        return Standing(one.state, one.since, one.heard_at, one.state != ALIVE and (self.doubt or alone))
+        mute = one.state != ALIVE and one.answered_at is None
+        return Standing(one.state, one.since, one.heard_at, mute and (self.doubt or alone))
 
     def wake_at(self, now: float) -> float:
         """When `look` should be called next, on the clock of ``now``."""

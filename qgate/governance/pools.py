@@ -25,6 +25,7 @@ from qgate.store.peers import (
     set_positions,
 )
 from tunnel_proto.certificate import name_problem, read_online
+from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.identity import fingerprint
 
 Rows = list[dict[str, Any]]
@@ -198,6 +199,23 @@ class Pools:
             await note_revoked(connection, key, self.accepted(key))
         await office.changed("pool.revoke", name, by, {"fingerprint": fingerprint(key)})
         return self._shown(peer)
+
+    async def learn(self, peer: Peer, gates: tuple[GateAddress, ...], certificate: bytes) -> None:
+        """Keep what a paired peer says, signed, of its gates and its online key. StoreUnavailableError."""
+        async with self._office.store.transaction() as connection:
+            row = await peer_row(connection, peer.pool_key)
+            if row is None or row["state"] != "paired":
+                return
+            held = peer_of(row)
+            newer = read_online(certificate).serial > read_online(held.online_certificate).serial
+            learnt = replace(
+                held, gates=gates, online_certificate=certificate if newer else held.online_certificate
+            )
+            if learnt == held:
+                return
+            await put_peer(connection, learnt, self._office.now())
+        detail = {"gates": [f"{one.host}:{one.port}" for one in gates], "online_key": newer}
+        await self._office.changed("pool.learn", peer.name, "peer", detail)
 
     async def _row(self, connection: Connection, name: str) -> dict[str, Any]:
         key = await peer_key_named(connection, name)
