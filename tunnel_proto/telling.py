@@ -50,7 +50,10 @@ class Told:
                 case _:
                     refused = "malformed: neither roster, order nor fit"
         except RosterError as error:
-            refused = f"{error.reason}: {error.message}"
+            if error.reason == "stale":  # another gate was quicker, or it comes again after a reconnect
+                log.debug("what a gate said is known", pool=where.name(self._pool), cause=error.message)
+            else:
+                refused = f"{error.reason}: {error.message}"
         except ConfigError as error:
             refused = f"disk: {error.message}"
         if refused:

@@ -75,6 +75,12 @@ def create(
     replication: Annotated[
         bool, typer.Option("--replication", help="Let it open replication connections.")
     ] = False,
+    failover: Annotated[
+        bool,
+        typer.Option(
+            "--failover/--no-failover", help="Let it log in at paired pools while this one is dead."
+        ),
+    ] = True,
     max_connections: options.MaxConnections = None,
     queue: options.Queue = None,
     queue_timeout: options.QueueTimeout = None,
@@ -122,6 +128,7 @@ def create(
         "read_only": read_only or None,
         "statement_classes": classes or None,
         "replication": replication or None,
+        "failover": None if failover else False,
         "policy": {key: value for key, value in allowed.items() if value is not None} if allowed else None,
     }
     reply = gate.post("/apps", {key: value for key, value in body.items() if value is not None})

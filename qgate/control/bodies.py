@@ -100,6 +100,7 @@ class AppBody(Body):
     statement_classes: Annotated[list[str], Field(max_length=32)] | None = None
     replication: bool = False
     policy: PolicyBody | None = None
+    failover: bool = True
 
 
 class AppRotationBody(Body):

@@ -106,6 +106,7 @@ def _apps(administration: Administration) -> APIRouter:
             statement_classes=None if body.statement_classes is None else tuple(body.statement_classes),
             replication=body.replication,
             policy=None if body.policy is None else CapabilityPolicy.from_json(body.policy.given()),
+            failover=body.failover,
         )
         return await apps.create(new, by=by)
 

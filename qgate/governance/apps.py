@@ -28,6 +28,7 @@ from qgate.store.apps import (
     put_policy,
     revoke_app,
 )
+from qgate.store.guests import add_spares, drop_spares, end_spares
 from tunnel_proto.scram import make_verifier, parse_verifier
 
 PASSWORD_BYTES: Final = 24  # 192 bits, 32 characters that need no quoting in any URL
@@ -47,6 +48,7 @@ class NewApp:
     statement_classes: tuple[str, ...] | None = None
     replication: bool = False
     policy: CapabilityPolicy | None = None
+    failover: bool = True
 
 
 class Apps:
@@ -95,7 +97,16 @@ class Apps:
                     f"there is an app {new.name} already",
                     hint=f"meshctl app rotate {new.name} gives it a new password",
                 )
-            await add_app(connection, app, limits=new.limits, created_at=at, expires_at=expires)
+            await add_app(
+                connection,
+                app,
+                limits=new.limits,
+                created_at=at,
+                expires_at=expires,
+                failover=new.failover,
+            )
+            if new.failover:
+                await add_spares(connection, new.name, self._spares(password), at)
             if app.policy is not None:
                 await add_api_key(connection, record, created_at=at, valid_until=None)
         detail: dict[str, Any] = {
@@ -163,6 +174,11 @@ class Apps:
                 salt, iterations = kept.salt, kept.iterations
             else:
                 salt, iterations = secrets.token_bytes(SALT_BYTES), self._iterations
+            given = await end_spares(connection, name, until, at)
+            if row["failover"]:
+                for pool, verifier in given.items():
+                    await add_spares(connection, name, [_same_salt(password, verifier)], at, pool=pool)
+                await add_spares(connection, name, self._spares(password), at)
             await end_verifiers(connection, name, until, at)
             await add_verifier(
                 connection, name, make_verifier(password.encode(), salt=salt, iterations=iterations), at
@@ -177,8 +193,19 @@ class Apps:
             if not await revoke_app(connection, name, self._office.now()):
                 raise unknown_app(name)
             await revoke_api_keys(connection, name, self._office.now())
+            await drop_spares(connection, name)
         await self._office.changed("app.revoke", name, by, {"sessions_ended": sessions})
         return {"name": name, "sessions_ended": sessions}
+
+    def _spares(self, password: str) -> tuple[str, ...]:
+        """Verifiers for pools that the app may fail over to, now or later, each with a salt of its own."""
+        count = int(self._office.directory.setting("failover.spares"))
+        return tuple(
+            make_verifier(
+                password.encode(), salt=secrets.token_bytes(SALT_BYTES), iterations=self._iterations
+            )
+            for _ in range(count)
+        )
 
     def _check(self, new: NewApp) -> None:
         directory = self._office.directory
@@ -228,9 +255,16 @@ class Apps:
             "replication": row["replication"],
             "limits": row["limits"],
             "policy": row["policy"],
+            "failover": row["failover"],
             "sessions": self._office.live.app_sessions(row["name"]),
             "verifiers": sum(until is None or until > now for until in row["untils"]),
         }
+
+
+def _same_salt(password: str, verifier: str) -> str:
+    """As in `Apps.rotate`: who holds the old password is asked with the same salt."""
+    kept = parse_verifier(verifier)
+    return make_verifier(password.encode(), salt=kept.salt, iterations=kept.iterations)
 
 
 def _state(row: Mapping[str, Any], now: datetime) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qgate.capability.providers.catalogue import Provider
     from qgate.federation.guests import GuestNode
     from qgate.federation.peer import Peer
+    from qgate.store.movement import KeptOrder
     from tunnel_proto.certificate import NodeCertificate
 
 __all__ = [
@@ -137,8 +138,10 @@ class Snapshot:
     name, read-only?), current before pending. `secrets` holds further sealed secrets by name. `settings`
     holds only what differs from the registry's defaults. `keys` are apps' keys by digest, `providers` by
     name, `prices` what an administrator set, by model, `budgets` by id. `pool` is what this pool calls
-    itself, `peers` are other pools by key, revoked ones included. `guest_list` is who may come from them,
-    `guests` their apps as they count here, by "POOL/APP".
+    itself, `peers` are other pools by key, revoked ones included. `offers_until`: a pairing may be
+    answered over the tunnel until this unix time. `guest_list` is who may come from them,
+    `guests` their apps as they count here, by "POOL/APP". `roster` is what our own nodes go by, sealed, and
+    `orders` are those to nodes that are still good.
     """
 
     apps: Mapping[str, App] = field(default_factory=dict)
@@ -153,9 +156,12 @@ class Snapshot:
     prices: Mapping[str, ListedPrice] = field(default_factory=dict)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
     pool: OwnPool = field(default_factory=OwnPool)
+    offers_until: float = 0.0
     peers: Mapping[bytes, Peer] = field(default_factory=dict)
     guest_list: GuestList = field(default_factory=GuestList)
     guests: Mapping[str, App] = field(default_factory=dict)
+    roster: bytes = field(default=b"", repr=False)
+    orders: tuple[KeptOrder, ...] = ()
 
 
 Unseal = Callable[[bytes, str], bytes]
@@ -279,6 +285,10 @@ class Directory:
         """The node that owns this X25519 public key."""
         return self._snapshot.nodes.get(handshake_public)
 
+    def takes_answers(self, now: float) -> bool:
+        """Whether an offer of ours may be answered over the tunnel at unix time `now`, by whoever has it."""
+        return now < self._snapshot.offers_until
+
     def own_pool(self) -> OwnPool:
         """What this pool calls itself."""
         return self._snapshot.pool
@@ -379,8 +389,10 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for public in old_guests.nodes.keys() | new_guests.nodes.keys():
         if old_guests.nodes.get(public) != new_guests.nodes.get(public):
             yield f"node:{(new_guests.nodes.get(public) or old_guests.nodes[public]).name}"
-    if old_guests.rosters != new_guests.rosters:
+    if (before.roster, old_guests.rosters) != (after.roster, new_guests.rosters):
         yield "rosters"
+    if before.orders != after.orders:
+        yield "orders"
     if before.pool != after.pool:
         yield "pool"
     for pool_key in before.peers.keys() | after.peers.keys():

@@ -61,6 +61,7 @@ async def add_app(
     limits: Mapping[str, Any],
     created_at: datetime,
     expires_at: datetime | None,
+    failover: bool = True,
 ) -> None:
     """Add an app with its databases and first verifier; a revoked one of that name is replaced."""
     await connection.execute("DELETE FROM apps WHERE name = $1 AND revoked_at IS NOT NULL", app.name)
@@ -68,8 +69,8 @@ async def add_app(
         """
         INSERT INTO apps
             (name, expires_at, limits, sidecars, read_only, statement_classes, replication, created_at,
-             policy)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+             policy, failover)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
         """,
         app.name,
         expires_at,
@@ -80,6 +81,7 @@ async def add_app(
         app.replication,
         created_at,
         None if app.policy is None else app.policy.as_json(),
+        failover,
     )
     await connection.executemany(
         "INSERT INTO app_databases (app, route) VALUES ($1, $2)",

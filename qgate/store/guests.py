@@ -339,10 +339,14 @@ async def keep_roster(connection: Connection, roster: KeptRoster) -> None:
     )
 
 
-async def next_order(connection: Connection, now: int) -> int:
-    """A number above every order that this pool ever gave, also after its store was restored."""
-    number = int(await connection.fetchval("SELECT nextval('failover_order')"))
-    if number < now:
-        await connection.execute("SELECT setval('failover_order', $1)", now)
-        return now
-    return number
+async def revoke_reclaimed(connection: Connection, handshake_public: bytes) -> None:
+    """A node of ours that peers know as revoked is revoked, although a restored store does not know it."""
+    await connection.execute(
+        "UPDATE nodes SET revoked_at = now() WHERE handshake_public = $1 AND revoked_at IS NULL",
+        handshake_public,
+    )
+
+
+async def app_names(connection: Connection) -> list[str]:
+    """Names of all apps, revoked ones included."""
+    return [row["name"] for row in await connection.fetch("SELECT name FROM apps")]

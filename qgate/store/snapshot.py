@@ -11,10 +11,11 @@ from qgate.governance.registry import DEFAULTS
 from qgate.store.api_keys import all_api_keys
 from qgate.store.apps import all_apps
 from qgate.store.budgets import all_budgets
-from qgate.store.database import Store
-from qgate.store.guests import all_guest_apps, all_guest_nodes, all_guest_rosters
+from qgate.store.database import Connection, Store
+from qgate.store.guests import all_guest_apps, all_guest_nodes, all_guest_rosters, kept_roster
+from qgate.store.movement import live_orders
 from qgate.store.nodes import all_nodes
-from qgate.store.peers import all_peers, own_pool
+from qgate.store.peers import all_peers, offers_open_until, own_pool
 from qgate.store.providers import all_aliases, all_prices, all_providers
 from qgate.store.routes import all_passwords, all_routes
 from qgate.store.secrets import all_secrets
@@ -50,10 +51,18 @@ async def read_snapshot(store: Store) -> Snapshot:
             prices=await all_prices(connection),
             budgets={budget.id: budget for budget in await all_budgets(connection)},
             pool=await own_pool(connection),
+            offers_until=await offers_open_until(connection),
             peers=peers,
             guest_list=guests,
+            roster=await _roster(connection),
+            orders=await live_orders(connection),
             guests=_guest_apps(guests, routes, effective[GUEST_DATABASES], defaults),
         )
+
+
+async def _roster(connection: Connection) -> bytes:
+    kept = await kept_roster(connection)
+    return b"" if kept is None else kept.sealed
 
 
 def _guest_apps(

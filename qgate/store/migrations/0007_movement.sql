@@ -32,7 +32,19 @@ CREATE TABLE roster (
     expires timestamptz NOT NULL,
     sealed  bytea NOT NULL
 );
-CREATE SEQUENCE failover_order;
+
+-- Orders to nodes, kept for as long as they are good: a node that connects meanwhile hears them too.
+CREATE TABLE failover_orders (
+    number     bigint PRIMARY KEY,
+    home       bytea NOT NULL,
+    verb       text NOT NULL,
+    target     bytea NOT NULL,
+    nodes      text[] NOT NULL,
+    ordered_by text NOT NULL,
+    issued_at  timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    sealed     bytea NOT NULL
+);
 
 CREATE TABLE guest_nodes (
     pool             bytea NOT NULL,
@@ -99,6 +111,8 @@ CREATE UNIQUE INDEX incidents_lasting ON incidents (kind, subject) WHERE state <
 CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON app_spares
     FOR EACH STATEMENT EXECUTE FUNCTION tell_gates();
 CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON roster
+    FOR EACH STATEMENT EXECUTE FUNCTION tell_gates();
+CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON failover_orders
     FOR EACH STATEMENT EXECUTE FUNCTION tell_gates();
 CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON guest_nodes
     FOR EACH STATEMENT EXECUTE FUNCTION tell_gates();

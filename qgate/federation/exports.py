@@ -1,0 +1,216 @@
+"""What this pool tells its peers for the day when it is dead, and what it takes from theirs.
+
+`Exports.reconcile` compares what peers should know (nodes, apps with a verifier for each pool, the roster)
+with what was published last, and publishes what differs, in one transaction under an advisory lock: however a
+change came about, and whichever gate saw it, peers hear of it once. The stream rules are the other direction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import structlog
+
+from qgate.federation.guests import app_payload, gone_payload, read_app, read_node, record_of
+from qgate.federation.log.entry import Entry
+from qgate.federation.log.streams import StreamRule
+from qgate.federation.peer import Peer
+from qgate.federation.trust import may
+from qgate.governance.directory import Directory
+from qgate.store import Store
+from qgate.store import guests as table
+from qgate.store.database import Connection
+from qgate.store.gates import gates_since
+from qgate.store.outbox import publish
+from tunnel_proto.certificate import OnlineKey
+from tunnel_proto.constants import BUNDLE_GATES_MAX
+from tunnel_proto.enrolment import GateAddress
+from tunnel_proto.errors import ConfigError, RemoteProtocolError
+from tunnel_proto.packing import pack
+from tunnel_proto.roster import (
+    ROSTER_LIFE_S,
+    ROSTER_POOLS_MAX,
+    Roster,
+    RosterPool,
+    read_roster,
+    seal_roster,
+)
+
+GATE_DAYS: Final = 30
+"""Gates that were alive within so many days are in the roster."""
+
+log = structlog.get_logger(__name__)
+
+
+class Exports:
+    """What a pool publishes of its own nodes, apps and roster, and how it takes others'."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        directory: Directory,
+        pool_key: bytes,
+        online: OnlineKey,
+        gates: Callable[[], tuple[GateAddress, ...]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._directory = directory
+        self._pool_key = pool_key
+        self._online = online
+        self._gates = gates
+        self._clock = clock
+        self.lacking = 0
+        """Apps that a peer could not take in: created before there were spares, they need a rotation."""
+
+    def targets(self) -> tuple[Peer, ...]:
+        """Pools that our nodes may fail over to, in order."""
+        return tuple(peer for peer in self._directory.peers() if may(peer, "failover", "send"))
+
+    async def reconcile(self) -> int:
+        """Publish what differs; how many entries that were. StoreUnavailableError where the store is away."""
+        targets = self.targets()
+        pools = tuple(peer.pool_key for peer in targets)
+        async with self._store.transaction() as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", table.EXPORT_LOCK)
+            known = {stream: await table.published(connection, stream) for stream in ("nodes", "guests")}
+            if not pools and not any(known.values()) and await table.kept_roster(connection) is None:
+                return 0
+            self.lacking = await table.assign_spares(connection, pools)
+            wanted = await self._nodes(connection) if pools else {}
+            count = await self._publish(connection, "nodes", wanted, known["nodes"])
+            apps = await self._apps(connection, pools)
+            count += await self._publish(connection, "guests", apps, known["guests"])
+            return count + await self._roster(connection, targets)
+
+    async def _nodes(self, connection: Connection) -> dict[bytes, dict[str, Any]]:
+        nodes = await table.own_nodes(connection, self._pool_key)
+        return {record_of("node", node.handshake_public): node.payload() for node in nodes}
+
+    async def _apps(self, connection: Connection, pools: tuple[bytes, ...]) -> dict[bytes, dict[str, Any]]:
+        """The payload of each app; one that was published and may not come any more is said to be gone."""
+        spares = await table.given_spares(connection)
+        keys = await table.own_keys(connection)
+        apps = await table.own_apps(connection, self._pool_key) if pools else []
+        wanted = {
+            record_of("app", app.name): app_payload(
+                app, spares=spares.get(app.name, ()), keys=keys.get(app.name, ()), pools=pools
+            )
+            for app in apps
+        }
+        for name in await table.app_names(connection):
+            wanted.setdefault(record_of("app", name), gone_payload(name))
+        return wanted
+
+    async def _publish(
+        self,
+        connection: Connection,
+        stream: str,
+        wanted: Mapping[bytes, dict[str, Any]],
+        known: Mapping[bytes, bytes],
+    ) -> int:
+        count = 0
+        for record, payload in wanted.items():
+            digest = hashlib.blake2b(pack(payload), digest_size=16).digest()
+            if known.get(record) == digest or (payload.get("gone") and record not in known):
+                continue
+            await publish(connection, stream=stream, record=record, payload=payload)
+            await table.note_published(connection, stream, record, digest)
+            count += 1
+        return count
+
+    # --- the roster
+
+    async def _roster(self, connection: Connection, targets: tuple[Peer, ...]) -> int:
+        """Seal another roster where its content changed or half its life is over; 1 if so."""
+        kept = await table.kept_roster(connection)
+        if not targets and kept is None:
+            return 0
+        now = int(self._clock())
+        pools = (await self._home(connection), *_others(targets))
+        mode = str(self._directory.setting("failover.mode"))
+        digest = hashlib.blake2b(repr((mode, pools)).encode(), digest_size=16).digest()
+        if kept is not None and kept.digest == digest and kept.expires - now > ROSTER_LIFE_S / 2:
+            return 0
+        if not pools[0].gates:
+            return 0  # this gate has not said yet where it is reached
+        serial = max(now, kept.serial + 1 if kept is not None else 0)
+        roster = Roster(self._pool_key, pools[0].name, serial, now, now + ROSTER_LIFE_S, mode, pools)
+        try:
+            sealed = seal_roster(self._online.identity, self._online.certificate, roster)
+        except ConfigError as error:
+            log.error("no roster can be issued", cause=error.message)
+            return 0
+        await table.keep_roster(connection, table.KeptRoster(serial, digest, float(roster.expires), sealed))
+        await publish(connection, stream="roster", record=record_of("roster"), payload={"roster": sealed})
+        log.info("roster issued", serial=serial, mode=mode, pools=[pool.name for pool in pools])
+        return 1
+
+    async def _home(self, connection: Connection) -> RosterPool:
+        since = datetime.fromtimestamp(self._clock(), UTC) - timedelta(days=GATE_DAYS)
+        gates = {*self._gates(), *await gates_since(connection, since)}
+        ordered = sorted(gates, key=lambda gate: (gate.name, gate.host, gate.port))
+        return RosterPool(self._pool_key, self._directory.own_pool().name, tuple(ordered[:BUNDLE_GATES_MAX]))
+
+    # --- what peers tell
+
+    def rules(self) -> tuple[StreamRule, ...]:
+        """How entries of peers are taken."""
+        return (
+            StreamRule("nodes", self._take_node, forget=_forget_nodes, reclaim=_reclaim_node),
+            StreamRule("guests", self._take_app, forget=_forget_apps),
+            StreamRule("roster", self._take_roster, forget=_forget_roster),
+        )
+
+    async def _take_node(
+        self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
+    ) -> None:
+        await table.put_guest_node(connection, read_node(peer.pool_key, payload), entry.record)
+
+    async def _take_app(
+        self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
+    ) -> None:
+        app = read_app(peer.pool_key, payload, own=self._pool_key)
+        if isinstance(app, str):
+            await table.drop_guest_app(connection, peer.pool_key, app)
+        else:
+            await table.put_guest_app(connection, app, entry.record)
+
+    async def _take_roster(
+        self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
+    ) -> None:
+        del entry
+        sealed = payload.get("roster")
+        if not isinstance(sealed, bytes):
+            raise RemoteProtocolError("a roster's entry is malformed")
+        roster = read_roster(sealed, pool_key=peer.pool_key, now=self._clock(), check_times=False)
+        await table.put_guest_roster(connection, peer.pool_key, roster.serial, sealed)
+
+
+def _others(targets: tuple[Peer, ...]) -> tuple[RosterPool, ...]:
+    reachable = [peer for peer in targets if peer.gates][: ROSTER_POOLS_MAX - 1]
+    return tuple(RosterPool(peer.pool_key, peer.name, peer.gates[:BUNDLE_GATES_MAX]) for peer in reachable)
+
+
+async def _forget_nodes(connection: Connection, peer: Peer) -> None:
+    await table.forget_guest_nodes(connection, peer.pool_key)
+
+
+async def _forget_apps(connection: Connection, peer: Peer) -> None:
+    await table.forget_guest_apps(connection, peer.pool_key)
+
+
+async def _forget_roster(connection: Connection, peer: Peer) -> None:
+    await table.forget_guest_roster(connection, peer.pool_key)
+
+
+async def _reclaim_node(connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
+    """Our store was restored: who was revoked since is revoked again."""
+    node = read_node(entry.pool, payload)
+    if node.revoked:
+        await table.revoke_reclaimed(connection, node.handshake_public)
