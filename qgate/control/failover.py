@@ -9,11 +9,13 @@ from pydantic import Field
 
 from qgate.control.bodies import Body, Name
 from qgate.control.resources import By
+from qgate.governance.problems import ConflictError
 from tunnel_proto.roster import ORDER_NODES_MAX
 
 if TYPE_CHECKING:
     from qgate.administration import Administration
     from qgate.federation.movement import Movement
+    from qgate.governance.catalogue import Catalogue
 
 HISTORY_MAX = 10_000
 
@@ -22,6 +24,7 @@ class ModeBody(Body):
     """How nodes of this pool move."""
 
     mode: Literal["auto", "manual"]
+    authority: bool = False
     dry_run: bool = False
 
 
@@ -35,12 +38,14 @@ class MoveBody(Body):
     dry_run: bool = False
 
 
-def routers(movement: Movement, administration: Administration) -> tuple[APIRouter, ...]:
+def routers(
+    movement: Movement, administration: Administration, catalogue: Catalogue
+) -> tuple[APIRouter, ...]:
     """One router a noun."""
-    return (_failover(movement, administration),)
+    return (_failover(movement, administration, catalogue),)
 
 
-def _failover(movement: Movement, administration: Administration) -> APIRouter:
+def _failover(movement: Movement, administration: Administration, catalogue: Catalogue) -> APIRouter:
     router = APIRouter(prefix="/failover", tags=["failover"])
 
     @router.get("")
@@ -51,6 +56,11 @@ def _failover(movement: Movement, administration: Administration) -> APIRouter:
     @router.put("/mode")
     async def mode(body: ModeBody, by: By) -> dict[str, Any]:
         """Let nodes move by themselves, or not; every node hears of it at once."""
+        if body.authority:
+            why = await catalogue.refuse_automatic()
+            raise ConflictError(
+                f"the catalogue's master does not change by itself: {why}", hint="meshctl catalog promote"
+            )
         plan = movement.plan_mode(body.mode)
         if not body.dry_run:
             await administration.preferences.set("failover.mode", body.mode, by=by)

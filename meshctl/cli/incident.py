@@ -1,0 +1,74 @@
+"""`meshctl incident`: what went wrong in this pool, who looks after it, and that it is over."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from meshctl import failover_view
+from meshctl.cli import options
+from meshctl.render import Output, emit
+from meshctl.terminal import note as say
+
+commands = options.group("Incidents of this pool; one that nobody answers is escalated.")
+
+Number = Annotated[int, typer.Argument(metavar="ID", help="The incident's number.", show_default=False)]
+Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="What to note with it.")]
+
+
+@commands.command("list")
+def list_incidents(
+    every: Annotated[bool, typer.Option("--all", help="Resolved ones too.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, the newest.")] = 50,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List incidents that are not over, newest first."""
+    rows = options.connect(gate_dir, socket).items("/incidents", {"all": every, "limit": limit})
+    emit(rows, failover_view.incidents(rows), output)
+
+
+@commands.command("show")
+def show(
+    number: Number,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Show one incident with what was seen of it, and by whom."""
+    row = options.connect(gate_dir, socket).get(f"/incidents/{number}")
+    emit(row, failover_view.incident(row), output)
+
+
+@commands.command("ack")
+def acknowledge(
+    number: Number,
+    note: Note = "",
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Say that you look after it; it is not escalated then."""
+    _answer(number, "ack", note, gate_dir, socket, output)
+
+
+@commands.command("resolve")
+def resolve(
+    number: Number,
+    note: Note = "",
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Say that it is over; the same trouble would be a new incident."""
+    _answer(number, "resolve", note, gate_dir, socket, output)
+
+
+def _answer(number: int, verb: str, note: str, gate_dir: Any, socket: Any, output: Output) -> None:
+    row = options.connect(gate_dir, socket).post(f"/incidents/{number}/{verb}", {"note": note})
+    if output is Output.TABLE:
+        say(f"Incident {number} is {row['state']}.")
+    else:
+        emit(row, [], output)
