@@ -219,6 +219,8 @@ BAD: list[tuple[str, LlamaJob]] = [
     ("invalid_messages", chat([{"role": "wizard", "content": "x"}])),
     ("invalid_messages", chat([{"role": "user", "content": 7}])),
     ("unsupported", chat([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])),
+    ("unsupported", chat("hello", tool_choice="required")),
+    ("unsupported", chat("hello", tool_choice={"type": "function", "function": {"name": "f"}})),
     ("invalid_sampling", completion("x", sampling=replace(GREEDY, temperature=float("nan")))),
     ("invalid_sampling", completion("x", sampling=replace(GREEDY, top_p=1.5))),
     ("invalid_sampling", completion("x", sampling=replace(GREEDY, top_k=-1))),

@@ -167,6 +167,19 @@ async def test_a_model_that_needs_more_memory_than_there_is_is_refused() -> None
         assert caught.value.hint
 
 
+async def test_weights_that_memory_can_never_hold_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "vast.gguf"
+    with path.open("wb") as file:
+        file.write(packaged().path.read_bytes()[: 1 << 20])
+        file.truncate(1 << 43)  # a hole
+    async with runtime() as one:
+        with pytest.raises(LoadFailed) as caught:
+            await one.load(File(path, "x", path.stat().st_size), context=512, slots=1)
+        assert caught.value.code == "out_of_memory"
+        assert "8388608 MiB" in caught.value.message
+        assert caught.value.hint
+
+
 async def test_a_load_that_takes_too_long_is_given_up() -> None:
     async with runtime(replace(LlamaSettings(), load_timeout_s=0.01)) as one:
         with pytest.raises(LoadFailed) as caught:

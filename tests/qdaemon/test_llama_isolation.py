@@ -188,7 +188,7 @@ async def test_no_file_of_the_processes_holds_a_clients_words(tmp_path: Path) ->
             assert re.search(r"Max core file size\s+0\s+0", limits)
             assert CANARY.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
             names = re.findall(rb"([A-Z_]+)=", Path(f"/proc/{pid}/environ").read_bytes())
-            assert set(names) <= {b"PYTHONMALLOC", b"GLIBC_TUNABLES", b"LC_CTYPE"}
+            assert set(names) <= {b"PYTHONMALLOC", b"GLIBC_TUNABLES", b"OPENBLAS_NUM_THREADS", b"LC_CTYPE"}
 
 
 def _relatives(pid: int) -> list[int]:

@@ -101,6 +101,63 @@ async def test_under_load_a_continued_answer_is_the_one_begun_alone() -> None:
         assert whole[:20] + rest.ids == whole
 
 
+def test_a_batch_that_llama_would_abort_for_never_reaches_it() -> None:
+    from qdaemon.runtimes.llama.library import Context, Model
+
+    model = Model(str(model_path()))
+    context = Context(model, size=256, slots=2, threads=1, batch=16)
+    good = (100, 0, 0, True)
+    for batch in (
+        [],
+        [(100, at, 0, False) for at in range(17)],
+        [(model.n_vocab, 0, 0, True)],
+        [(-1, 0, 0, True)],
+        [(100, context.size, 0, True)],
+        [(100, -1, 0, True)],
+        [(100, 0, 2, True)],
+        [(100, 0, -1, True)],
+    ):
+        with pytest.raises(ValueError, match=r"batch of|out of range"):
+            context.decode(batch)
+    assert context.decode([good]) == 0
+    context.close()
+    model.log.close()
+
+
+async def test_a_batch_that_cannot_be_evaluated_fails_its_requests_and_no_others() -> None:
+    """A defect on purpose: the batcher is made to believe in a longer sequence than there is."""
+    from qdaemon.runtimes.llama.batcher import Batcher
+    from qdaemon.runtimes.llama.library import Context, Model
+    from qdaemon.runtimes.llama.request import Controls, Request
+    from qdaemon.runtimes.llama.wiping import Wiper
+
+    model = Model(str(model_path()))
+    context = Context(model, size=256, slots=2, threads=1, batch=16)
+    model.log.close()
+    batcher = Batcher(
+        model,
+        context,
+        Wiper(context, plain=True),
+        Controls([]),
+        chunk=16,
+        replay_batch=16,
+        reuse_ttl_s=0,
+        clock=lambda: 0.0,
+    )
+    sampling = replace(GREEDY, max_tokens=3)
+    for name in ("bad", "good"):
+        batcher.add(Request(name, "a", "completion", "Once upon", (), False, "", (), sampling, 1, "", False))
+    batcher.step()
+    next(one for one in batcher._running.values() if one.request.job == "bad").position = 999
+    told = []
+    while batcher.busy:
+        told += batcher.step()
+        batcher.tidy()
+    ends = {frame["job"]: frame for frame in told if frame["t"] in {"failed", "done"}}
+    assert (ends["bad"]["code"], ends["bad"]["retriable"]) == ("engine_failed", True)
+    context.close()
+
+
 def test_shapes_up_to_a_chunk_round_alike() -> None:
     """Why replay is exact here: one token, sixteen and a chunk give the same logits, bit for bit."""
     from qdaemon.runtimes.llama.library import Context, Model

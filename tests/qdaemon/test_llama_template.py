@@ -133,6 +133,29 @@ async def test_a_template_that_kills_its_own_process_is_started_anew() -> None:
         assert await one.render(HELLO, [], RENDERING) == "hello"
 
 
+GRAMMARS = {
+    "cut short": 'root ::= "a',
+    "an open class": "root ::= [a-",
+    "a rule that there is not": "root ::= other",
+    "no root": 'other ::= "a"',
+    "a circle": 'root ::= root "a"',
+    "a repetition without end": 'root ::= ("a"{0,100000}){100000}',
+    "no text": "root ::= \\xZZ",
+    "noughts": "root ::= \x00",
+}
+
+
+@needs_model
+@pytest.mark.parametrize("name", GRAMMARS)
+async def test_a_grammar_that_llama_cannot_take_is_refused_and_ends_nothing(name: str) -> None:
+    async with template("{{ messages[0].content }}") as one:
+        with pytest.raises(JobProblem) as caught:
+            await one.prove(GRAMMARS[name])
+        assert caught.value.code == "unsupported_schema"
+        await one.prove('root ::= "a"')
+        assert await one.render(HELLO, [], RENDERING) == "hello"
+
+
 async def test_a_fork_that_died_while_it_stood_ready_is_replaced() -> None:
     async with template("{{ messages[0].content }}") as one:
         process = one._process

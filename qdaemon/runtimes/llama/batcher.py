@@ -242,14 +242,16 @@ class Batcher:
             self._sample(sequence, count - 1, self._clock())
 
     def _decode(self, batch: list[tuple[int, int, int, bool]], concerned: list[Sequence]) -> bool:
-        code = self._context.decode(batch)
-        if code == 0:
-            return True
+        try:
+            code = self._context.decode(batch)
+        except ValueError as error:  # a defect here, which llama.cpp would have ended the process for
+            said = str(error)
+        else:
+            if code == 0:
+                return True
+            said = f"code {code}"
         problem = JobProblem(
-            "engine_failed",
-            f"llama.cpp could not evaluate a batch (code {code})",
-            retriable=True,
-            blame="node",
+            "engine_failed", f"llama.cpp could not evaluate a batch ({said})", retriable=True, blame="node"
         )
         for sequence in concerned:
             self._release(sequence, keep=False)

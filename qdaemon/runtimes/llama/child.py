@@ -96,6 +96,7 @@ class Child:
         from qdaemon.runtimes.llama.wiping import Wiper
 
         self._wire = wire
+        self._check_size(frame)
         unlocked = confinement.lock_memory() if frame["lock"] else "not asked for"
         self._model = library.Model(frame["path"], gpu_layers=frame["gpu_layers"], on_progress=self._progress)
         self._check_room(frame)
@@ -141,6 +142,17 @@ class Child:
                 }
             ]
         )
+
+    @staticmethod
+    def _check_size(frame: Frame) -> None:
+        """LoadFailed for weights that memory can never hold: they would be read from disk for each token."""
+        size, memory = frame["size"], confinement.total_memory()
+        if frame["gpu_layers"] == 0 and size > memory:
+            raise LoadFailed(
+                "out_of_memory",
+                f"the model has {size >> 20} MiB, and this machine {memory >> 20}",
+                hint="choose a smaller quantisation",
+            )
 
     def _check_room(self, frame: Frame) -> None:
         """LoadFailed before llama.cpp tries: it would spend a minute on a cache of terabytes."""

@@ -83,6 +83,12 @@ def available_memory() -> int:
     return found if left is None else min(found, left)
 
 
+def total_memory() -> int:
+    """Bytes that this machine has, or the control group's limit."""
+    found, limit = _meminfo("MemTotal"), control_group.read().limit
+    return min(found, limit) if limit else found
+
+
 def status_bytes(name: str) -> int:
     """A size of this process, such as "VmRSS"."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

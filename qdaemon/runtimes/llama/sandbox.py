@@ -8,7 +8,9 @@ stands ready for the next task, since forking and limiting take longer than rend
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import importlib
 import json
 import os
 import resource
@@ -29,6 +31,9 @@ _READ: Final = 65_536
 _WALL_FACTOR: Final = 4.0
 """A task may take so many times its CPU seconds by the clock: the machine may be busy."""
 _COMPILE_S: Final = 5.0
+TEMPLATE: Final = b"t"
+GRAMMAR: Final = b"g"
+"""What comes with a task's socket."""
 _LULL_MS: Final = 5
 """After a task, the next fork waits so long for another task: it would take the processor from this one."""
 
@@ -95,12 +100,27 @@ def serve(control: socket.socket, frame: Frame) -> None:
             return
         if not fds:
             continue
+        if data == GRAMMAR and not _knows_llama():
+            ready = None  # it was forked without
         try:
-            socket.send_fds(ready or _fork(control, template, frame), [b"t"], fds)
+            socket.send_fds(ready or _fork(control, template, frame), [data], fds)
         except OSError:  # the one that stood ready has died
-            socket.send_fds(_fork(control, template, frame), [b"t"], fds)
+            socket.send_fds(_fork(control, template, frame), [data], fds)
         ready = None
         os.close(fds[0])
+
+
+def _knows_llama() -> bool:
+    """Whether llama.cpp was imported before now; from now on it is, and every fork has it.
+
+    It takes a hundred megabytes of addresses, more than a task's limit may allow, and a tenth of a second.
+    """
+    module = "qdaemon.runtimes.llama.proving"
+    known = module in sys.modules
+    if not known:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    return known
 
 
 def _fork(control: socket.socket, template: jinja2.Template | None, limits: Frame) -> socket.socket:

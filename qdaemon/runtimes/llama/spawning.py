@@ -14,9 +14,10 @@ from typing import Final
 _ENVIRONMENT: Final = {
     "PYTHONMALLOC": "malloc",
     "GLIBC_TUNABLES": "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0",
+    "OPENBLAS_NUM_THREADS": "1",
 }
 """All that such a process finds in its environment: the C library overwrites memory as it is freed, Python's
-objects included, so that a client's words do not linger in the heap."""
+objects included, so that a client's words do not linger in the heap; and numpy starts no threads."""
 
 
 class Spawned:

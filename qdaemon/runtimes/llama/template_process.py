@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from qdaemon.runtimes.llama.frames import Decoder, Frame, encode
 from qdaemon.runtimes.llama.job import JobProblem
+from qdaemon.runtimes.llama.sandbox import GRAMMAR, TEMPLATE
 from qdaemon.runtimes.llama.settings import LlamaSettings
 from qdaemon.runtimes.llama.spawning import Spawned, spawn
 from tunnel_proto.errors import RemoteProtocolError
@@ -125,7 +126,7 @@ class TemplateProcess:
         key = sha256(grammar.encode()).digest()
         problem = self._proved.get(key)
         if problem is None:
-            reply = await self._ask({"t": "prove", "grammar": grammar})
+            reply = await self._ask({"t": "prove", "grammar": grammar}, GRAMMAR)
             problem = str(reply.get("problem", "llama.cpp did not survive the grammar made of this schema"))
             if reply.get("t") == "memory":
                 problem = "the grammar made of this schema needs too much memory"
@@ -135,7 +136,7 @@ class TemplateProcess:
         if problem:
             raise JobProblem("unsupported_schema", problem, hint="make the schema smaller")
 
-    async def _ask(self, task: Frame) -> Frame:
+    async def _ask(self, task: Frame, kind: bytes = TEMPLATE) -> Frame:
         """What a fork answers to ``task``; an empty frame where it was ended."""
         if self._control is None or (self._process is not None and self._process.ended):
             await self.start()
@@ -151,7 +152,7 @@ class TemplateProcess:
             ours.setblocking(False)
             with theirs:
                 try:
-                    socket.send_fds(self._control, [b"t"], [theirs.fileno()])
+                    socket.send_fds(self._control, [kind], [theirs.fileno()])
                 except (BlockingIOError, OSError):
                     raise JobProblem(
                         "busy", "too many templates are being rendered", retriable=True, blame="node"
