@@ -30,7 +30,9 @@ from qgate.settings import HttpSettings
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 CORS_AGE_S: Final = 600
 
-_OF_OPENAI: Final = "the API is under /v1: /v1/models, /v1/chat/completions"
+_OF_OPENAI: Final = (
+    "of OpenAI's API there are chat/completions, completions, embeddings, responses and models, under /v1"
+)
 _OF_OLLAMA: Final = (
     "of Ollama's API there are chat, generate, embed, embeddings, tags, ps, show and version; "
     "an administrator adds models with meshctl model"

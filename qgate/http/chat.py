@@ -190,6 +190,7 @@ class ChatFace(_Streaming):
 class CompletionFace(_Streaming):
     """/v1/completions."""
 
+    _offset = 0  # characters of the answer that are out, where they have log probabilities
     _kind = "text_completion"
     _whole_kind = "text_completion"
     _prefix = "cmpl-"
@@ -202,7 +203,7 @@ class CompletionFace(_Streaming):
         choice = {
             "index": 0,
             "text": answer.text,
-            "logprobs": _joined(answer.logprobs),
+            "logprobs": _legacy(_joined(answer.logprobs)),
             "finish_reason": _plain(answer.finish_reason),
         }
         return dumps(
@@ -224,7 +225,9 @@ class CompletionFace(_Streaming):
     def _choice(self, delta: Mapping[str, Any] | None, reason: str | None, logprobs: Any) -> dict[str, Any]:
         text = "@" if delta is None else str(delta.get("content") or "")
         finish = None if reason is None else _plain(reason)
-        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        told = _legacy(logprobs, self._offset)
+        self._offset += len(text) if told else 0
+        return {"index": 0, "text": text, "logprobs": told, "finish_reason": finish}
 
 
 def _plain(reason: str) -> str:
@@ -244,6 +247,20 @@ def _joined(logprobs: list[Any]) -> dict[str, Any] | None:
             if isinstance(values, list):
                 joined[name] += values
     return joined
+
+
+def _legacy(logprobs: dict[str, Any] | None, offset: int = 0) -> dict[str, Any] | None:
+    """A chat's log probabilities as /v1/completions has them: lists side by side."""
+    if logprobs is None or "content" not in logprobs:
+        return logprobs
+    told: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for one in logprobs["content"]:
+        told["tokens"].append(one["token"])
+        told["token_logprobs"].append(one["logprob"])
+        told["top_logprobs"].append({top["token"]: top["logprob"] for top in one.get("top_logprobs", ())})
+        told["text_offset"].append(offset)
+        offset += len(one["token"])
+    return told
 
 
 class EmbeddingFace:

@@ -117,6 +117,32 @@ async def test_completions(tmp_path: Path) -> None:
         assert [work.body["prompt"] for work in running.engine.seen] == ["Once", "Once"]
 
 
+async def test_log_probabilities_of_a_completion(tmp_path: Path) -> None:
+    async def script(work: Work) -> AsyncGenerator[Event, None]:
+        yield Begun("smol", "1", "box", "worker")
+        for word in ("a ", "bc"):
+            top = [{"token": word, "logprob": -0.5, "bytes": None}]
+            said = {"token": word, "logprob": -0.5, "bytes": None, "top_logprobs": top}
+            yield Chunk(text=word, ids=(1,), logprobs={"content": [said]})
+        yield finished(work)
+
+    told = {
+        "tokens": ["a ", "bc"],
+        "token_logprobs": [-0.5, -0.5],
+        "top_logprobs": [{"a ": -0.5}, {"bc": -0.5}],
+        "text_offset": [0, 2],
+    }
+    async with stack(tmp_path, script=script) as running:
+        async with client(running) as sdk:
+            whole = await sdk.completions.create(model="smol", prompt="x", logprobs=1)
+            assert whole.choices[0].logprobs is not None
+            assert whole.choices[0].logprobs.model_dump() == told
+        async with client(running, _strict_response_validation=False) as sdk:
+            stream = await sdk.completions.create(model="smol", prompt="x", logprobs=1, stream=True)
+            found = [one.choices[0].logprobs async for one in stream]
+            assert [one.text_offset for one in found if one is not None] == [[0], [2]]
+
+
 async def test_embeddings_as_floats_and_as_base64(tmp_path: Path) -> None:
     async with stack(tmp_path, script=vectors) as running:
         async with client(running) as sdk:

@@ -81,6 +81,12 @@ class Intake:
 
     async def _templated(self, job: LlamaJob, room: int) -> tuple[str, str]:
         messages = checked_messages(job.messages)
+        if job.tool_choice not in (None, "auto", "none"):
+            raise JobProblem(
+                "unsupported",
+                "this model cannot be made to call a tool: it is told of tools and answers in text",
+                hint="use tool_choice auto, response_format with the schema of the call, or another model",
+            )
         try:
             words = list(taint.strings([messages, list(job.tools)]))
             if sum(map(len, words)) > room:
