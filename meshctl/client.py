@@ -144,6 +144,17 @@ class Gate:
                 if line.strip():
                     yield json.loads(line)
 
+    def pieces(self, path: str, query: Mapping[str, object] | None = None) -> Iterator[bytes]:
+        """GET bytes as they arrive. Raises like `call`, and CommandError where they end before their end."""
+        from http.client import IncompleteRead
+
+        with self._exchange("GET", path, None, query, None) as response:
+            try:
+                while piece := response.read(UPLOAD_PIECE):
+                    yield piece
+            except IncompleteRead:
+                raise CommandError("The gate ended its answer in the middle.", hint="try again") from None
+
     @contextlib.contextmanager
     def _exchange(
         self,

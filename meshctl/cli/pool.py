@@ -10,13 +10,14 @@ from urllib.parse import quote
 import typer
 
 from meshctl import pool_view, view
-from meshctl.cli import options, pool_pair
+from meshctl.cli import options, pool_log, pool_pair
 from meshctl.errors import UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
 
 commands = options.group("Pools: name this one, pair it with others, say what each may do.")
 commands.add_typer(pool_pair.commands, name="pair")
+pool_log.install(commands)
 
 PoolName = Annotated[
     str,

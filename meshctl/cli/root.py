@@ -12,10 +12,13 @@ from meshctl.cli import (
     app,
     audit,
     budget,
+    catalog,
     config,
     db,
     dev,
+    failover,
     gate,
+    incident,
     key,
     model,
     pool,
@@ -47,11 +50,14 @@ ORDER = (
     "worker",
     "model",
     "ask",
+    "catalog",
     "provider",
     "budget",
     "receipt",
     "route",
     "pool",
+    "failover",
+    "incident",
     "secret",
     "audit",
     "key",
@@ -88,6 +94,7 @@ def build() -> typer.Typer:
     root.add_typer(app.commands, name="app")
     root.add_typer(worker.commands, name="worker")
     root.add_typer(model.commands, name="model")
+    root.add_typer(catalog.commands, name="catalog")
     root.add_typer(provider.commands, name="provider")
     root.add_typer(alias.commands, name="alias")
     root.add_typer(budget.commands, name="budget")
@@ -95,6 +102,8 @@ def build() -> typer.Typer:
     root.command("ask")(ask)
     root.add_typer(route.commands, name="route")
     root.add_typer(pool.commands, name="pool")
+    root.add_typer(failover.commands, name="failover")
+    root.add_typer(incident.commands, name="incident")
     root.add_typer(secret.commands, name="secret")
     root.add_typer(audit.commands, name="audit")
     root.add_typer(key.commands, name="key")

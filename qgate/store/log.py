@@ -148,7 +148,7 @@ async def entries_after(
         size,
         stream,
     )
-    return [_row(row) for row in rows]
+    return [row_of(row) for row in rows]
 
 
 async def entries_at(connection: Connection, origin: bytes, places: Iterable[int]) -> list[Row]:
@@ -161,7 +161,7 @@ async def entries_at(connection: Connection, origin: bytes, places: Iterable[int
         origin,
         list(places),
     )
-    return [_row(row) for row in rows]
+    return [row_of(row) for row in rows]
 
 
 async def waiting_entries(connection: Connection, origin: bytes) -> list[Row]:
@@ -173,7 +173,7 @@ async def waiting_entries(connection: Connection, origin: bytes) -> list[Row]:
         """,
         origin,
     )
-    return [_row(row) for row in rows]
+    return [row_of(row) for row in rows]
 
 
 async def known_at(connection: Connection, origin: bytes, places: Iterable[int]) -> dict[int, Known]:
@@ -283,14 +283,14 @@ async def kept_aside(connection: Connection, origin: bytes, incarnation: bytes, 
         incarnation,
         after,
     )
-    return [_row(row) for row in rows]
+    return [row_of(row) for row in rows]
 
 
 # --- snapshots
 
 
-async def truncate(connection: Connection, snapshot: Snapshot, kept: Sequence[int]) -> int:
-    """Keep a snapshot and delete the entries that it makes superfluous; returns how many went."""
+async def put_snapshot(connection: Connection, snapshot: Snapshot) -> None:
+    """Keep the newest snapshot of a log."""
     await connection.execute(
         """
         INSERT INTO log_snapshots (origin, seq, snapshot) VALUES ($1, $2, $3)
@@ -300,6 +300,11 @@ async def truncate(connection: Connection, snapshot: Snapshot, kept: Sequence[in
         snapshot.head.seq,
         snapshot.raw,
     )
+
+
+async def truncate(connection: Connection, snapshot: Snapshot, kept: Sequence[int]) -> int:
+    """Keep a snapshot and delete the entries that it makes superfluous; returns how many went."""
+    await put_snapshot(connection, snapshot)
     done = await connection.execute(
         "DELETE FROM log_entries WHERE origin = $1 AND seq <= $2 AND NOT seq = ANY($3::bigint[])",
         snapshot.pool,
@@ -320,6 +325,46 @@ async def snapshot_of(connection: Connection, origin: bytes) -> bytes | None:
 async def snapshot_seq(connection: Connection, origin: bytes) -> int:
     """The entry up to which a log may be truncated; 0 where it is whole."""
     return int(await connection.fetchval("SELECT seq FROM log_snapshots WHERE origin = $1", origin) or 0)
+
+
+# --- archives
+
+
+async def put_archive(
+    connection: Connection, archive: bytes, pool: bytes, direction: str, entries: int, at: Any
+) -> None:
+    """Note an archive that was sent to a pool or taken from one; one that is noted stays as it is."""
+    await connection.execute(
+        """
+        INSERT INTO log_archives (id, pool, direction, entries, at) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (id) DO NOTHING
+        """,
+        archive,
+        pool,
+        direction,
+        entries,
+        at,
+    )
+
+
+async def put_receipt(connection: Connection, archive: bytes, pool: bytes, receipt: bytes) -> bool:
+    """Keep the receipt of an archive that was sent to that pool; False where there was none."""
+    done = await connection.execute(
+        "UPDATE log_archives SET receipt = $3 WHERE id = $1 AND pool = $2 AND direction = 'sent'",
+        archive,
+        pool,
+        receipt,
+    )
+    return done != "UPDATE 0"
+
+
+async def archives(connection: Connection) -> list[dict[str, Any]]:
+    """Archives, the newest first."""
+    rows = await connection.fetch(
+        "SELECT id, pool, direction, entries, receipt IS NOT NULL AS receipt, at FROM log_archives"
+        " ORDER BY at DESC LIMIT 200"
+    )
+    return [dict(row) for row in rows]
 
 
 # --- replicas
@@ -482,7 +527,8 @@ def _replica(row: Any) -> ReplicaState:
     )
 
 
-def _row(row: Any) -> Row:
+def row_of(row: Any) -> Row:
+    """A row of `log_entries` as it was fetched."""
     contents = None if row["payload"] is None else Contents(row["salt"], row["payload"])
     return Row(read_entry(row["entry"]), contents, row["state"], row["reason"], row["wake_at"])
 

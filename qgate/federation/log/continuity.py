@@ -12,7 +12,7 @@ of its own, and what peers say they have of us.
     asking     | a peer has more of us, or something else     | reclaiming from the one that has most
                | all known peers have answered, none has more | publishing: nothing was lost
                | there are none that could be asked           | publishing; suspicious: opening
-               | some answered, patience is over              | publishing; suspicious: opening
+               | some answered, patience is over              | opening: the silent ones may have more of us
                | nobody answered                              | asking: publishing waits, local writes do not
     reclaiming | our tail is back                             | the next one that has more, or asking, lost
                | it could not prove its claim                 | as if it had said nothing
@@ -195,7 +195,7 @@ def _decide(state: ContinuityState, now: float) -> ContinuityState:
         if state.patience_until is None and state.answered:
             return replace(state, patience_until=now + _patience(state))
         return state
-    if state.lost or (state.suspicious and (impatient or not state.peers)):
+    if state.lost or not everybody or (state.suspicious and not state.peers):
         return replace(state, phase="opening", patience_until=None)
     return replace(state, phase="publishing", suspicious=False, reason="", patience_until=None)
 

@@ -84,10 +84,11 @@ class Publisher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def news(self, head: Head) -> None:
-        """Our log has grown: tell whoever listens."""
-        for ear in tuple(self._streams):
-            ear.say(News(self._pool, place(head)))
+    def news(self, head: Head, pool: bytes | None = None) -> None:
+        """Our log has grown: tell whoever listens, or only that pool."""
+        for ear, peer in tuple(self._streams.items()):
+            if pool is None or peer.pool_key == pool:
+                ear.say(News(self._pool, place(head)))
 
     async def close(self) -> None:
         """End every stream."""

@@ -47,12 +47,35 @@ Missing = Literal["", "erased", "withheld"]
 
 
 @dataclass(frozen=True, slots=True)
+class Reign:
+    """A past epoch: what its master wrote up to entry ``through`` of its log counts."""
+
+    epoch: int
+    master: bytes
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
 class Mastership:
-    """Who may write a stream whose authority is a master. ``master`` None: nobody yet."""
+    """Who may write a stream whose authority is a master. ``master`` None: nobody, as yet or any more."""
 
     epoch: int
     master: bytes | None
     frozen: bool = False
+    reigns: tuple[Reign, ...] = ()
+
+    def allows(self, entry: Entry) -> tuple[Disposition, str]:
+        """What becomes of a master's entry: "apply", "held" or "rejected", and why."""
+        if entry.epoch < self.epoch:
+            for reign in self.reigns:
+                if reign.epoch == entry.epoch and reign.master == entry.pool and entry.seq <= reign.through:
+                    return "apply", ""
+            return "rejected", "epoch-old"
+        if self.frozen:
+            return "held", "frozen"
+        if entry.epoch > self.epoch:
+            return "held", "epoch-unknown"
+        return ("apply", "") if self.master == entry.pool else ("rejected", "not-master")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,15 +261,11 @@ def judge(
     if name in blocked:
         return held("behind", contents)
     if stream.authority == "master":
-        mastership = terms.masters.get(name, Mastership(0, None))
-        if entry.epoch < mastership.epoch:
-            return Accepted(entry, contents, "rejected", "epoch-old"), blocked
-        if mastership.frozen:
-            return held("frozen", contents)
-        if entry.epoch > mastership.epoch:
-            return held("epoch-unknown", contents)
-        if mastership.master != entry.pool:
-            return Accepted(entry, contents, "rejected", "not-master"), blocked
+        disposition, reason = terms.masters.get(name, Mastership(0, None)).allows(entry)
+        if disposition == "held":
+            return held(reason, contents)
+        if disposition == "rejected":
+            return Accepted(entry, contents, "rejected", reason), blocked
     try:
         contents.value()
     except LogProblem as problem:

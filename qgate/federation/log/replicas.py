@@ -364,6 +364,7 @@ class Replicas:
                 if one.contents is not None:
                     check_contents(row.entry, one.contents)
             await table.append(connection, rows)
+            await table.put_snapshot(connection, snapshot)
             stamp = hlc.merge(state.hlc, snapshot.hlc, self._clock())
             state = replace(state, head=snapshot.head, hlc=stamp, blocked=frozenset())
             await table.put_replica(connection, state)

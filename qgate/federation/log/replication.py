@@ -138,6 +138,10 @@ class Replication:
         """The head of one log."""
         return self._heads.get(pool_key, EMPTY)
 
+    def linked(self, pool_key: bytes) -> bool:
+        """Whether a link to that pool is up."""
+        return self._links.up(pool_key)
+
     # --- life
 
     async def run(self) -> None:
@@ -192,6 +196,7 @@ class Replication:
         if what == "outbox":
             self._stir.set()
         else:
+            self._changed.set()
             self._spawn(self._refresh(own=what.startswith("head")))
 
     async def _refresh(self, *, own: bool = True) -> None:
@@ -208,6 +213,8 @@ class Replication:
     def _link_changed(self, pool_key: bytes) -> None:
         if (puller := self.pullers.get(pool_key)) is not None:
             puller.look()
+        # It may be told more now than before: have it ask for what was withheld.
+        self.publisher.news(self.head(self.pool_key), pool_key)
         self._changed.set()
 
     # --- the restored store

@@ -136,6 +136,7 @@ CREATE TRIGGER append_only BEFORE UPDATE ON log_entries
 -- The replicated model catalogue, and who may write it.
 CREATE TABLE catalogue (
     name       text PRIMARY KEY,
+    record     bytea NOT NULL UNIQUE,
     document   jsonb NOT NULL,
     epoch      bigint NOT NULL,
     origin     bytea NOT NULL,
@@ -155,11 +156,13 @@ CREATE TABLE catalogue_authority (
 
 -- Writes of a master that was replaced before anyone had them: for a person to decide.
 CREATE TABLE catalogue_review (
-    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    origin   bytea NOT NULL,
+    seq      bigint NOT NULL,
     name     text NOT NULL,
     document jsonb,
     epoch    bigint NOT NULL,
-    origin   bytea NOT NULL,
     why      text NOT NULL,
-    at       timestamptz NOT NULL DEFAULT now()
+    at       timestamptz NOT NULL DEFAULT now(),
+    done     text,
+    PRIMARY KEY (origin, seq)
 );

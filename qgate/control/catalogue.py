@@ -1,0 +1,101 @@
+"""The replicated model catalogue over the control API: who writes it, its records, what is in review."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from qgate.control.bodies import Body, Name
+from qgate.control.resources import By
+
+if TYPE_CHECKING:
+    from qgate.governance.catalogue import Catalogue
+
+Reason = Annotated[str, Field(max_length=256)]
+Record = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class DecisionBody(Body):
+    """A pool (left out: this one) and why."""
+
+    pool: Name | None = None
+    reason: Reason = ""
+
+
+class GroupBody(Body):
+    """Who may promote, and who only votes; left out, all members may and nobody only votes."""
+
+    promoters: Annotated[list[Name], Field(max_length=50)] | None = None
+    witnesses: Annotated[list[Name], Field(max_length=50)] | None = None
+
+
+class RecordBody(Body):
+    """What the catalogue says of a model."""
+
+    document: Annotated[dict[str, Any], Field(max_length=200)]
+
+
+class ReviewBody(Body):
+    """Whether a stranded write is written again."""
+
+    accept: bool
+
+
+def routers(catalogue: Catalogue) -> tuple[APIRouter, ...]:
+    """The routes of the catalogue."""
+    router = APIRouter(prefix="/catalogue", tags=["catalogue"])
+
+    @router.get("")
+    async def status() -> dict[str, Any]:
+        """Group, epoch, master, and whether it is frozen."""
+        return await catalogue.status()
+
+    @router.post("/promote")
+    async def promote(body: DecisionBody, by: By) -> dict[str, Any]:
+        """Make a pool the master."""
+        return await catalogue.promote(body.pool, by=by, reason=body.reason)
+
+    @router.post("/demote")
+    async def demote(body: DecisionBody, by: By) -> dict[str, Any]:
+        """Make nobody the master."""
+        return await catalogue.demote(by=by, reason=body.reason)
+
+    @router.post("/resolve")
+    async def resolve(body: DecisionBody, by: By) -> dict[str, Any]:
+        """End a freeze by picking the master."""
+        return await catalogue.resolve(body.pool, by=by, reason=body.reason)
+
+    @router.put("/group")
+    async def group(body: GroupBody, by: By) -> dict[str, Any]:
+        """Sign a new group: every pool of trust 3 is a member."""
+        return await catalogue.set_group(body.promoters, body.witnesses, by=by)
+
+    @router.get("/records")
+    async def records() -> dict[str, Any]:
+        """Every record, by name."""
+        return {"items": await catalogue.records()}
+
+    @router.put("/records/{name:path}")
+    async def put(name: Record, body: RecordBody, by: By) -> dict[str, Any]:
+        """Write a record, at the master only."""
+        return await catalogue.put(name, body.document, by=by)
+
+    @router.delete("/records/{name:path}", status_code=204)
+    async def remove(name: Record, by: By) -> None:
+        """Remove a record, at the master only."""
+        await catalogue.remove(name, by=by)
+
+    @router.get("/reviews")
+    async def reviews() -> dict[str, Any]:
+        """Writes that do not count, because their master had been replaced."""
+        return {"items": await catalogue.reviews()}
+
+    @router.post("/reviews/{pool}/{seq}")
+    async def decide(pool: Name, seq: int, body: ReviewBody, by: By) -> dict[str, Any]:
+        """Write a stranded record again, or let it go."""
+        await catalogue.decide_review(pool, seq, accept=body.accept, by=by)
+        return {"items": await catalogue.reviews()}
+
+    return (router,)

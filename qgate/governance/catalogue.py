@@ -1,0 +1,389 @@
+"""The replicated model catalogue as administrators see it, and the rules by which its streams are applied."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from qgate.federation.catalogue import (
+    NOBODY,
+    Document,
+    Group,
+    Promotion,
+    Standing,
+    document_payload,
+    first_group,
+    fold,
+    next_promotion,
+    payload_document,
+    resolution,
+    sign_document,
+    why_not_automatic,
+)
+from qgate.federation.log.digest import GONE, is_gone
+from qgate.federation.log.entry import Entry
+from qgate.federation.log.problems import LogConflict, LogProblem
+from qgate.federation.log.replica import Mastership
+from qgate.federation.log.replicas import AUTHORITY
+from qgate.federation.log.streams import StreamRule
+from qgate.federation.peer import Peer
+from qgate.governance.office import Office, iso
+from qgate.governance.problems import UnknownNameError
+from qgate.store import catalogue as table
+from qgate.store.catalogue import CatalogueRow
+from qgate.store.database import Connection
+from qgate.store.outbox import publish
+from tunnel_proto.identity import fingerprint
+
+STREAM: Final = "catalogue"
+NAME_MAX: Final = 200
+LEVEL: Final = 3
+
+
+class Catalogue:
+    """Status, promotions and records. ``pool_key`` is this pool's."""
+
+    def __init__(self, office: Office, pool_key: bytes) -> None:
+        self._office = office
+        self._pool = pool_key
+
+    def rules(self) -> tuple[StreamRule, ...]:
+        """The rules of the streams "authority" and "catalogue"."""
+        return (
+            StreamRule(AUTHORITY, self._hear_document, reclaim=self._reclaim_document),
+            StreamRule(STREAM, self._apply, forget=self._forget, reclaim=self._reclaim, authority="master"),
+        )
+
+    # --- what an admin asks
+
+    async def status(self) -> dict[str, Any]:
+        """Group, epoch, master, freeze, and how much is in review."""
+        async with self._office.store.transaction(snapshot=True) as connection:
+            standing = await self.standing(connection)
+            rows = await table.all_rows(connection)
+            reviews = await table.reviews(connection)
+            documents = await table.documents(connection)
+        group = standing.group
+        promotions = sorted(
+            (one for one in documents if one.promotion is not None),
+            key=lambda one: (one.promotion.epoch if one.promotion else 0, one.at),
+        )
+        return {
+            "epoch": standing.epoch,
+            "master": self._name(standing.master) if standing.master else None,
+            "writable_here": standing.master == self._pool and not standing.frozen,
+            "frozen": standing.frozen,
+            "reason": standing.reason,
+            "contenders": [self._promotion(one) for one in standing.contenders],
+            "members": [self._name(key) for key in group.members] if group else [],
+            "promoters": [self._name(key) for key in group.promoters] if group else [],
+            "witnesses": [self._name(key) for key in group.witnesses] if group else [],
+            "records": len(rows),
+            "in_review": len(reviews),
+            "automatic": False,
+            "why_not_automatic": why_not_automatic(group),
+            "promotions": [self._history(one) for one in promotions],
+        }
+
+    async def promote(self, name: str | None, *, by: str, reason: str = "") -> dict[str, Any]:
+        """Make a pool (None: this one) the master; the first promotion of all makes the group too."""
+        return await self._decide(self._key(name), by=by, reason=reason)
+
+    async def demote(self, *, by: str, reason: str = "") -> dict[str, Any]:
+        """Make nobody the master: read-only until somebody is promoted."""
+        return await self._decide(NOBODY, by=by, reason=reason)
+
+    async def resolve(self, name: str | None, *, by: str, reason: str = "") -> dict[str, Any]:
+        """End a freeze: pick the master."""
+        return await self._decide(self._key(name), by=by, reason=reason, frozen=True)
+
+    async def set_group(
+        self, promoters: list[str] | None, witnesses: list[str] | None, *, by: str
+    ) -> dict[str, Any]:
+        """Sign a new group document: all pools of level 3 as members, and who may promote."""
+        async with self._office.store.transaction() as connection:
+            await self._lock(connection)
+            standing = await self.standing(connection)
+            group = standing.group
+            if group is not None and self._pool not in group.promoters:
+                raise LogConflict("not-promoter", "only a promoter changes the group")
+            votes = tuple(self._key(name) for name in witnesses or ())
+            members = tuple(
+                one for one in first_group(self._pool, self._sharing()).members if one not in votes
+            )
+            may = members if promoters is None else tuple(self._key(name) for name in promoters)
+            serial = group.serial + 1 if group else 1
+            await self._sign(connection, Group(serial, members, may, votes))
+            await self._refold(connection)
+        await self._office.changed("catalogue.group", "group", by, {"serial": serial})
+        return await self.status()
+
+    async def refuse_automatic(self) -> str:
+        """Why the authority does not move by itself."""
+        async with self._office.store.connection() as connection:
+            return why_not_automatic((await self.standing(connection)).group)
+
+    # --- records
+
+    async def records(self) -> list[dict[str, Any]]:
+        """Rows for people, by name."""
+        async with self._office.store.connection() as connection:
+            return [self._shown(row) for row in await table.all_rows(connection)]
+
+    async def put(self, name: str, document: Mapping[str, Any], *, by: str) -> dict[str, Any]:
+        """Write a record, at the master only."""
+        if not 0 < len(name) <= NAME_MAX:
+            raise LogProblem("name", f"a record's name has 1 to {NAME_MAX} characters")
+        async with self._office.store.transaction() as connection:
+            standing = await self._writable(connection)
+            before = await table.row_named(connection, name)
+            row = CatalogueRow(
+                name,
+                before.record if before else secrets.token_bytes(16),
+                dict(document),
+                standing.epoch,
+                self._pool,
+                by,
+                self._office.now(),
+            )
+            await table.put_row(connection, row)
+            await self._publish(connection, row)
+        return self._shown(row)
+
+    async def remove(self, name: str, *, by: str) -> None:
+        """Remove a record, at the master only."""
+        async with self._office.store.transaction() as connection:
+            standing = await self._writable(connection)
+            before = await table.row_named(connection, name)
+            if before is None:
+                raise UnknownNameError(f"the catalogue has no {name!r}", hint="meshctl catalog list")
+            await table.drop_row(connection, before.record, standing.epoch)
+            payload = {"name": name, "by": by, GONE: True}
+            await publish(
+                connection, stream=STREAM, record=before.record, payload=payload, epoch=standing.epoch
+            )
+
+    async def reviews(self) -> list[dict[str, Any]]:
+        """Writes that do not count, because their master had been replaced."""
+        async with self._office.store.connection() as connection:
+            rows = await table.reviews(connection)
+        return [
+            {
+                "pool": self._name(row["origin"]),
+                "seq": row["seq"],
+                "name": row["name"],
+                "document": row["document"],
+                "epoch": row["epoch"],
+                "why": row["why"],
+                "at": iso(row["at"]),
+            }
+            for row in rows
+        ]
+
+    async def decide_review(self, pool: str, seq: int, *, accept: bool, by: str) -> None:
+        """Write a stranded record again as the present master (``accept``), or let it go."""
+        origin = self._key(pool)
+        async with self._office.store.connection() as connection:
+            rows = [row for row in await table.reviews(connection) if row["origin"] == origin]
+        row = next((row for row in rows if row["seq"] == seq), None)
+        if row is None:
+            raise UnknownNameError(
+                f"nothing of {pool} with number {seq} is in review", hint="meshctl catalog review"
+            )
+        if accept and row["document"] is None:
+            await self.remove(row["name"], by=by)
+        elif accept:
+            await self.put(row["name"], row["document"], by=by)
+        async with self._office.store.transaction() as connection:
+            await table.decide_reviews(
+                connection, [(origin, seq)], f"{'taken' if accept else 'let go'} by {by}"
+            )
+
+    # --- folding
+
+    async def standing(self, connection: Connection) -> Standing:
+        """Who may write, by all documents that are here."""
+        return fold(await table.documents(connection))
+
+    async def masters(self, connection: Connection) -> Mapping[str, Mastership]:
+        """As replicas judge by it."""
+        return {STREAM: (await self.standing(connection)).mastership}
+
+    async def _decide(self, master: bytes, *, by: str, reason: str, frozen: bool = False) -> dict[str, Any]:
+        async with self._office.store.transaction() as connection:
+            await self._lock(connection)
+            standing = await self.standing(connection)
+            if standing.group is None and not frozen:
+                await self._sign(connection, first_group(self._pool, self._sharing()))
+                standing = await self.standing(connection)
+            through = 0
+            if standing.master == self._pool and await table.unsigned(connection):
+                raise LogConflict(
+                    "unsigned", "writes of this master are not signed yet", hint="try again in a moment"
+                )
+            if standing.master is not None:
+                through = await table.last_write(connection, standing.master, standing.epoch)
+            choose = resolution if frozen else next_promotion
+            promotion = choose(standing, own=self._pool, master=master, through=through, reason=reason)
+            await self._sign(connection, promotion)
+            await self._refold(connection)
+        what = "resolve" if frozen else ("promote" if master else "demote")
+        detail = {"epoch": promotion.epoch, "reason": reason}
+        await self._office.changed(
+            f"catalogue.{what}", self._name(master) if master else "nobody", by, detail
+        )
+        return await self.status()
+
+    async def _sign(self, connection: Connection, what: Group | Promotion) -> None:
+        online = self._office.online
+        document = sign_document(
+            online.identity, online.certificate, pool=self._pool, what=what, at=int(self._office.clock())
+        )
+        await table.put_document(connection, document)
+        await publish(
+            connection, stream=AUTHORITY, record=document.digest, payload=document_payload(document)
+        )
+
+    async def _lock(self, connection: Connection) -> None:
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", table.AUTHORITY_LOCK)
+
+    async def _writable(self, connection: Connection) -> Standing:
+        await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", table.AUTHORITY_LOCK)
+        standing = await self.standing(connection)
+        if standing.frozen:
+            raise LogConflict(
+                "frozen",
+                f"the catalogue is read-only: {standing.reason}",
+                hint="meshctl catalog resolve POOL",
+            )
+        if standing.master != self._pool:
+            who = self._name(standing.master) if standing.master else None
+            raise LogConflict(
+                "not-master",
+                f"the catalogue is written at {who}" if who else "the catalogue has no master",
+                hint="write it there, or promote this pool: meshctl catalog promote",
+            )
+        return standing
+
+    async def _publish(self, connection: Connection, row: CatalogueRow) -> None:
+        await publish(
+            connection,
+            stream=STREAM,
+            record=row.record,
+            payload={
+                "name": row.name,
+                "document": row.document,
+                "by": row.changed_by,
+                "at": int(row.changed_at.timestamp()),
+            },
+            epoch=row.epoch,
+        )
+
+    async def _refold(self, connection: Connection) -> None:
+        """The authority has changed: make the catalogue anew from every log, in the order of epochs."""
+        mastership = (await self.standing(connection)).mastership
+        waiting = [row for row in await table.all_rows(connection) if row.origin == self._pool]
+        rows = await table.writes(connection)
+        signed = {(row.entry.record, row.entry.epoch) for row in rows if row.entry.pool == self._pool}
+        await table.drop_all(connection)
+        for row in rows:
+            assert row.contents is not None
+            payload = row.contents.value()
+            disposition, why = mastership.allows(row.entry)
+            if disposition == "apply" or (row.state == "mine" and disposition == "held"):
+                await self._write(connection, row.entry, payload)
+            elif disposition == "rejected":
+                document = None if is_gone(payload) else payload.get("document")
+                name = str(payload.get("name", ""))[:NAME_MAX]
+                await table.put_review(connection, row, name=name, document=document, why=why)
+        for own in waiting:  # committed here, and not signed yet
+            if (own.record, own.epoch) not in signed and own.epoch == mastership.epoch:
+                await table.put_row(connection, own)
+
+    async def _write(self, connection: Connection, entry: Entry, payload: Mapping[str, Any]) -> None:
+        if is_gone(payload):
+            await table.drop_row(connection, entry.record, entry.epoch)
+            return
+        name, document = payload.get("name"), payload.get("document")
+        if not isinstance(name, str) or not 0 < len(name) <= NAME_MAX or not isinstance(document, dict):
+            raise LogProblem("payload-malformed", "a record of the catalogue is malformed")
+        at = payload.get("at")
+        changed = datetime.fromtimestamp(at if isinstance(at, int) and 0 <= at < 1 << 40 else 0, UTC)
+        by = str(payload.get("by", ""))[:NAME_MAX]
+        await table.put_row(
+            connection, CatalogueRow(name, entry.record, document, entry.epoch, entry.pool, by, changed)
+        )
+
+    # --- rules
+
+    async def _apply(self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]) -> None:
+        del peer
+        await self._write(connection, entry, payload)
+
+    async def _forget(self, connection: Connection, peer: Peer) -> None:
+        await table.drop_rows_of(connection, peer.pool_key)
+
+    async def _reclaim(self, connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
+        await self._write(connection, entry, payload)
+
+    async def _hear_document(
+        self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
+    ) -> None:
+        del entry
+        document = payload_document(payload)
+        if document.promoter != peer.pool_key:
+            raise LogProblem("authority", "a pool publishes what another one decided")
+        if await table.put_document(connection, document):
+            await self._refold(connection)
+
+    async def _reclaim_document(self, connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
+        del entry
+        if await table.put_document(connection, payload_document(payload)):
+            await self._refold(connection)
+
+    # --- names
+
+    def _sharing(self) -> list[bytes]:
+        """The pools that this one shares its catalogue with."""
+        peers = self._office.directory.peers()
+        return [one.pool_key for one in peers if one.state == "paired" and one.level >= LEVEL]
+
+    def _key(self, name: str | None) -> bytes:
+        own = self._office.directory.own_pool().name
+        if name is None or name == own:
+            return self._pool
+        for one in self._office.directory.peers():
+            if one.name == name:
+                return one.pool_key
+        raise UnknownNameError(f"there is no pool {name!r}", hint="meshctl pool list")
+
+    def _name(self, key: bytes) -> str:
+        if key == self._pool:
+            return self._office.directory.own_pool().name
+        peer = self._office.directory.peer(key)
+        return peer.name if peer is not None else fingerprint(key)
+
+    def _promotion(self, one: Promotion) -> dict[str, Any]:
+        return {
+            "epoch": one.epoch,
+            "master": self._name(one.master) if one.master else None,
+            "through": one.through,
+            "reason": one.reason,
+        }
+
+    def _history(self, one: Document) -> dict[str, Any]:
+        assert one.promotion is not None
+        at = iso(datetime.fromtimestamp(one.at, UTC))
+        return {**self._promotion(one.promotion), "by_pool": self._name(one.promoter), "at": at}
+
+    def _shown(self, row: CatalogueRow) -> dict[str, Any]:
+        return {
+            "name": row.name,
+            "document": row.document,
+            "epoch": row.epoch,
+            "pool": self._name(row.origin),
+            "changed_by": row.changed_by,
+            "changed_at": iso(row.changed_at),
+        }

@@ -1,0 +1,240 @@
+"""Real gates over real tunnels: logs, the catalogue and its authority, archives, through the control API."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from qgate.federation.log.problems import LogConflict
+from qgate.gate import Gate
+from qgate.store.embedded import EmbeddedPostgres
+from qgate.store.outbox import publish
+from tests.qgate.gates import control
+from tests.qgate.log_pools import until
+from tests.qgate.peering import know, pair, peer_of, pools
+
+
+async def rows(gate: Gate) -> dict[str, Any]:
+    return {row["name"]: row["document"] for row in await gate.catalogue.records()}
+
+
+async def names(gate: Gate) -> list[str]:
+    return sorted(await rows(gate))
+
+
+async def has(gate: Gate, *wanted: str) -> None:
+    """Wait until a gate's catalogue has exactly these names."""
+
+    async def there() -> bool:
+        return await names(gate) == sorted(wanted)
+
+    await until(there)
+
+
+async def test_the_catalogue_of_one_pool_is_read_at_the_other(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
+        await pair(hq, branch, level=3)
+        with pytest.raises(LogConflict, match="no master"):
+            await hq.catalogue.put("llama", {"quant": "Q4"}, by="test")
+        status = await hq.catalogue.promote(None, by="test")
+        assert (status["epoch"], status["master"], status["members"]) == (1, "hq", status["members"])
+        assert sorted(status["members"]) == ["branch", "hq"]
+        await hq.catalogue.put("llama", {"quant": "Q4"}, by="test")
+        await hq.catalogue.put("qwen", {"quant": "Q8"}, by="test")
+        await has(branch, "llama", "qwen")
+        await hq.catalogue.put("llama", {"quant": "Q5"}, by="test")
+        await hq.catalogue.remove("qwen", by="test")
+        await has(branch, "llama")
+        assert await rows(branch) == {"llama": {"quant": "Q5"}}
+        with pytest.raises(LogConflict, match="written at hq"):
+            await branch.catalogue.put("gemma", {}, by="test")
+
+
+async def test_a_promotion_moves_the_pen_and_strands_what_nobody_had(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
+        await pair(hq, branch, level=3)
+        await hq.catalogue.promote(None, by="test")
+        await hq.catalogue.put("shared", {"n": 1}, by="test")
+        await has(branch, "shared")
+        # The branch hears nothing more of headquarters, which goes on writing.
+        await know(branch, peer_of(hq, level=0))
+        await hq.catalogue.put("stranded", {"n": 2}, by="test")
+        await hq.catalogue.put("shared", {"n": "too late"}, by="test")
+        await until(lambda: hq.replication.signed >= 5)
+        status = await branch.catalogue.promote(None, by="test", reason="hq is gone")
+        assert (status["epoch"], status["master"]) == (2, "branch")
+        await branch.catalogue.put("new", {"n": 3}, by="test")
+        await know(branch, peer_of(hq, level=3))
+        await has(hq, "shared", "new")
+        await has(branch, "shared", "new")
+        assert (await rows(hq))["shared"] == (await rows(branch))["shared"] == {"n": 1}
+        in_review = await hq.catalogue.reviews()
+        assert sorted(row["name"] for row in in_review) == ["shared", "stranded"]
+        stranded = next(row for row in in_review if row["name"] == "stranded")
+        await until(lambda: _reviews(branch, 2))
+        await branch.catalogue.decide_review("hq", stranded["seq"], accept=True, by="test")
+        await has(hq, "shared", "new", "stranded")
+
+
+async def _reviews(gate: Gate, count: int) -> bool:
+    return len(await gate.catalogue.reviews()) == count
+
+
+async def test_two_promotions_at_one_epoch_freeze_until_somebody_picks(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
+        await pair(hq, branch, level=3)
+        await hq.catalogue.promote(None, by="test")
+        await hq.catalogue.put("shared", {"n": 1}, by="test")
+        await has(branch, "shared")
+        await know(hq, peer_of(branch, level=0))
+        await know(branch, peer_of(hq, level=0))
+        await branch.catalogue.promote(None, by="test", reason="I think hq is dead")
+        await hq.catalogue.demote(by="test")
+        await know(hq, peer_of(branch, level=3))
+        await know(branch, peer_of(hq, level=3))
+
+        async def frozen() -> bool:
+            both = [await gate.catalogue.status() for gate in (hq, branch)]
+            return all(one["frozen"] for one in both)
+
+        await until(frozen)
+        for gate in (hq, branch):
+            with pytest.raises(LogConflict, match="contradict") as caught:
+                await gate.catalogue.put("x", {}, by="test")
+            assert "resolve" in caught.value.hint
+        with pytest.raises(LogConflict, match="frozen"):
+            await hq.catalogue.promote("branch", by="test")
+        assert (await hq.catalogue.resolve("branch", by="test"))["epoch"] == 3
+
+        async def settled() -> bool:
+            both = [await gate.catalogue.status() for gate in (hq, branch)]
+            return all(one["master"] == "branch" and not one["frozen"] for one in both)
+
+        await until(settled)
+        await branch.catalogue.put("after", {}, by="test")
+        await has(hq, "shared", "after")
+
+
+async def test_the_authority_never_moves_by_itself_between_two_pools(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
+        await pair(hq, branch, level=3)
+        await hq.catalogue.promote(None, by="test")
+        assert "no majority" in await hq.catalogue.refuse_automatic()
+
+
+async def test_an_archive_goes_by_hand_and_its_receipt_back(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
+        await know(hq, peer_of(branch, level=3, gates=()))
+        await know(branch, peer_of(hq, level=3, gates=()))
+        await hq.catalogue.promote(None, by="test")
+        for n in range(30):
+            await hq.catalogue.put(f"model-{n}", {"n": n}, by="test")
+        await until(lambda: hq.replication.head(hq.parts.keys.pool_key).seq >= 33)
+        async with control(hq) as here, control(branch) as there:
+            archive = (await here.get("/logs/branch/archive")).content
+            for name, cut in (
+                ("half", len(archive) // 2),
+                ("head", 40),
+                ("nothing", 0),
+                ("last", len(archive) - 1),
+            ):
+                reply = await there.put("/logs/import", content=archive[:cut])
+                assert reply.status_code == 422, (name, reply.text)
+                assert reply.json()["code"] in {"archive-cut", "archive-format"}, name
+                assert await names(branch) == []
+            reply = await there.put("/logs/import", content=archive[: len(archive) // 2])
+            assert "in the middle" in reply.json()["detail"]
+            assert "export" in reply.json()["next"]
+            flipped = bytearray(archive)
+            flipped[-200] ^= 1
+            reply = await there.put("/logs/import", content=bytes(flipped))
+            assert reply.json()["code"] == "archive-damaged"
+            wrong = await here.put("/logs/import", content=archive)
+            assert wrong.json()["code"] == "archive-recipient"
+
+            first = (await there.put("/logs/import", content=archive)).json()
+            assert first["new"] == first["entries"] >= 33
+            assert len(await names(branch)) == 30
+            again = (await there.put("/logs/import", content=archive)).json()
+            assert (again["new"], again["applied"], again["head"]) == (0, 0, first["head"])
+
+            receipt = (await here.put("/logs/import", content=first["receipt"].encode())).json()
+            assert (receipt["kind"], receipt["head"]) == ("receipt", first["head"])
+            state = (await here.get("/logs/redundancy")).json()
+            assert state["items"][0]["how"] == "archive"
+            await hq.catalogue.put("later", {"n": 99}, by="test")
+            await until(lambda: hq.replication.head(hq.parts.keys.pool_key).seq > first["head"])
+            less = (await here.get("/logs/branch/archive")).content
+            assert len(less) < len(archive) // 3, "only what is new"
+            assert (await there.put("/logs/import", content=less)).json()["new"] >= 1
+            await has(branch, *(f"model-{n}" for n in range(30)), "later")
+            verified = (await there.post("/logs/verify", json={})).json()
+            assert verified["ok"], verified
+
+
+async def test_ten_thousand_catalogue_entries_over_a_tunnel(
+    tmp_path: Path, store_server: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with AsyncExitStack() as stack:
+        hq, branch = await stack.enter_async_context(pools(tmp_path, store_server, "hq", "branch"))
+        await pair(hq, branch, level=3)
+        await hq.catalogue.promote(None, by="test")
+        key = hq.parts.keys.pool_key
+        await until(lambda: hq.replication.head(key).seq >= 3)
+        document = {"quant": "Q4_K_M", "context": 8192}
+        async with hq.parts.store.store.transaction() as connection:
+            for n in range(10_000):
+                await publish(
+                    connection,
+                    stream="catalogue",
+                    record=n.to_bytes(16, "big"),
+                    payload={"name": f"model-{n}", "document": document | {"size": n}, "by": "test", "at": 1},
+                    epoch=1,
+                )
+        began, cpu = time.monotonic(), os.times()
+        await until(lambda: branch.replication.head(key).seq >= 10_003, timeout_s=100)
+        seconds, spent = time.monotonic() - began, os.times().user - cpu.user
+        assert len(await names(branch)) == 10_000
+        session = next(iter(branch.peering.links.carriers(key)))
+        with capsys.disabled():
+            print(
+                f"\n10,000 catalogue entries: {seconds:.1f} s, {spent:.1f} s user CPU of both gates;"
+                f" {hq.replication.publisher.bytes_sent / 1e6:.2f} MB before compression; {session.stats}"
+            )
+
+
+async def test_the_control_api_names_what_is_wrong(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
+    async with pools(tmp_path, store_server, "hq") as (hq,), control(hq) as here:
+
+        async def problem(call: Any) -> tuple[int, str]:
+            reply: httpx.Response = await call
+            return reply.status_code, reply.json()["code"]
+
+        assert await problem(here.get("/logs/nowhere/archive")) == (404, "not-found")
+        assert await problem(here.get("/logs/entries", params={"pool": "nowhere"})) == (404, "not-found")
+        assert await problem(here.post("/catalogue/resolve", json={})) == (409, "not-frozen")
+        assert await problem(here.post("/catalogue/promote", json={"pool": "nowhere"})) == (404, "not-found")
+        assert await problem(here.put("/logs/import", content=b"hello")) == (422, "archive-format")
+        assert await problem(here.delete("/catalogue/records/x")) == (409, "not-master")
+        assert (await here.get("/logs")).json()["publishing"] is True
+        assert (await here.post("/logs/verify", json={})).json()["ok"] is True
+        assert (await here.get("/logs/redundancy")).json()["state"] in {"lost", "degraded"}
+        streams = {row["name"] for row in (await here.get("/logs/streams")).json()["items"]}
+        assert "catalogue" in streams
+        assert "audit" not in streams
