@@ -177,16 +177,20 @@ def workers(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
         if ending.verdict != "PASSED" and row.get("expires_at"):
             found.append(ending)
         if row.get("connected"):
-            found += _of_itself(name, row.get("hardware") or {})
+            found += _of_itself(str(row.get("name")), row.get("hardware") or {})
     return found
 
 
 def _of_itself(name: str, hardware: Mapping[str, Any]) -> list[Verdict]:
-    """A worker's own checks, as they were reported."""
-    told = hardware.get("checks") or ()
+    """A worker's own checks, as they were reported; it does not know what it is called here."""
     return [
-        Verdict(str(one["verdict"]).upper(), f"{name}: {one['name']}", str(one["detail"]), str(one["next"]))
-        for one in told
+        Verdict(
+            str(one["verdict"]).upper(),
+            f"worker {name}: {one['name']}",
+            str(one["detail"]),
+            str(one["next"]).replace("WORKER", name),
+        )
+        for one in hardware.get("checks") or ()
     ]
 
 

@@ -58,7 +58,7 @@ def test_sidecars_connected_idle_absent_and_ending() -> None:
 
 def test_workers_connected_gone_ending_and_what_they_say_of_themselves() -> None:
     assert [one.verdict for one in checks.workers([], 0)] == ["PASSED"]
-    told = {"name": "memory lock", "verdict": "warning", "detail": "swap", "next": "swapoff -a"}
+    told = {"name": "memory lock", "verdict": "warning", "detail": "swap", "next": "mend WORKER"}
     row = {
         "name": "gpu1",
         "state": "present",
@@ -69,7 +69,7 @@ def test_workers_connected_gone_ending_and_what_they_say_of_themselves() -> None
     found = checks.workers([row], 0)
     assert [(one.name, one.verdict, one.next) for one in found] == [
         ("workers", "PASSED", ""),
-        ("worker gpu1: memory lock", "WARNING", "swapoff -a"),
+        ("worker gpu1: memory lock", "WARNING", "mend gpu1"),
     ]
     gone = checks.workers([{**row, "connected": False}, {**row, "hardware": None}], 99 * DAY)
     assert [one.verdict for one in gone] == ["PASSED", "FAILED", "WARNING", "WARNING"]
