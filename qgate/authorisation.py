@@ -63,6 +63,7 @@ class GateAuthorisation:
         self.refused: Counter[str] = Counter()
         self._directory = directory
         self._pool_key = pool_key
+        self._clock = clock
         self._check = Authorisation(
             pool_key=pool_key, roles=SERVED_ROLES, standing=self.standing, marks=marks, clock=clock
         )
@@ -81,18 +82,34 @@ class GateAuthorisation:
         if pool_key == self._pool_key:
             return self._check
         peer = self._directory.peer(pool_key)
-        if problem := _unwelcome(peer):
-            raise AuthenticationFailed(problem)
-        assert peer is not None
-        # Whoever holds an online key that the peer has replaced signs nobody in any more.
-        if _online_serial(hello.chain) < read_online(peer.online_certificate).serial:
+        if problem := self._unwelcome(peer, hello.role):
+            if problem != UNPAIRED or peer is None or hello.role != "peer":
+                raise AuthenticationFailed(problem)
+            # A pool that was paired with us may know that it is no longer: `refusal` tells it.
+            return dataclasses.replace(
+                self._check, pool_key=pool_key, roles=frozenset({"peer"}), standing=_no_objection
+            )
+        # Whoever holds an online key that the peer has replaced is none of its gates any more. Its sidecars
+        # may go on to show what the old key signed.
+        gate = peer if hello.role == "peer" else None
+        if gate is not None and _online_serial(hello.chain) < _serial(gate):
             raise AuthenticationFailed(ROTATED)
         return dataclasses.replace(self._check, pool_key=pool_key, roles=FOREIGN_ROLES)
+
+    def refusal(self, certificate: NodeCertificate) -> str:
+        """What a known peer is told instead of a session, or the empty string."""
+        if certificate.pool == self._pool_key or certificate.role != "peer":
+            return ""
+        if self._unwelcome(self._directory.peer(certificate.pool), "peer"):
+            self.refused[_REASONS[UNPAIRED]] += 1
+            return "unpaired"
+        return ""
 
     def standing(self, certificate: NodeCertificate) -> str:
         """Why the bearer of a sound certificate is not welcome all the same, or the empty string."""
         if certificate.pool != self._pool_key:
-            return _unwelcome(self._directory.peer(certificate.pool)) or self._guest_standing(certificate)
+            peer = self._directory.peer(certificate.pool)
+            return self._unwelcome(peer, certificate.role) or self._guest_standing(certificate)
         return _standing(certificate, self._directory.node(certificate.handshake_public))
 
     def _guest_standing(self, certificate: NodeCertificate) -> str:
@@ -100,6 +117,19 @@ class GateAuthorisation:
         if certificate.role not in GUEST_ROLES:
             return ""
         return _standing(certificate, self._directory.guest_node(certificate.handshake_public))
+
+    def _unwelcome(self, peer: Peer | None, role: str) -> str:
+        """Why a pool's nodes may not come in. A tunnel alone gives no right to anything but to be refused.
+
+        While an offer is open to answers over the tunnel, any pool's gate may knock: for that it needs our
+        gate's key, which is in the offer.
+        """
+        if peer is not None and peer.state == "revoked":
+            return PEER_REVOKED
+        if peer is not None and (peer.paired or (role == "peer" and peer.state == "confirmed")):
+            return ""
+        knocks = role == "peer" and self._directory.takes_answers(self._clock())
+        return "" if knocks else UNPAIRED
 
     def withdrawn(self, peer: NodeCertificate) -> str:
         """Why the bearer of a live session must go, or the empty string.
@@ -125,10 +155,13 @@ def _standing(certificate: NodeCertificate, node: Node | GuestNode | None) -> st
     return ""
 
 
-def _unwelcome(peer: Peer | None) -> str:
-    if peer is not None and peer.state == "revoked":
-        return PEER_REVOKED
-    return "" if peer is not None and peer.paired else UNPAIRED
+def _no_objection(certificate: NodeCertificate) -> str:
+    del certificate
+    return ""
+
+
+def _serial(peer: Peer) -> int:
+    return read_online(peer.online_certificate).serial
 
 
 def _online_serial(chain: bytes) -> int:

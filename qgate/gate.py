@@ -201,6 +201,7 @@ class Gate:
             node=settings.name,
             addresses=settings.listen.advertise,
             marks=parts.marks,
+            refusal=self.authorisation.refusal,
         )
         self.ask_drain: Callable[[], None] = _ignored
         self.metrics_port = 0

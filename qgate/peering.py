@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+from qgate.federation.introduction import KIND_PAIRING, Introduction
 from qgate.federation.links import PeerLinks, peer_chain
 from qgate.federation.suspicion import Patience
 from qgate.federation.vitals import Own as OwnVitals
@@ -55,10 +56,15 @@ class Peering:
             clock=office.clock,
         )
         pools.liveness = self.liveness
+        self.introduction = Introduction(
+            self.links, confirm=pools.pairing.confirm_online, finish=pools.pairing.finish_online
+        )
+        pools.pairing.introduce = self.introduction.answer
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Begin to dial; ``stack`` ends it."""
         stack.push_async_callback(self.links.close)
+        stack.push_async_callback(self.introduction.close)
         self.links.start()
 
     async def run(self) -> None:
@@ -82,7 +88,10 @@ class Peering:
 
     def accept(self, session: PeerSession, stream: Stream) -> None:
         """A peer's gate opened a stream."""
-        self.links.accept(session.peer.pool, session, stream)
+        if stream.kind == KIND_PAIRING:
+            self.introduction.accept(session, stream)
+        else:
+            self.links.accept(session.peer.pool, session, stream)
 
     def renewed(self) -> None:
         """This gate's certificate was replaced."""

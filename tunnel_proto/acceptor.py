@@ -317,7 +317,7 @@ class TunnelServer:
     ``authorise(hello, remote_static)`` checks chain, enrolment, revocation and replay mark and raises
     AuthenticationFailed (`tunnel_proto.authorisation.Authorisation` is one); ``marks``, which it keeps, are
     synced to the disk a second later. ``on_stream`` sets ``stream.receiver`` before it returns, or resets
-    the stream.
+    the stream. ``refusal(certificate)`` is a word that a known node is told instead of a session, or "".
     """
 
     def __init__(
@@ -333,6 +333,7 @@ class TunnelServer:
         node: str,
         addresses: Sequence[str],
         marks: ReplayMarks | None = None,
+        refusal: Callable[[NodeCertificate], str] | None = None,
     ) -> None:
         self.identity = identity
         self.chain = chain
@@ -347,6 +348,7 @@ class TunnelServer:
         self._durability = Durability(marks) if marks is not None else None
         self._on_session = on_session
         self._on_session_closed = on_session_closed
+        self._refusal = refusal
         self._node = node
         self._addresses = tuple(addresses)
         self._servers: list[asyncio.Server] = []
@@ -412,7 +414,8 @@ class TunnelServer:
     def welcome(self, hello: Hello, peer: NodeCertificate) -> Welcome:
         """What message 2 says to a known node."""
         version = choose_version(hello.versions)
-        return Welcome(version or 1, frozenset(), self._node, self._addresses)
+        refusal = self._refusal(peer) if self._refusal is not None else ""
+        return Welcome(version or 1, frozenset(), self._node, self._addresses, refusal)
 
     def begin(self, peer: NodeCertificate, start: Start, address: str) -> PeerSession:
         """A new session for START, ending those that it replaces. RemoteProtocolError, or draining."""

@@ -111,6 +111,11 @@ def _pairings(administration: Administration) -> APIRouter:
         """Answer an offer."""
         return await pairing.answer(body.file, name=body.name, by=by)
 
+    @router.post("/online", status_code=201)
+    async def online(body: FileBody, by: By) -> dict[str, Any]:
+        """Answer an offer over the network, up to the strings."""
+        return await pairing.answer_online(body.file, name=body.name, by=by)
+
     @router.post("/confirm", status_code=201)
     async def confirm(body: FileBody, by: By) -> dict[str, Any]:
         """Confirm an answer."""

@@ -199,7 +199,8 @@ class PeerLinks:
         answers = await asyncio.gather(*(self._answers(gate, timeout) for gate in gates))
         return any(answers)
 
-    async def _answers(self, gate: GateAddress, timeout: float) -> bool:
+    async def knock(self, gate: GateAddress, timeout: float) -> TunnelClient:
+        """A tunnel of its own to one gate, up; the caller closes it. TunnelError after ``timeout`` s."""
         client = TunnelClient(
             identity=self._identity,
             chain=self._chain(),
@@ -213,12 +214,18 @@ class PeerLinks:
         client.start()
         try:
             await client.wait_up(timeout)
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def _answers(self, gate: GateAddress, timeout: float) -> bool:
+        try:
+            client = await self.knock(gate, timeout)
         except TunnelError:
             return False
-        else:
-            return True
-        finally:
-            await client.close()
+        await client.close()
+        return True
 
     # --- what the gate tells
 

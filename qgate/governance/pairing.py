@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -47,6 +47,12 @@ from qgate.store.peers import (
 )
 from tunnel_proto.certificate import name_problem, read_online
 
+Introduce = Callable[[str, str], Awaitable[object]]
+"""Takes (offer, answer) to the offer's gates over the network and brings the ceremony to its strings."""
+
+OVER_THE_TUNNEL = "peer"
+"""Who did it, in the audit, where nobody here did."""
+
 NAME_FIRST = "meshctl pool init --name NAME --kind KIND"
 
 
@@ -73,6 +79,7 @@ class Pairing:
 
     def __init__(self, office: Office) -> None:
         self._office = office
+        self.introduce: Introduce = _nobody
 
     async def under_way(self) -> list[dict[str, Any]]:
         """Pairings that are neither done nor ended."""
@@ -160,6 +167,35 @@ class Pairing:
             )
         await office.changed("pool.answer", name or offer.party.name, by, _who(offer.party))
         return await self.show(offer.id.hex())
+
+    async def answer_online(self, text: str, *, name: str | None, by: str) -> dict[str, Any]:
+        """Answer an offer and take the answer there over the network: `{id, state, string, peer}`.
+
+        PairingError where the offer is not meant for that or its gates cannot be reached: then by files.
+        """
+        reply = await self.answer(text, name=name, by=by)
+        if reply["state"] != "answered":
+            return reply
+        if not reply["online"]:
+            raise PairingError(
+                "the offer was not made to be answered over the network",
+                "pairing-unreachable",
+                hint="go on by files, or there: meshctl pool pair offer --online",
+            )
+        await self.introduce(text, str(reply["answer"]))
+        return await self.show(str(reply["id"]))
+
+    async def confirm_online(self, text: str) -> dict[str, Any]:
+        """As `confirm`, for an answer that came over the network: only to an offer that was made for that."""
+        async with self._office.store.transaction() as connection:
+            row = await pairing_row(connection, transcript.read_answer(text).id)
+        if row is None or row["side"] != "offerer" or not row["online"]:
+            raise PairingError("no offer here is open to answers over the network", "pairing-unknown")
+        return await self.confirm(text, name=None, by=OVER_THE_TUNNEL)
+
+    async def finish_online(self, text: str) -> dict[str, Any]:
+        """As `finish`, for what came over the network."""
+        return await self.finish(text, by=OVER_THE_TUNNEL)
 
     async def confirm(self, text: str, *, name: str | None, by: str) -> dict[str, Any]:
         """Confirm the answer to an offer made here: `{id, state, confirm, string, peer}`.
@@ -459,3 +495,8 @@ def _id(text: str) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise PairingError("that is no pairing's id", "pairing-unknown", hint="meshctl pool list") from None
+
+
+async def _nobody(offer: str, answer: str) -> object:
+    del offer, answer
+    raise PairingError("this gate is not running", "pairing-unreachable", hint="go on by files")

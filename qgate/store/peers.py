@@ -154,6 +154,14 @@ async def pairing_with(connection: Connection, pool_key: bytes) -> dict[str, Any
     return dict(row) if row else None
 
 
+async def offers_open_until(connection: Connection) -> float:
+    """Until when (unix time) an offer that may be answered over the tunnel is open; 0 where none is."""
+    found = await connection.fetchval(
+        "SELECT max(expires_at) FROM pairings WHERE side = 'offerer' AND state = 'offered' AND online"
+    )
+    return 0.0 if found is None else float(found.timestamp())
+
+
 async def open_pairings(connection: Connection) -> list[dict[str, Any]]:
     """Ceremonies under way, oldest first."""
     rows = await connection.fetch(

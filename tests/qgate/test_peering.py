@@ -99,6 +99,23 @@ async def test_revocation_cuts_tunnels_and_keeps_the_pool_out(
         await until(lambda: branch.authorisation.refused["revoked"] > 0)
 
 
+async def test_who_was_unpaired_is_told_and_who_was_never_paired_is_not(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch", "stranger") as (hq, branch, stranger):
+        await pair(hq, branch)
+        await know(stranger, peer_of(branch))
+        await until(lambda: hq.peering.links.up(key(branch)))
+        await hq.parts.watch.refresh()
+        await know(branch, peer_of(hq, state="unpaired", level=0))
+        await until(
+            lambda: hq.peering.links.problem(key(branch)).endswith("refuses this node for now: unpaired")
+        )
+        await know(branch, peer_of(hq, state="paired"))
+        await until(lambda: hq.peering.links.up(key(branch)))
+        assert "unpaired" not in stranger.peering.links.problem(key(branch))
+
+
 async def test_a_pool_that_cannot_be_dialled_is_reached_over_its_own_tunnel(
     tmp_path: Path, store_server: EmbeddedPostgres
 ) -> None:
