@@ -36,14 +36,18 @@ from qdaemon.settings import QdaemonSettings
 from qdaemon.uplink import Uplink
 from qdaemon.uploads import Upload
 from tunnel_proto.certificate import nears_expiry, read_chain
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError, MeshError
+from tunnel_proto.failover import Ready
 from tunnel_proto.link import Stream, TunnelClient
 from tunnel_proto.mark import Mark
 from tunnel_proto.messages import KIND_BLOB, KIND_JOB, Answer, Ask, Hardware, RuntimeState
 from tunnel_proto.monitor import Monitor
+from tunnel_proto.movement import KIND_ROSTER
 from tunnel_proto.node_directory import MARK_FILE, OFFER_FILE, Enrolment
+from tunnel_proto.whereabouts import Whereabouts
 
 log = structlog.get_logger()
 
@@ -98,7 +102,22 @@ class Daemon:
         self.inventory = Inventory(
             worker=self._bundle.name, version=program_version(), catalogue=self.catalogue, jobs=self.jobs
         )
-        self.uplink = Uplink(connect=self._connect, inventory=self.inventory, on_ask=self._asked, loop=loop)
+        self.where = Whereabouts(
+            settings.state_dir,
+            pool_key=self._bundle.pool_key,
+            node=self._bundle.name,
+            home=self._bundle.gates,
+            share=self._identity.handshake_public[0] / 256,
+            act=self._act,
+        )
+        self.uplink = Uplink(
+            connect=self._connect,
+            inventory=self.inventory,
+            on_ask=self._asked,
+            loop=loop,
+            where=self.where,
+            on_watch=self._watch_gates,
+        )
         self.residency.announce = self.uplink.progress
         self.interrogation = Interrogation(
             settings.discovery, settings.engines, self.catalogue, self._changed
@@ -138,7 +157,7 @@ class Daemon:
         self._keep(self.residency.run())
         self._keep(self._beat())
         self._keep(self._begin())
-        self.uplink.configure(self._bundle.gates, self._bundle.chain)
+        self.uplink.open(self._bundle.chain)
         self._watch_expiry()
         log.info(
             "started",
@@ -375,23 +394,43 @@ class Daemon:
     # --- gates
 
     def _connect(
-        self, gate: GateAddress, chain: bytes, on_state: Callable[[TunnelClient], None]
+        self, pool: bytes, gate: GateAddress, chain: bytes, on_state: Callable[[TunnelClient], None]
     ) -> TunnelClient:
         return TunnelClient(
             identity=self._identity,
             chain=chain,
             gate=gate,
-            settings=self._settings.tunnel,
+            settings=self._tunnel_settings(),
             role="daemon",
             next_timestamp=self._mark.next,
             on_state=on_state,
             proxy=self._settings.gate.proxy,
             instance=self._instance,
-            on_stream=self._stream_opened,
+            on_stream=lambda stream: self._stream_opened(pool, stream),
         )
 
-    def _stream_opened(self, stream: Stream) -> None:
-        if stream.kind == KIND_JOB:
+    def _act(self, ready: Ready) -> None:
+        self.uplink.act(ready)
+
+    def _tunnel_settings(self) -> TunnelSettings:
+        """With other pools to go to, a silent gate is noticed sooner."""
+        tunnel, watch_s = self._settings.tunnel, self._settings.gate.watch_s
+        if self.where.alone():
+            return tunnel
+        return replace(
+            tunnel,
+            ping_idle_s=min(tunnel.ping_idle_s, watch_s),
+            dead_min_s=min(tunnel.dead_min_s, watch_s),
+        )
+
+    def _watch_gates(self) -> None:
+        for client in self.uplink.clients():
+            client.retune(self._tunnel_settings())
+
+    def _stream_opened(self, pool: bytes, stream: Stream) -> None:
+        if stream.kind == KIND_ROSTER:
+            self.where.accept(pool, stream)
+        elif stream.kind == KIND_JOB:
             stream.receiver = JobStream(stream, self.jobs)
         elif stream.kind == KIND_BLOB:
             upload = Upload(stream, self.store, self._arrived)

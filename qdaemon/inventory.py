@@ -35,8 +35,11 @@ class Inventory:
     hardware: Hardware = field(default_factory=Hardware)
     clock: Callable[[], float] = time.time
 
-    def report(self, told: Told) -> Report:
-        """The next report for a gate; ``told`` is brought up to date."""
+    def report(self, told: Told, *, leaving: bool = False) -> Report:
+        """The next report for a gate; ``told`` is brought up to date.
+
+        ``leaving``: the worker serves another pool by now, and takes no more jobs from this gate.
+        """
         states = self.catalogue.states()
         full = told.seq == 0
         runtimes = tuple(self.catalogue.runtimes.values())
@@ -51,7 +54,7 @@ class Inventory:
             models=changed,
             gone=gone,
             runtimes=runtimes if told.runtimes != runtimes else None,
-            draining=self.jobs.draining,
+            draining=self.jobs.draining or leaving,
             jobs_running=self.jobs.running,
             jobs_queued=self.jobs.queued,
             slots=self.jobs.slots,

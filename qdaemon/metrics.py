@@ -102,8 +102,19 @@ def status(inventory: Inventory, uplink: Uplink, residency: Residency, *, starte
         "version": inventory.version,
         "started": started,
         "report": dataclasses.asdict(inventory.full()),
+        "pools": [
+            {
+                "pool": uplink.where.name(pool),
+                "home": pool == uplink.where.state.home,
+                "used": pool == uplink.where.target,
+                "sight": uplink.where.state.sight(pool).word,
+                "cause": uplink.where.state.sight(pool).cause,
+            }
+            for pool in uplink.where.state.order
+        ],
         "gates": [
             {
+                "pool": uplink.where.name(link.pool),
                 "gate": link.gate.name,
                 "address": f"{link.gate.host}:{link.gate.port}",
                 "state": link.client.state if link.client is not None else "idle",

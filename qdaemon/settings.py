@@ -140,6 +140,14 @@ class ProbeSettings:
 class GateSettings:
     """How gates are reached; which ones there are is in the bundle."""
 
+    watch_s: float = option(
+        0.8,
+        "With other pools to go to: silence after which a gate is asked whether it is there, and the least "
+        "wait for its answer.",
+        unit="s",
+        minimum=0.05,
+        maximum=60,
+    )
     proxy: str | None = option(
         None, 'HTTP proxy to reach gates through by CONNECT, as "host:port"; unset: connect directly.'
     )

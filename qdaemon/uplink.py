@@ -1,14 +1,20 @@
-"""One session with every gate of the bundle, and in each the stream that carries reports and orders.
+"""One session with every gate of the pool that this worker serves, and in each the control stream.
 
-A worker serves all gates of its pool at once, so unlike a sidecar it dials them all. A session that was
-resumed keeps its streams; after one that was lost, the control stream is opened again and begins with a full
-report.
+A worker serves all gates of a pool at once, so unlike a sidecar it dials them all. Which pool that is says
+`tunnel_proto.whereabouts`: home, and another one only while home is dead (or as it was ordered). Gates of
+other pools may be dialled too, as standbys or candidates; they are told nothing of the worker, so they send
+it no work. A session that was resumed keeps its streams; after one that was lost, the control stream is
+opened again and begins with a full report.
+
+A pool that is left for another reason than its death is drained: its gates hear that the worker takes no more
+jobs, and the control stream ends once its jobs have, or after `DRAIN_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,8 +24,20 @@ from qdaemon.inventory import Inventory, Told
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
+from tunnel_proto.failover import Move, Ready
 from tunnel_proto.link import Stream, StreamError, TunnelClient
-from tunnel_proto.messages import KIND_DAEMON, Answer, Ask, Decoder, Fault, LoadProgress, Report, encode
+from tunnel_proto.messages import (
+    KIND_DAEMON,
+    KIND_JOB,
+    Answer,
+    Ask,
+    Decoder,
+    Fault,
+    LoadProgress,
+    Report,
+    encode,
+)
+from tunnel_proto.whereabouts import Whereabouts
 
 log = structlog.get_logger()
 
@@ -32,49 +50,112 @@ NEWS_S: Final = 0.02
 ASK_MAX: Final = 1 << 20
 """Bytes of one order."""
 
-Connect = Callable[[GateAddress, bytes, Callable[[TunnelClient], None]], TunnelClient]
+DEAD_S: Final = 0.75
+"""How long a gate that fell silent may take to answer a new handshake before it counts as dead."""
+
+FIRST_S: Final = 3.0
+"""The same of a gate that was never reached."""
+
+RTT_PATIENCE: Final = 4.0
+"""On a slow link it may take so many round trips."""
+
+DRAIN_S: Final = 60.0
+"""How long jobs of a pool that was left may go on."""
+
+DRAIN_LOOK_S: Final = 0.25
+LEAVE_S: Final = 30.0
+"""How long tunnels to a pool that is not wanted any more are kept: it may be wanted again."""
+
+Connect = Callable[[bytes, GateAddress, bytes, Callable[[TunnelClient], None]], TunnelClient]
+"""Make a client for a gate: the key of its pool, its address, this node's chain, a callback for states."""
 
 
 @dataclass(eq=False, slots=True)
 class GateLink:
-    """One gate of the bundle."""
+    """One gate. Times are the event loop's."""
 
+    pool: bytes
     gate: GateAddress
     chain: bytes
     client: TunnelClient | None = None
     state: str = "idle"
+    since: float = 0.0  # its last change of state
+    was_up: bool = False
+    failures: int = 0  # probes that failed since it was last up
     control: Control | None = None
+    leaving: bool = False  # its pool was left: it hears that no more jobs are taken
     revive: asyncio.TimerHandle | None = None
+
+    @property
+    def dead_at(self) -> float:
+        """When it counts as dead: silent, and a probe failed or had no answer in time."""
+        client = self.client
+        if client is None or self.failures or client.state == "draining":
+            return -math.inf
+        if not self.was_up:
+            return self.since + FIRST_S
+        return self.since + max(DEAD_S, RTT_PATIENCE * client.stats.rtt_s)
 
 
 @dataclass(eq=False, slots=True)
 class Uplink:
-    """All gates of one daemon. ``on_ask`` takes an order and what to answer it with."""
+    """All gates that one daemon dials. ``on_ask`` takes an order and what to answer it with."""
 
     connect: Connect
     inventory: Inventory
     on_ask: Callable[[Ask, Callable[[Answer], None]], None]
     loop: asyncio.AbstractEventLoop
+    where: Whereabouts
     links: list[GateLink] = field(default_factory=list)
+    on_watch: Callable[[], None] = lambda: None
+    """Called when there are other pools to go to where there were none, or the other way round."""
+    _chain: bytes = b""
+    _dial: tuple[bytes, ...] = ()
+    _watched: bool = False
+    _leave_at: dict[bytes, asyncio.TimerHandle] = field(default_factory=dict)
+    _drains: dict[bytes, asyncio.TimerHandle] = field(default_factory=dict)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
     _news: asyncio.TimerHandle | None = None
+    _looks: asyncio.TimerHandle | None = None
     _closed: bool = False
 
-    def configure(self, gates: Iterable[GateAddress], chain: bytes) -> None:
-        """Hold sessions with these gates; others, and those with an older chain, are left."""
-        known = {(link.gate, link.chain): link for link in self.links}
-        self.links = []
-        for gate in gates:
-            link = known.pop((gate, chain), None) or GateLink(gate, chain)
-            self.links.append(link)
-            if link.client is None:
-                self._start(link)
-        for link in known.values():
-            self._leave(link)
+    def open(self, chain: bytes) -> None:
+        """Begin where the last process was."""
+        self._chain = chain
+        self.where.open()
+
+    def configure(self, gates: tuple[GateAddress, ...], chain: bytes) -> None:
+        """Use a newer bundle: the home pool's gates, and this node's certificate."""
+        self._chain = chain
+        self.where.rehome(gates)
+        self._arrange()
+
+    def act(self, ready: Ready) -> None:
+        """Carry out what the machine decided, once it was written down."""
+        if self._closed:
+            return
+        self._dial = ready.dial
+        for pool in ready.dial:
+            if timer := self._leave_at.pop(pool, None):
+                timer.cancel()
+        self._arrange()
+        for move in ready.moves:
+            self._moved(move)
+        for link in self.links:
+            if link.client is not None and link.client.state == "up":
+                self.where.tell(link.pool, link.client)
+        if self._watched == self.where.alone():
+            self._watched = not self._watched
+            self.on_watch()
 
     def up(self) -> list[GateLink]:
-        """Gates that hold a session now."""
-        return [link for link in self.links if link.client is not None and link.client.state == "up"]
+        """Gates of the pool that is served which hold a session now."""
+        target = self.where.target
+        return [
+            link
+            for link in self.links
+            if link.pool == target and link.client is not None and link.client.state == "up"
+        ]
 
     def clients(self) -> Iterator[TunnelClient]:
         """Every gate's client."""
@@ -102,8 +183,10 @@ class Uplink:
     async def close(self, drain: float) -> None:
         """End all sessions, each after up to ``drain`` s in which its streams may end."""
         self._closed = True
-        if self._news is not None:
-            self._news.cancel()
+        self.where.close()
+        for timer in (self._news, self._looks, *self._leave_at.values(), *self._drains.values()):
+            if timer is not None:
+                timer.cancel()
         for link in self.links:
             if link.revive is not None:
                 link.revive.cancel()
@@ -121,12 +204,124 @@ class Uplink:
             if link.control is not None and self.inventory.news(link.control.told):
                 link.control.report()
 
+    # --- which gates
+
+    def _arrange(self) -> None:
+        """Dial every gate of the pools that are wanted; leave those of others after a while."""
+        if self._closed:
+            return
+        known = {(link.pool, link.gate, link.chain): link for link in self.links}
+        wanted: list[GateLink] = []
+        for pool in self._dial:
+            for gate in self.where.gates(pool):
+                key = (pool, gate, self._chain)
+                wanted.append(known.pop(key) if key in known else GateLink(*key))
+        for link in known.values():
+            if link.pool in self._dial:
+                self._leave(link)
+                continue
+            wanted.append(link)
+            if link.pool not in self._leave_at and link.pool not in self._drains:
+                self._leave_at[link.pool] = self.loop.call_later(LEAVE_S, self._leave_pool, link.pool)
+        self.links = wanted
+        for link in wanted:
+            if link.client is None and link.revive is None:
+                self._start(link)
+
+    def _moved(self, move: Move) -> None:
+        """Serve another pool from now on."""
+        if timer := self._drains.pop(move.to, None):
+            timer.cancel()
+        for link in self.links:
+            if link.pool == move.to:
+                link.leaving = False
+                if link.control is None:
+                    _open_again(self, link)
+            elif link.pool == move.source:
+                link.leaving = True
+                if link.control is not None and move.drain:
+                    link.control.report()
+                elif link.control is not None:
+                    link.control.end()
+        if move.drain:
+            self._drain(move.source, self.loop.time() + DRAIN_S)
+
+    def _drain(self, pool: bytes, until: float) -> None:
+        """Let the jobs of a pool that was left end; then end its control streams."""
+        self._drains.pop(pool, None)
+        left = [link for link in self.links if link.pool == pool and link.client is not None]
+        jobs = [
+            stream
+            for link in left
+            if link.client is not None
+            for stream in link.client.streams.values()
+            if stream.kind == KIND_JOB
+        ]
+        if jobs and self.loop.time() < until:
+            self._drains[pool] = self.loop.call_later(DRAIN_LOOK_S, self._drain, pool, until)
+            return
+        for stream in jobs:
+            receiver = stream.receiver
+            error = StreamError(StreamCode.CANCELLED, "the worker serves another pool")
+            stream.reset(error.code, error.message)
+            receiver.stream_closed(error)
+        for link in left:
+            if link.control is not None:
+                link.control.end()
+        self._arrange()
+
+    def _leave_pool(self, pool: bytes) -> None:
+        self._leave_at.pop(pool, None)
+        if pool in self._dial or self._closed:
+            return
+        for link in [link for link in self.links if link.pool == pool]:
+            self.links.remove(link)
+            self._leave(link)
+        self.where.see(pool, "unknown")
+
+    # --- what is seen
+
+    def _sight(self, pool: bytes) -> tuple[str, str]:
+        links = [link for link in self.links if link.pool == pool]
+        if not links:
+            return "unknown", ""
+        if any(link.client is not None and link.client.state == "up" for link in links):
+            return "well", ""
+        causes = [link.client.last_error for link in links if link.client is not None]
+        cause = "; ".join(dict.fromkeys(filter(None, causes))) or "no answer"
+        now = self.loop.time()
+        if all(now >= link.dead_at for link in links):
+            return "dead", cause
+        return ("suspect", cause) if any(link.was_up for link in links) else ("unknown", "")
+
+    def _look(self) -> None:
+        """Tell the machine what every pool looks like, and look again when a wait is over."""
+        if self._looks is not None:
+            self._looks.cancel()
+            self._looks = None
+        if self._closed:
+            return
+        for pool in dict.fromkeys(link.pool for link in self.links):
+            self.where.see(pool, *self._sight(pool))
+        now = self.loop.time()
+        due = [
+            link.dead_at
+            for link in self.links
+            if (link.client is None or link.client.state != "up") and link.dead_at > now
+        ]
+        if due:
+            self._looks = self.loop.call_at(min(due), self._look)
+
     # --- parts
 
     def _start(self, link: GateLink) -> None:
         link.revive = None
-        link.client = self.connect(link.gate, link.chain, self._state_changed)
+        link.since = self.loop.time()
+        link.state = "connecting"
+        link.client = self.connect(link.pool, link.gate, link.chain, self._state_changed)
         link.client.start()
+        if self._looks is None:
+            self._looks = self.loop.call_later(DEAD_S, self._look)
 
     def _leave(self, link: GateLink) -> None:
         if link.revive is not None:
@@ -143,12 +338,20 @@ class Uplink:
             return
         if client.state != link.state:
             link.state = client.state
+            link.since = self.loop.time()
             log.info("gate", gate=link.gate.name, state=client.state, cause=client.last_error or None)
-        if client.state == "up" and link.control is None:
-            self._open(link, client)
+        elif client.last_error:
+            link.failures += 1
+        if client.state == "up":
+            link.was_up = True
+            link.failures = 0
+            if link.control is None:
+                _open_again(self, link)
+            self.where.tell(link.pool, client)
         elif client.state == "closed":
             link.client = None
             link.revive = self.loop.call_later(REVIVE_S, self._start, link)
+        self._look()
 
     def _open(self, link: GateLink, client: TunnelClient) -> None:
         control = Control(self, link)
@@ -180,7 +383,7 @@ class Control:
     def report(self) -> None:
         """Send what the gate does not know yet."""
         if not self._paused:
-            self.send(self._uplink.inventory.report(self.told))
+            self.send(self._uplink.inventory.report(self.told, leaving=self._link.leaving))
 
     def send(self, message: Report | LoadProgress | Answer) -> None:
         """Send one message; an answer that is too long for one becomes a fault."""
@@ -257,7 +460,9 @@ class Control:
 
 
 def _open_again(uplink: Uplink, link: GateLink) -> None:
-    if link.control is None and link.client is not None and link.client.state == "up" and not uplink._closed:
+    """Open a control stream where the worker serves the gate's pool and there is none."""
+    served = link.pool == uplink.where.target and not uplink._closed
+    if served and link.control is None and link.client is not None and link.client.state == "up":
         uplink._open(link, link.client)
 
 
