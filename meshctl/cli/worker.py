@@ -190,6 +190,41 @@ def undrain(
     _told(reply, f"Worker {name} takes jobs again.", output)
 
 
+@commands.command("move")
+def move(
+    name: WorkerName,
+    pool: Annotated[
+        str | None, typer.Argument(metavar="[POOL]", help="Where to; without it home.", show_default=False)
+    ] = None,
+    yes: options.Yes = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Order a worker to a paired pool, or home again; its jobs may end first, for 60 s.
+
+    It stays there until it is ordered back or that pool is dead. A worker of another pool is POOL/NAME; here
+    it can be called to this pool or sent home.
+    """
+    of, _, own = name.rpartition("/")
+    gate = options.connect(gate_dir, socket)
+    body: dict[str, Any] = {
+        "verb": "move" if pool else "back",
+        "pool": pool,
+        "of": of or None,
+        "nodes": [own],
+    }
+    plan = gate.post("/failover/orders", {**body, "dry_run": True})
+    if not plan["moving"]:
+        _told(plan, f"Worker {name} is at {plan['to']} already.", output)
+        return
+    if not dry_run:
+        confirm(f"Move worker {name} to {plan['to']}?", yes=yes)
+        plan = gate.post("/failover/orders", body)
+    _told(plan, f"Worker {name} {'would go' if dry_run else 'goes'} to {plan['to']}.", output)
+
+
 @commands.command("probe")
 def probe(
     name: WorkerName,

@@ -56,11 +56,17 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
 """HTTP status of a worker's fault; any other is the request's own: 422."""
 
 
+Worker = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+]
+"""A worker's name; one of another pool is POOL/NAME."""
+
+
 class OrderBody(Body):
     """A model, and the one worker that is meant where not all are."""
 
     model: Model
-    worker: Name | None = None
+    worker: Worker | None = None
 
 
 class UnloadBody(OrderBody):
@@ -88,7 +94,7 @@ class FitBody(Body):
     """A family of models and how it is to be served."""
 
     family: Annotated[str, Field(min_length=1, max_length=200)]
-    worker: Name | None = None
+    worker: Worker | None = None
     prefer: Literal["speed", "quality", "balanced"] = "balanced"
     context: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -108,27 +114,27 @@ def _workers(desk: _Desk) -> APIRouter:
         """Every worker that is enrolled, with what the connected ones report."""
         return {"items": await desk.rows()}
 
-    @router.get("/{name}")
+    @router.get("/{name:path}")
     async def show_worker(name: str) -> dict[str, Any]:
         """One worker: hardware, load, models, engines."""
         return await desk.shown(name)
 
-    @router.post("/{name}/drain")
+    @router.post("/{name:path}/drain")
     async def drain(name: str, by: By) -> Any:
         """Have it take no more jobs and hand back those that wait."""
         return await desk.order(name, "drain", {}, by)
 
-    @router.post("/{name}/undrain")
+    @router.post("/{name:path}/undrain")
     async def undrain(name: str, by: By) -> Any:
         """Have it take jobs again."""
         return await desk.order(name, "undrain", {}, by)
 
-    @router.post("/{name}/probe")
+    @router.post("/{name:path}/probe")
     async def probe(name: str, by: By) -> Any:
         """Have it measure its memory's bandwidth and look for GPUs now."""
         return await desk.order(name, "probe", {}, by, seconds=PROBE_S)
 
-    @router.post("/{name}/interrogate")
+    @router.post("/{name:path}/interrogate")
     async def interrogate(name: str, by: By) -> Any:
         """Have it look for inference servers beside it now."""
         return await desk.order(name, "interrogate", {}, by, seconds=PROBE_S)
