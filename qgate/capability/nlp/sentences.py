@@ -29,6 +29,10 @@ _BREAK: Final = re.compile(
 _SOLID: Final = re.compile(r"\S")
 _OPENERS: Final = "\"'“‘«([{¿¡-–—*_"
 _RIGHT: Final = "\"'”’»)]}"
+_TITLES: Final = frozenset(
+    {"Capt", "Col", "Dr", "Gen", "Gov", "Hon", "Lt", "Mr", "Mrs", "Ms", "Prof", "Rev", "Sen", "Sgt"}
+)
+"""Before a name, where their stop ends nothing."""
 _WINDOW: Final = 60  # characters on either side of a stop that the model sees
 _NEXT: Final = 24
 ASKED_MAX: Final = 1000
@@ -102,6 +106,8 @@ class _Judge:
             return known and self._informal
         if known or not word:
             return True
+        if word in _TITLES and first.isupper():
+            return False
         if word.isdigit() and len(word) > 1 and stop - len(word) > start and first.isupper():
             return True
         return self._ask(word, start, end, following)

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -117,11 +118,12 @@ def vectorize(spoken: Sequence[list[str]], language: str | None = None) -> Vecto
     if count <= DENSE_MAX:
         table = np.bincount(cells, minlength=count * terms).reshape(count, terms)
         table = table * np.log((1.0 + count) / (0.5 + (table > 0).sum(axis=0)))
-        norms = np.sqrt(np.einsum("ij,ij->i", table, table))
-        norms[norms == 0.0] = 1.0
-        table /= norms[:, None]
         cosines: Floats = table @ table.T
-        np.fill_diagonal(cosines, 0.0)
+        norms = np.sqrt(cosines.diagonal())
+        norms[norms == 0.0] = 1.0
+        cosines /= norms
+        cosines /= norms[:, None]
+        cosines.flat[:: count + 1] = 0.0
         return Vectors(count, terms, sizes, cosines)
     cells, frequencies = np.unique(cells, return_counts=True)
     rows, at_column = np.divmod(cells, terms)
@@ -132,23 +134,33 @@ def vectorize(spoken: Sequence[list[str]], language: str | None = None) -> Vecto
 
 def rank(vectors: Vectors) -> Floats:
     """Each sentence's rank, the best 1. Every entry is above 0, so an order always exists."""
-    positions = np.arange(vectors.count)
-    restart = 1.0 + 1.0 / (1.0 + positions / EARLY)
-    restart *= np.minimum(1.0, (1.0 + vectors.lengths) / (1.0 + SHORT))
+    carried = np.minimum(1.0, (1.0 + vectors.lengths) / (1.0 + SHORT))
+    restart = _early(vectors.count) * carried
     restart /= restart.sum()
     ranks = _walked(vectors, restart) if vectors.cosines is None else _solved(vectors.cosines, restart)
-    ranks *= np.minimum(1.0, (1.0 + vectors.lengths) / (1.0 + SHORT))
+    ranks *= carried
     best: Floats = ranks / ranks.max()
     return best
+
+
+@lru_cache(maxsize=DENSE_MAX)
+def _early(count: int) -> Floats:
+    """What the position of each of so many sentences is worth."""
+    return 1.0 + 1.0 / (1.0 + np.arange(count) / EARLY)
 
 
 def _solved(cosines: Floats, restart: Floats) -> Floats:
     out = cosines.sum(axis=1)
     alone = out <= 0.0
-    steps = cosines / np.where(alone, 1.0, out)[:, None]
-    steps[alone] = restart  # a sentence without neighbours restarts
-    system = np.eye(len(restart)) - DAMPING * steps.T
-    return np.linalg.solve(system, (1.0 - DAMPING) * restart).astype(np.float64)
+    isolated = bool(alone.any())
+    if isolated:
+        out[alone] = 1.0
+    steps = cosines / out[:, None]
+    if isolated:
+        steps[alone] = restart  # a sentence without neighbours restarts
+    system = steps.T * -DAMPING
+    system.flat[:: len(restart) + 1] += 1.0
+    return np.linalg.solve(system, (1.0 - DAMPING) * restart).astype(np.float64, copy=False)
 
 
 def _walked(vectors: Vectors, restart: Floats) -> Floats:
