@@ -7,7 +7,6 @@ receipts. It keeps nothing of what a request says once it is over.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -164,15 +163,20 @@ class Engine:
 
     async def run(self, work: Work) -> AsyncGenerator[Event, None]:
         """Carry out a request. Raises `Problem`; closing the iterator cancels the request everywhere."""
-        await self._admit(work)
+        settings = self.settings
+        await self._admit(work, settings)
         self.figures.in_flight += 1
         run = None
         try:
-            run = Run(self, work)
+            run = Run(self, work, settings)
             self._runs.add(run)
-            async with contextlib.aclosing(run.events()) as events:
-                async for event in events:
+            run.begin()
+            while True:
+                while (event := run.take()) is not None:
                     yield event
+                if run.over:
+                    return
+                await run.news()
         finally:
             if run is not None:
                 run.close()
@@ -223,9 +227,8 @@ class Engine:
 
     # --- its own
 
-    async def _admit(self, work: Work) -> None:
+    async def _admit(self, work: Work, settings: ScheduleSettings) -> None:
         """Wait for the app's turn. Raises `Problem` where its queue is full or the wait too long."""
-        settings = self.settings
         self._shares.parallel, self._shares.queue = settings.in_flight, settings.queue
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,6 +63,7 @@ from qgate.capability.work import (
 if TYPE_CHECKING:
     from qgate.capability.candidate import Candidate
     from qgate.capability.engine import Engine
+    from qgate.capability.preferences import ScheduleSettings
 
 UNREAD_HIGH: Final = 256 * 1024
 UNREAD_LOW: Final = 64 * 1024
@@ -77,13 +77,12 @@ log = structlog.get_logger(__name__)
 class Run:
     """Drives one `Dispatch`. Made and used on the event loop."""
 
-    def __init__(self, engine: Engine, work: Work) -> None:
+    def __init__(self, engine: Engine, work: Work, settings: ScheduleSettings) -> None:
         self.work = work
         self.problem: Problem | None = None
         self.over = False
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        settings = engine.settings
         self._settings = settings
         self._began = self._loop.time()
         self._dispatch = Dispatch(
@@ -108,29 +107,30 @@ class Run:
 
     # --- for the engine
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """What happens, until the end. Raises `Problem`. Closing it cancels the request."""
-        try:
-            self._carry_out(self._dispatch.begin(self._began))
-            self._drain()
-            while True:
-                while self._events:
-                    event = self._events.popleft()
-                    if type(event) is Chunk:
-                        self._unread -= _weight(event)
-                        if self._paused and self._unread < UNREAD_LOW:
-                            self._paused = False
-                            if self._running is not None:
-                                self._running.resume()
-                    yield event
-                if self.problem is not None:
-                    raise self.problem
-                if self.over:
-                    return
-                self._arrived.clear()
-                await self._arrived.wait()
-        finally:
-            self.close()
+    def begin(self) -> None:
+        """Ask for a place, and go as far as that leads at once."""
+        self._carry_out(self._dispatch.begin(self._began))
+        self._drain()
+
+    def take(self) -> Event | None:
+        """What happened next; None where nothing did yet. Raises `Problem` once all before it was taken."""
+        if not self._events:
+            if self.problem is not None:
+                raise self.problem
+            return None
+        event = self._events.popleft()
+        if type(event) is Chunk:
+            self._unread -= _weight(event)
+            if self._paused and self._unread < UNREAD_LOW:
+                self._paused = False
+                if self._running is not None:
+                    self._running.resume()
+        return event
+
+    async def news(self) -> None:
+        """Wait until there may be something to take, or it is over."""
+        self._arrived.clear()
+        await self._arrived.wait()
 
     def close(self) -> None:
         """Cancel what is still under way."""

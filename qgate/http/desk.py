@@ -62,7 +62,9 @@ class Tallies:
 
     def count(self, app: str, usage: Usage | None) -> None:
         """A request ended; ``usage`` None: without an answer."""
-        counts = self._counts.setdefault(app, Counter())
+        counts = self._counts.get(app)
+        if counts is None:
+            counts = self._counts[app] = Counter()
         counts["requests"] += 1
         if usage is None:
             counts["failed"] += 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -32,6 +32,8 @@ from qgate.store import Store
 from qgate.store.budgets import Shift
 
 _OK: Final = Verdict()
+PRICED_MAX: Final = 4_096
+"""Models whose price is remembered; a name comes from a provider's list, so nobody makes them up."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,8 @@ class BudgetLedger:
     ) -> None:
         self.prices = prices
         self.overdrawn = Counter[str]()
+        self._priced: dict[tuple[str, str], ListedPrice | None] = {}
+        self._own: Mapping[str, ListedPrice] | None = None  # of an administrator, as `_priced` knows them
         self._directory = directory
         self._clock = clock
         self._monotonic = monotonic
@@ -90,9 +94,19 @@ class BudgetLedger:
         """The candidate's price; None where it costs nothing, or nobody knows what it costs."""
         if candidate.kind != "provider":
             return None
-        model = candidate.version or candidate.model
-        found = self.prices.find(candidate.node, model, self._directory.prices())
-        return None if found is None or found.free else found
+        own = self._directory.prices()
+        if own is not self._own:
+            self._own = own
+            self._priced.clear()
+        key = (candidate.node, candidate.version or candidate.model)
+        try:
+            return self._priced[key]
+        except KeyError:
+            found = self.prices.find(*key, own)
+            price = None if found is None or found.free else found
+            if len(self._priced) < PRICED_MAX:
+                self._priced[key] = price
+            return price
 
     def upper_bound(self, work: Work, candidate: Candidate, max_tokens: int | None = None) -> Decimal:
         """The most that `work` can cost at `candidate` with an answer of at most `max_tokens`."""
