@@ -53,7 +53,14 @@ class Catalogue:
         """The rules of the streams "authority" and "catalogue"."""
         return (
             StreamRule(AUTHORITY, self._hear_document, reclaim=self._reclaim_document),
-            StreamRule(STREAM, self._apply, forget=self._forget, reclaim=self._reclaim, authority="master"),
+            StreamRule(
+                STREAM,
+                self._apply,
+                forget=self._forget,
+                reclaim=self._reclaim,
+                rejected=self._review,
+                authority="master",
+            ),
         )
 
     # --- what an admin asks
@@ -295,12 +302,22 @@ class Catalogue:
             if disposition == "apply" or (row.state == "mine" and disposition == "held"):
                 await self._write(connection, row.entry, payload)
             elif disposition == "rejected":
-                document = None if is_gone(payload) else payload.get("document")
-                name = str(payload.get("name", ""))[:NAME_MAX]
-                await table.put_review(connection, row, name=name, document=document, why=why)
+                await self._review(connection, row.entry, payload, why)
         for own in waiting:  # committed here, and not signed yet
             if (own.record, own.epoch) not in signed and own.epoch == mastership.epoch:
                 await table.put_row(connection, own)
+
+    async def _review(
+        self, connection: Connection, entry: Entry, payload: Mapping[str, Any], why: str
+    ) -> None:
+        document = payload.get("document")
+        await table.put_review(
+            connection,
+            entry,
+            name=str(payload.get("name", ""))[:NAME_MAX],
+            document=document if isinstance(document, dict) and not is_gone(payload) else None,
+            why=why,
+        )
 
     async def _write(self, connection: Connection, entry: Entry, payload: Mapping[str, Any]) -> None:
         if is_gone(payload):

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from qgate.federation.catalogue import Document, read_document
-from qgate.federation.log.entry import read_entry
+from qgate.federation.log.entry import Entry, read_entry
 from qgate.store.database import Connection
 from qgate.store.log import Row, row_of
 
@@ -139,7 +139,7 @@ async def unsigned(connection: Connection) -> bool:
 
 
 async def put_review(
-    connection: Connection, row: Row, *, name: str, document: dict[str, Any] | None, why: str
+    connection: Connection, entry: Entry, *, name: str, document: dict[str, Any] | None, why: str
 ) -> None:
     """Put a write that does not count before a person; one that was decided stays decided."""
     await connection.execute(
@@ -147,11 +147,11 @@ async def put_review(
         INSERT INTO catalogue_review (origin, seq, name, document, epoch, why) VALUES ($1, $2, $3, $4, $5, $6)
         ON CONFLICT (origin, seq) DO NOTHING
         """,
-        row.entry.pool,
-        row.entry.seq,
+        entry.pool,
+        entry.seq,
         name,
         document,
-        row.entry.epoch,
+        entry.epoch,
         why,
     )
 

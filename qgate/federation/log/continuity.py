@@ -170,10 +170,26 @@ def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
             return replace(state, answered=state.answered | {pool}, claims=claims, patience_until=patience)
         case TailReclaimed(pool, head):
             claims = {one: at for one, at in state.claims.items() if one != pool}
-            return replace(state, head=head, claims=claims, reclaiming=None, lost=True, phase="asking")
+            return replace(
+                state,
+                head=head,
+                claims=claims,
+                reclaiming=None,
+                lost=True,
+                phase="asking",
+                answered=frozenset(),  # what they said was said of another end of our log
+                patience_until=None,
+            )
         case TailUnproven(pool):
             claims = {one: at for one, at in state.claims.items() if one != pool}
-            return replace(state, claims=claims, reclaiming=None, phase="asking")
+            return replace(
+                state,
+                claims=claims,
+                reclaiming=None,
+                phase="asking",
+                answered=frozenset({pool}),
+                patience_until=now + _patience(state),
+            )
         case Advanced(head):
             return replace(state, head=head, phase="publishing", suspicious=False, lost=False, reason="")
         case Woke():

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.problems import LogProblem
+from qgate.federation.log.streams import INCARNATION
 from qgate.federation.log.vector import EMPTY, Head
 
 REASON_MAX: Final = 256
@@ -23,6 +24,19 @@ REASON_MAX: Final = 256
 def incarnation_payload(cut: Head, reason: str) -> dict[str, Any]:
     """The payload of an incarnation's first entry, cut at ``cut`` (`EMPTY` for the first one of all)."""
     return {"parent": cut.incarnation, "cut": cut.seq, "hash": cut.hash, "reason": reason[:REASON_MAX]}
+
+
+def supersedes(theirs: Entry, ours: Entry) -> bool:
+    """Whether our own log goes on with ``theirs`` rather than with ``ours``, which has the same number.
+
+    Both are our pool's, from two of its lives. A life that opened an incarnation there goes before one that
+    knew nothing of a loss; of two that did, the later one, so that all gates and peers choose alike.
+    """
+    if theirs.stream != INCARNATION:
+        return False
+    if ours.stream != INCARNATION:
+        return True
+    return (theirs.hlc, theirs.incarnation) > (ours.hlc, ours.incarnation)
 
 
 def named_cut(entry: Entry, payload: Mapping[str, Any]) -> Head:

@@ -7,6 +7,7 @@ the chain and the other streams go on.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,6 +177,8 @@ class Replicas:
                     state = replace(state, blocked=state.blocked | {one.entry.stream})
                 elif one.entry.stream == AUTHORITY:
                     terms = await self.terms(connection, peer)
+            elif outcome.disposition == "rejected":
+                await self._rejected(connection, row)
             rows.append(row)
         await table.append(connection, rows)
         if state != before:
@@ -242,6 +245,12 @@ class Replicas:
         else:
             await self.rules[entry.stream].apply(connection, peer, entry, payload)
 
+    async def _rejected(self, connection: Connection, row: Row) -> None:
+        rule = self.rules.get(row.entry.stream)
+        if rule is not None and rule.rejected is not None and row.contents is not None:
+            with contextlib.suppress(LogProblem):
+                await rule.rejected(connection, row.entry, row.contents.value(), row.reason)
+
     async def _apply_anew(self, connection: Connection, peer: Peer) -> int:
         """Forget what was made of a peer's entries and apply those of its log again, in order."""
         for rule in self.rules.values():
@@ -266,6 +275,8 @@ class Replicas:
                     applied += judged.state == "apply"
                     if judged.state == "failed":
                         blocked |= {row.entry.stream}
+                elif judged.state == "rejected":
+                    await self._rejected(connection, judged)
                 again.append(replace(judged, contents=None))
             await table.set_states(connection, peer.pool_key, again)
         state = await table.replica(connection, peer.pool_key, lock=True)
@@ -301,6 +312,8 @@ class Replicas:
                     applied += judged.state == "apply"
                     if judged.state == "apply" and row.entry.stream == AUTHORITY:
                         terms = await self.terms(connection, peer)
+                elif judged.state == "rejected":
+                    await self._rejected(connection, judged)
                 if judged.state in {"held", "failed"}:
                     blocked |= {row.entry.stream}
                 rows.append(replace(judged, contents=None))

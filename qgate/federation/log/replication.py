@@ -119,6 +119,7 @@ class Replication:
         self._clock = clock
         self._heads: dict[bytes, Head] = {}
         self._disbelieved: dict[bytes, float] = {}
+        self._seen: dict[bytes, Peer] = {}
         self._stir = asyncio.Event()
         self._changed = asyncio.Event()
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -274,6 +275,9 @@ class Replication:
                     self._feed(TailReclaimed(ready.reclaim, head))
             elif ready.open is not None:
                 head = await self.sequencer.open(ready.open, ready.reason or "the store was restored")
+                if head is None:
+                    await self._look_at_store()
+                    continue
                 log.warning("a new incarnation of our log is open", cut=ready.open.seq, reason=ready.reason)
                 self._feed(Advanced(head))
             else:
@@ -322,6 +326,9 @@ class Replication:
                 self._tasks.pop(key).cancel()
                 del self.pullers[key]
             for key in paired:
+                if (peer := self.peers.peer(key)) != self._seen.get(key) and peer is not None:
+                    self._seen[key] = peer
+                    self._link_changed(key)
                 await self._release(key)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):

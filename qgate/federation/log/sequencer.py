@@ -107,16 +107,17 @@ class Sequencer:
         self.note(head)
         return len(made)
 
-    async def open(self, cut: Head, reason: str) -> Head:
+    async def open(self, cut: Head, reason: str) -> Head | None:
         """Begin an incarnation at ``cut``, and say again what was cut off beyond it.
 
-        Where the log does not end at ``cut`` any more, nothing is done: somebody else opened it.
+        None, and nothing is done, where the log does not end at ``cut`` any more: a sibling was faster, and
+        whoever asked has to look again.
         """
         async with self._store.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", table.SEQUENCER_LOCK)
             own = await table.own_head(connection, lock=True)
             if own.head != cut:
-                return own.head
+                return None
             head = await self._open(connection, own, reason)
             await table.clear_claims(connection, self._pool)
         self.note(head)
