@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meshctl.client import Gate as Control
 from meshctl.errors import GateError, UnreachableError
+from qdaemon.models.store import ModelStore
 from tests.kit.cluster import Cluster
 from tests.kit.login import Login
 from tests.kit.process import Program, accepts, free_port, wait_until
@@ -165,6 +166,12 @@ class DaemonProcess(Daemon):
     def __init__(self, directory: Path, *, name: str, command: Sequence[str] = ()) -> None:
         self.config = directory / "qdaemon.toml"
         super().__init__(name, [_tool("qdaemon"), "--config", str(self.config)], directory, command)
+
+    def stock(self, file: Path, name: str) -> None:
+        """Put a GGUF file into its store, before it is started."""
+        store = ModelStore(self.directory / "models")
+        store.open()
+        store.add(file, name, now=time.time())
 
     def start(self, *, timeout_s: float = 20.0) -> None:
         """Start and wait until its metrics port answers (whether or not a gate is there)."""
