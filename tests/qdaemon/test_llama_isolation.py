@@ -79,6 +79,13 @@ class _Settled:
         return None
 
 
+@pytest.mark.parametrize(("context", "slots"), [(256, 1), (512, 2), (2048, 4)])
+async def test_that_wiping_works_is_proved_for_small_and_large_caches(context: int, slots: int) -> None:
+    """A small cache is no larger than the heap, where the proof's own copy of what it looks for lies."""
+    async with child(context=context, slots=slots) as model:
+        assert model.isolation == "wiped"
+
+
 async def test_a_dedicated_child_takes_one_request_and_ends_with_it() -> None:
     async with child(isolation="dedicated") as model:
         assert model.isolation == "dedicated"

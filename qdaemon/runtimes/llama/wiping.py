@@ -24,6 +24,10 @@ from qdaemon.runtimes.llama.library import Context
 Level = Literal["wiped", "cleared-when-idle"]
 
 _PROBE_TOKENS: Final = 8
+_PLANTED: Final = 128
+"""Bytes of the planted sequence that are looked for: of the first layer's first row, which has as many."""
+_VARIED: Final = 8
+"""Different values among them, at least: zeros could be found anywhere."""
 _SEARCHED: Final = 16 << 30
 """Bytes of memory that are searched for the planted ones at most; a second or two."""
 _CELL: Final = struct.Struct("<iIi")
@@ -36,13 +40,15 @@ class Wiper:
     def __init__(self, context: Context, *, plain: bool) -> None:
         self._context = context
         self._header = b""
-        self._probe_bytes = b""
+        self._planted = (ctypes.c_uint8 * _PLANTED)()
+        """Bytes of the planted sequence: the one copy beside the cache, which the proof leaves out."""
         self._probe_size = 0
         self.level: Level = "cleared-when-idle"
         """What is true of a sequence's bytes once it has ended."""
         self._dirty: set[int] = set()
         if plain and self._learn() and self._proved():
             self.level = "wiped"
+        ctypes.memset(self._planted, 0, _PLANTED)
         context.clear()
 
     def wipe(self, sequence: int, cells: int) -> None:
@@ -84,11 +90,17 @@ class Wiper:
         buffer = (ctypes.c_uint8 * size)()
         if llama_cpp.llama_state_seq_get_data(context.pointer, buffer, size, 0) != size:
             return False
-        state = bytes(buffer)
-        self._probe_size = size - 1024  # less what is no row; only a lower bound is needed
+        try:
+            return self._laid_out(buffer)
+        finally:
+            ctypes.memset(buffer, 0, size)  # freed memory is searched too
+
+    def _laid_out(self, state: ctypes.Array[ctypes.c_uint8]) -> bool:
+        """Take from a state what it begins with and some bytes of its first row."""
+        self._probe_size = len(state) - 1024  # less what is no row; only a lower bound is needed
         # magic, sequence, number of streams; then this stream's cells
-        self._header = state[:12]
-        expected = (0, context.slots, _PROBE_TOKENS)
+        self._header = bytes(state[:12])
+        expected = (0, self._context.slots, _PROBE_TOKENS)
         if struct.unpack_from("<iII", state, 4) != expected:
             return False
         at = 16
@@ -98,30 +110,32 @@ class Wiper:
             at += _CELL.size
         # transposed?, layers, then the first layer's type and row size, and its rows
         at += 4 + 4 + 4
-        row = int.from_bytes(state[at : at + 8], "little")
+        row = int.from_bytes(bytes(state[at : at + 8]), "little")
         at += 8
-        self._probe_bytes = state[at : at + min(row, 256)]
-        return len(set(self._probe_bytes)) > 8
+        if row < _PLANTED or at + row > len(state):
+            return False
+        ctypes.memmove(self._planted, ctypes.addressof(state) + at, _PLANTED)
+        return len(set(self._planted)) > _VARIED
 
     def _proved(self) -> bool:
         """Find the planted bytes, wipe, and see that they are zero."""
         cache = self._probe_size // _PROBE_TOKENS * self._context.size * self._context.slots
-        found = list(_addresses(self._probe_bytes, cache))
+        found = [one for one in _addresses(self._planted, cache) if one != ctypes.addressof(self._planted)]
         if not found:
             return False
         self._overwrite(0, _PROBE_TOKENS)
-        gone = bytes(len(self._probe_bytes))
-        left = [ctypes.string_at(address, len(gone)) for address in found]
+        gone = bytes(_PLANTED)
+        left = [ctypes.string_at(address, _PLANTED) for address in found]
         return self._context.positions(0) == 0 and all(one == gone for one in left)
 
 
-def _addresses(planted: bytes, at_least: int) -> Iterator[int]:
+def _addresses(planted: ctypes.Array[ctypes.c_uint8], at_least: int) -> Iterator[int]:
     """Where ``planted`` lies in this process's anonymous mappings of ``at_least`` so many bytes.
 
     Mappings that hold the whole cache only: they do not go away while they are being read.
     """
     memmem: Any = ctypes.CFUNCTYPE(
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t
     )(("memmem", ctypes.CDLL(None)))
     budget = _SEARCHED
     with open("/proc/self/maps", encoding="ascii") as maps:
@@ -133,6 +147,6 @@ def _addresses(planted: bytes, at_least: int) -> Iterator[int]:
             continue
         end = min(end, start + budget)
         budget -= end - start
-        while found := memmem(start, end - start, planted, len(planted)):
+        while found := memmem(start, end - start, ctypes.addressof(planted), len(planted)):
             yield found
             start = found + 1
