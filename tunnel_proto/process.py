@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import enum
 import resource
 import signal
@@ -17,9 +18,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from tunnel_proto.errors import ConfigError, MeshError
 from tunnel_proto.memory import keep_trimmed
+
+_PR_SET_DUMPABLE: Final = 4
 
 
 class ExitCode(enum.IntEnum):
@@ -67,6 +71,21 @@ def raise_open_files(needed: int) -> int:
             hint=f"LimitNOFILE={needed} in the systemd unit, or ulimit -Hn {needed} before the start",
         )
     return soft if soft != unlimited else target
+
+
+# --- core dumps ---------------------------------------------------------------------------------------------
+
+
+def forbid_core_dumps() -> None:
+    """Leave no core dump if this process crashes: its memory holds what clients said.
+
+    A limit of zero keeps the kernel from writing a file; not being dumpable (prctl(2)) keeps it from piping
+    one to a collector too, and other processes of the same user from reading this one's memory.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 # --- systemd ------------------------------------------------------------------------------------------------
@@ -173,8 +192,13 @@ class Signals:
 
 
 def run(program: str, main: Callable[[], Awaitable[int]]) -> int:
-    """Run a daemon's ``main`` on uvloop and return its exit code; a `MeshError` is printed, not traced."""
+    """Run a daemon's ``main`` on uvloop and return its exit code; a `MeshError` is printed, not traced.
+
+    No core dump is left whatever happens.
+    """
     import uvloop
+
+    forbid_core_dumps()
 
     async def call() -> int:
         trimming = asyncio.create_task(keep_trimmed())

@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,22 @@ def _notify_socket(folder: Path) -> tuple[socket.socket, str]:
     heard.bind(address)
     heard.setblocking(False)
     return heard, address
+
+
+CRASHING = """
+import ctypes, os, resource
+from tunnel_proto.process import forbid_core_dumps
+_, hard = resource.getrlimit(resource.RLIMIT_CORE)
+resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+forbid_core_dumps()
+print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), flush=True)
+os.abort()
+"""
+
+
+def test_a_crash_leaves_no_core_dump(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHING], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("(0, 0) 0\n", -signal.SIGABRT)
+    assert not list(tmp_path.iterdir())
