@@ -233,6 +233,13 @@ SETTING_COLUMNS = (
     Column("DESCRIPTION", "description"),
 )
 
+PEER_COLUMNS = (
+    Column("POOL", "pool"),
+    Column("LINK", "up", lambda up: "up" if up else "down"),
+    Column("RTT", "rtt_s", milliseconds, right=True),
+    Column("FINGERPRINT", "fingerprint"),
+)
+
 SESSION_COLUMNS = (
     Column("SIDECAR", "node"),
     Column("LINK", "connected", lambda up: "up" if up else "lost"),
@@ -253,6 +260,25 @@ STREAM_COLUMNS = (
     Column("SINCE", "since", moment),
     Column("QUERIES", "queries", right=True),
 )
+
+
+def app(record: Record) -> list[Table]:
+    """One app, what it may ask of models, and its keys."""
+    hidden = {"policy", "keys"}
+    shown = [
+        card(
+            {
+                name: moment(value) if name.endswith("_at") else value
+                for name, value in record.items()
+                if name not in hidden
+            }
+        )
+    ]
+    if record.get("policy"):
+        shown.append(card(record["policy"], title="may ask of models"))
+    if record.get("keys"):
+        shown.append(table(record["keys"], KEY_COLUMNS, title="keys"))
+    return shown
 
 
 def audit(records: Iterable[Record]) -> Table:
@@ -300,6 +326,8 @@ def status(reply: Record) -> list[Table]:
             f"{asked.get('tokens_in')} tokens in, {asked.get('tokens_out')} out"
         )
     shown = [card(head)]
+    if reply.get("peers"):
+        shown.append(table(reply["peers"], PEER_COLUMNS, title="peers"))
     if reply.get("sessions"):
         shown.append(sessions(reply["sessions"]))
     if reply.get("streams"):

@@ -457,6 +457,7 @@ class Gate:
             queries=front.stats.queries_total + self.capabilities.sql.queries,
             rows=front.stats.rows_total,
             pools=pools,
+            peers=self.peering.figures(),
             audit_queued=audit.queued,
             audit_written=audit.written,
             audit_dropped=audit.dropped,

@@ -61,6 +61,7 @@ class Figures:
     queries: int = 0
     rows: int = 0
     pools: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (database, state)
+    peers: Mapping[str, tuple[bool, int]] = field(default_factory=dict)  # by pool: link up, heartbeats taken
     audit_queued: int = 0
     audit_written: int = 0
     audit_dropped: int = 0
@@ -128,6 +129,13 @@ def families(figures: Figures) -> Iterator[Metric]:
     for (database, state), count in sorted(figures.pools.items()):
         pools.add_metric([database, state], count)
     yield pools
+    up = GaugeMetricFamily("qgate_peer_up", "1 while a link to the paired pool is up.", labels=["pool"])
+    beats = CounterMetricFamily("qgate_peer_heartbeats", "Heartbeats taken from it.", labels=["pool"])
+    for pool, (linked, taken) in sorted(figures.peers.items()):
+        up.add_metric([pool], int(linked))
+        beats.add_metric([pool], taken)
+    yield up
+    yield beats
     yield _gauge("qgate_audit_queue_entries", "Audit entries not yet written.", figures.audit_queued)
     yield _counter("qgate_audit_entries", "Audit entries written.", figures.audit_written)
     yield _counter(

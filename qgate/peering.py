@@ -17,8 +17,12 @@ from qgate.governance.office import Office
 from qgate.governance.pools import Pools
 from qgate.keys import GateKeys
 from qgate.settings import GateFiles, GateSettings
+from tunnel_proto.constants import StreamCode
 from tunnel_proto.link import PeerSession, Stream
 from tunnel_proto.marks import TimestampMark
+
+STRANGERS_MAX = 8
+"""Sessions of pools that are not known yet; such come only while an offer may be answered over the tunnel."""
 
 
 class Peering:
@@ -34,8 +38,9 @@ class Peering:
         pools: Pools,
         own: OwnVitals,
     ) -> None:
-        directory = office.directory
+        self._directory = directory = office.directory
         self._keys = keys
+        self._strangers: set[PeerSession] = set()
         self._mark = TimestampMark(files.peer_mark, time.time_ns)
         self.links = PeerLinks(
             identity=keys().node,
@@ -78,11 +83,18 @@ class Peering:
 
     def session_opened(self, session: PeerSession) -> None:
         """A node began a session; peers' gates matter here."""
-        if session.peer.role == "peer":
-            self.links.session_opened(session)
+        if session.peer.role != "peer":
+            return
+        if self._directory.peer(session.peer.pool) is None:
+            self._strangers.add(session)
+            if len(self._strangers) > STRANGERS_MAX:
+                session.close(StreamCode.LIMIT, "too many pools are knocking")
+                return
+        self.links.session_opened(session)
 
     def session_closed(self, session: PeerSession) -> None:
         """A session ended."""
+        self._strangers.discard(session)
         if session.peer.role == "peer":
             self.links.session_closed(session)
 
@@ -100,6 +112,18 @@ class Peering:
     def state(self) -> list[dict[str, Any]]:
         """A row a paired pool, for status."""
         return self.links.state()
+
+    def figures(self) -> dict[str, tuple[bool, int]]:
+        """By paired pool: whether a link is up, and how many heartbeats were taken."""
+        paired = [peer for peer in self._directory.peers() if peer.paired]
+        heard = self.vitals.heard
+        return {
+            peer.name: (
+                self.links.up(peer.pool_key),
+                heard[peer.pool_key].beats if peer.pool_key in heard else 0,
+            )
+            for peer in paired
+        }
 
     def liveness(self, pool_key: bytes) -> dict[str, Any]:
         """What is known of a peer beside what the store says, for the list of pools."""

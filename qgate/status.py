@@ -43,6 +43,7 @@ def status_of(gate: Gate) -> dict[str, Any]:
             "detail": store_problem,
         },
         "sessions": [_session(one) for one in gate.tunnel.sessions.values()],
+        "peers": gate.peering.state(),
         "streams": [_connection(one) for one in gate.connections[:STREAMS_SHOWN]],
         "totals": {
             "sessions": figures.sessions,

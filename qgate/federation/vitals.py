@@ -182,7 +182,8 @@ class Vitals:
             if self._monotonic() - looked_at >= GATES_EVERY_S:
                 looked_at = self._monotonic()
                 try:
-                    self._gates = await self._own.gates()
+                    # In one order for all gates of a pool, or peers would take each for a change.
+                    self._gates = tuple(sorted(await self._own.gates(), key=lambda one: (one.name, one.host)))
                 except MeshError as error:
                     log.debug("gates are not known", reason=error.message)
             self._send()
@@ -262,7 +263,7 @@ class Vitals:
         self.suspicion = self.suspicion.heard(pool_key, now)
         self._tell_verdicts()
         gates = gates_told(beat)
-        if gates and gates != peer.gates:
+        if gates and frozenset(gates) != frozenset(peer.gates):
             self._teach(peer, gates, peer.online_certificate)
         for callback in tuple(self._on_beat):
             callback(peer, beat)

@@ -82,10 +82,11 @@ class Pairing:
         self.introduce: Introduce = _nobody
 
     async def under_way(self) -> list[dict[str, Any]]:
-        """Pairings that are neither done nor ended."""
+        """Pairings that are neither done, ended nor expired."""
         async with self._office.store.connection() as connection:
             rows = await open_pairings(connection)
-        return [self._shown(self._read(row)) for row in rows]
+        now = self._office.now()
+        return [self._shown(self._read(row)) for row in rows if row["expires_at"] > now]
 
     async def show(self, pairing: str) -> dict[str, Any]:
         """One pairing by its id in hex, whatever its state. PairingError where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from qgate.federation.trust import FLOWS, LEVELS, allowed
 from qgate.governance.office import Office, iso
 from qgate.governance.pairing import Pairing
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.store import StoreUnavailableError
 from qgate.store.database import Connection
 from qgate.store.peers import (
     end_pairings_with,
@@ -81,14 +83,14 @@ class Pools:
 
     async def list(self) -> Rows:
         """Every peer in the order of failover, revoked and unpaired ones last."""
-        await self._office.watch.refresh()
+        await self._look()
         peers = self._office.directory.peers()
         gone = {"unpaired", "revoked"}
         return [self._shown(one) for one in sorted(peers, key=lambda one: one.state in gone)]
 
     async def show(self, name: str) -> dict[str, Any]:
         """One peer. UnknownNameError."""
-        await self._office.watch.refresh()
+        await self._look()
         peer = self._office.directory.peer_named(name)
         if peer is None:
             raise _unknown(name)
@@ -216,6 +218,11 @@ class Pools:
             await put_peer(connection, learnt, self._office.now())
         detail = {"gates": [f"{one.host}:{one.port}" for one in gates], "online_key": newer}
         await self._office.changed("pool.learn", peer.name, "peer", detail)
+
+    async def _look(self) -> None:
+        """See what sibling gates have written; while the store is away, show what was known last."""
+        with contextlib.suppress(StoreUnavailableError):
+            await self._office.watch.refresh()
 
     async def _row(self, connection: Connection, name: str) -> dict[str, Any]:
         key = await peer_key_named(connection, name)
