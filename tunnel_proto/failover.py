@@ -20,7 +20,7 @@ Promises, in their order of precedence:
        `voluntary_s` have passed since the last voluntary move
 
 A flap is a failure of home within `flap_s` of home's last failure, or of a return. A failure is the step into
-"dead"; a node that starts while home is down does not count it again.
+"dead" of a home that this process has seen up: a node that starts while home is down does not count it.
 
     rule        from            to              the streams that are open there
     ---------   -------------   -------------   ------------------------------------------------
@@ -265,6 +265,8 @@ def _saw(state: State, pool: bytes, sight: Sight, rules: Rules) -> State:
         return replace(state, home_down=False) if state.home_down else state
     if sight.word != "dead" or state.home_down:
         return state
+    if before.word == "unknown":  # it was down when we came: nothing has failed that we had
+        return replace(state, home_down=True)
     now = sight.since
     recent = [at for at in (state.failed_at, state.returned_at) if at is not None and now - at < rules.flap_s]
     return replace(state, failed_at=now, home_down=True, flapped_at=now if recent else state.flapped_at)

@@ -223,6 +223,7 @@ class Movement:
             "guests_from": sorted(
                 {self.name(node.pool) for node in self.directory.snapshot.guest_list.nodes.values()}
             ),
+            "guest_apps": sorted(self.directory.snapshot.guests),
             "apps_without_verifier": self.exports.lacking,
             "nodes": nodes,
         }

@@ -6,16 +6,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import psycopg
 import pytest
 
+from meshctl.errors import GateError
+from tests.kit.background import on_loop, running_proxy
 from tests.kit.cluster import Cluster
 from tests.kit.login import Login
 from tests.kit.mesh import Mesh
 from tests.kit.pools import name_pool, pair, wait_guests
 from tests.kit.process import wait_until
+from tests.kit.proxy import Proxy
 
 AIM_S = 3.0
 """From the end of the home gate to the next successful query, at default settings."""
@@ -41,15 +47,26 @@ def store_dsn(stores: Cluster, name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def pools(stores: Cluster, database: Cluster) -> Iterator[tuple[Mesh, Mesh]]:
-    """hq with a sidecar, and gpu: paired at level 2, each with a route to the same database."""
-    with Mesh(store_dsn=store_dsn(stores, "hq")) as hq, Mesh(store_dsn=store_dsn(stores, "gpu")) as gpu:
+def wire() -> Iterator[Proxy]:
+    """What stands between the sidecar and the home gate."""
+    with running_proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def pools(stores: Cluster, database: Cluster, wire: Proxy) -> Iterator[tuple[Mesh, Mesh]]:
+    """hq with a sidecar and a worker, and gpu: paired at level 2, each with a route to the same database."""
+    home = Mesh(store_dsn=store_dsn(stores, "hq"), advertise=f"127.0.0.1:{wire.port}")
+    with home as hq, Mesh(store_dsn=store_dsn(stores, "gpu")) as gpu:
+        wire.target = ("127.0.0.1", hq.gate.port)
+        hq.wait_linked()
         password = database.create_role("owner")
         database.create_database("shop", owner="owner")
         for mesh, name in ((hq, "hq"), (gpu, "gpu")):
             name_pool(mesh, name)
             mesh.add_database("shop", database.dsn("shop", user="owner", password=password))
         pair(hq, gpu)
+        hq.add_daemon("box").start()
         yield hq, gpu
 
 
@@ -68,6 +85,28 @@ def login(pools: tuple[Mesh, Mesh]) -> Login:
 
 def targets(mesh: Mesh) -> list[dict[str, Any]]:
     return list(mesh.control.get("/failover")["nodes"])
+
+
+def guests(mesh: Mesh) -> set[str]:
+    """Names of hq's apps that may come to a pool."""
+    return {name.removeprefix("hq/") for name in mesh.control.get("/failover")["guest_apps"]}
+
+
+def opens(login: Login) -> bool:
+    try:
+        return query(login) is not None
+    except psycopg.OperationalError:
+        return False
+
+
+def models(port: int, key: str) -> int:
+    """The status of a list of models asked for with a key."""
+    request = Request(f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urlopen(request, timeout=10) as reply:
+            return int(reply.status)
+    except HTTPError as error:
+        return error.code
 
 
 def query(login: Login) -> tuple[Any, ...] | None:
@@ -90,11 +129,23 @@ def until_answered(login: Login, *, within_s: float = 20.0) -> tuple[float, str]
         return time.monotonic() - began, str(found[0])
 
 
-def wait_home(hq: Mesh, login: Login) -> None:
+def wait_home(login: Login, *, timeout_s: float = 30.0) -> None:
     """Wait until the sidecar is back at home."""
     wait_until(
-        lambda: query(login) == ("web@app-host",), timeout_s=90, what="the sidecar at home", every_s=0.5
+        lambda: query(login) == ("web@app-host",),
+        timeout_s=timeout_s,
+        what="the sidecar at home",
+        every_s=0.2,
     )
+
+
+def go_home(hq: Mesh, login: Login) -> None:
+    """Order everybody home: by themselves they would not, for five minutes, as often as home fails here."""
+    wait_until(
+        lambda: {"app-host", "box"} <= {row["node"] for row in targets(hq)}, timeout_s=30, what="tunnels home"
+    )
+    hq.control.post("/failover/orders", {"verb": "back"})
+    wait_home(login)
 
 
 def test_a_killed_home_is_left_within_three_seconds_and_returned_to(
@@ -111,8 +162,8 @@ def test_a_killed_home_is_left_within_three_seconds_and_returned_to(
         assert took < AIM_S
         hq.gate.start()
         returned = time.monotonic()
-        wait_home(hq, login)
-        assert time.monotonic() - returned < 75
+        wait_home(login, timeout_s=90)
+        assert 25 < time.monotonic() - returned < 65
         for connection in (idle, busy):
             with pytest.raises(psycopg.OperationalError) as caught:
                 connection.execute("SELECT 1")
@@ -124,7 +175,7 @@ def test_a_killed_home_is_left_within_three_seconds_and_returned_to(
 
 def test_a_stopped_home_is_left_within_three_seconds(pools: tuple[Mesh, Mesh], login: Login) -> None:
     hq, _ = pools
-    wait_home(hq, login)
+    go_home(hq, login)
     os.kill(hq.gate.pid, signal.SIGSTOP)
     try:
         took, name = until_answered(login)
@@ -132,3 +183,147 @@ def test_a_stopped_home_is_left_within_three_seconds(pools: tuple[Mesh, Mesh], l
         os.kill(hq.gate.pid, signal.SIGCONT)
     assert name == "hq/web@hq/app-host"
     assert took < AIM_S
+
+
+def test_a_silent_line_is_left_within_three_seconds_and_the_session_there_goes_on(
+    pools: tuple[Mesh, Mesh], login: Login, wire: Proxy
+) -> None:
+    hq, _ = pools
+    go_home(hq, login)
+    with psycopg.connect(login.url(), autocommit=True) as open_before:
+        open_before.execute("SELECT 1")
+        on_loop(wire, wire.stall)
+        try:
+            took, name = until_answered(login)
+        finally:
+            on_loop(wire, wire.resume)
+        assert name == "hq/web@hq/app-host"
+        assert took < AIM_S
+        # Its tunnel is back within the window, so it goes on where it is; new connections are elsewhere.
+        assert open_before.execute("SELECT current_setting('application_name')").fetchone() == (
+            "web@app-host",
+        )
+        assert query(login) == ("hq/web@hq/app-host",)
+
+
+def test_a_worker_serves_the_next_pool_meanwhile(pools: tuple[Mesh, Mesh], login: Login) -> None:
+    hq, gpu = pools
+    go_home(hq, login)
+    hq.wait_worker("box")
+    hq.gate.kill()
+    try:
+        gpu.wait_worker("hq/box")
+        assert gpu.control.get("/workers/hq%2Fbox")["connected"]
+    finally:
+        hq.gate.start()
+    go_home(hq, login)
+    hq.wait_worker("box")
+    wait_until(
+        lambda: not any(row["connected"] for row in gpu.control.items("/workers")),
+        timeout_s=30,
+        what="the worker gone home",
+    )
+
+
+def test_manual_mode_waits_for_an_order_and_raises_an_incident(
+    pools: tuple[Mesh, Mesh], login: Login
+) -> None:
+    hq, gpu = pools
+    go_home(hq, login)
+    planned = hq.control.put("/failover/mode", {"mode": "manual", "dry_run": True})
+    assert (planned["was"], planned["targets"]) == ("auto", ["gpu"])
+    hq.control.put("/failover/mode", {"mode": "manual"})
+    wait_until(
+        lambda: any(row["node"] == "app-host" and row["mode"] == "manual" for row in targets(gpu)),
+        timeout_s=20,
+        what="the standby tunnel",
+    )
+    hq.gate.kill()
+    try:
+        wait_until(lambda: bool(gpu.control.items("/incidents")), timeout_s=20, what="the incident")
+        (incident,) = gpu.control.items("/incidents")
+        assert (incident["kind"], incident["subject"]) == ("target_dead", "hq")
+        evidence = gpu.control.get(f"/incidents/{incident['id']}")["evidence"]
+        assert {one["node"] for one in evidence} <= {"app-host", "box"}
+        with pytest.raises(psycopg.OperationalError):
+            query(login)
+        with pytest.raises(GateError, match="obey this pool only"):
+            gpu.control.post("/failover/orders", {"pool": "gpu", "of": "hq", "verb": "reassign"})
+        plan = gpu.control.post("/failover/orders", {"pool": "gpu", "of": "hq", "dry_run": True})
+        assert "app-host" in plan["moving"]
+        gpu.control.post("/failover/orders", {"pool": "gpu", "of": "hq"})
+        _, name = until_answered(login)
+        assert name == "hq/web@hq/app-host"
+        gpu.control.post(f"/incidents/{incident['id']}/ack", {"note": "moved them"})
+    finally:
+        hq.gate.start()
+    wait_until(
+        lambda: any(row["node"] == "app-host" and row["target"] == "gpu" for row in targets(hq)),
+        timeout_s=30,
+        what="the sidecar's tunnel to its home",
+    )
+    assert query(login) == ("hq/web@hq/app-host",)
+    go_home(hq, login)
+    hq.control.put("/failover/mode", {"mode": "auto"})
+
+
+def test_an_order_moves_one_node_and_its_sessions_are_told(pools: tuple[Mesh, Mesh], login: Login) -> None:
+    hq, _ = pools
+    go_home(hq, login)
+    with psycopg.connect(login.url(), autocommit=True) as idle:
+        idle.execute("SELECT 1")
+        hq.control.post("/failover/orders", {"pool": "gpu", "nodes": ["app-host"]})
+        wait_until(
+            lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1
+        )
+        with pytest.raises(psycopg.OperationalError) as caught:
+            idle.execute("SELECT 1")
+        assert caught.value.sqlstate == "57P01"
+    go_home(hq, login)
+    with pytest.raises(GateError, match="not connected to this gate: nobody"):
+        hq.control.post("/failover/orders", {"pool": "gpu", "nodes": ["nobody"]})
+    with pytest.raises(GateError, match="no pool mars"):
+        hq.control.post("/failover/orders", {"pool": "mars"})
+
+
+def test_only_apps_that_may_come_and_keys_that_were_made_here_open_the_next_pool(
+    pools: tuple[Mesh, Mesh], login: Login
+) -> None:
+    hq, gpu = pools
+    go_home(hq, login)
+    key = hq.add_models_app("models", "shop")
+    stays = hq.add_app("stays", "shop", failover=False)
+    gone = hq.add_app("gone", "shop")
+    rotated = hq.add_app("rotated", "shop")
+    fresh = replace(rotated, password=hq.control.post("/apps/rotated/rotate", {})["password"])
+    hq.control.delete("/apps/gone")
+    names = {"web", "models", "rotated"}
+    wait_until(lambda: guests(gpu) == names, timeout_s=20, what="the guests at gpu")
+    hq.control.post("/failover/orders", {"pool": "gpu"})
+    wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1)
+    try:
+        for good in (rotated, fresh):
+            assert query(good) == ("hq/rotated@hq/app-host",)
+        for bad in (stays, gone, replace(login, password="wrong")):
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                query(bad)
+        assert models(hq.sidecar.port, key) == 200
+        assert models(hq.sidecar.port, key[:-1] + ("A" if key[-1] != "A" else "B")) == 401
+        gpu.control.put("/settings/failover.guest_databases", {"value": ""})
+        wait_until(lambda: not opens(login), timeout_s=10, what="the database to be closed to guests")
+        gpu.control.delete("/settings/failover.guest_databases")
+        wait_until(lambda: opens(login), timeout_s=10, what="the database to be open again")
+    finally:
+        go_home(hq, login)
+
+
+def test_a_peer_that_is_lowered_takes_nobody_in(pools: tuple[Mesh, Mesh], login: Login) -> None:
+    hq, gpu = pools
+    go_home(hq, login)
+    hq.control.post("/failover/orders", {"pool": "gpu"})
+    wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1)
+    gpu.control.put("/pools/hq/trust", {"level": 1})
+    took, name = until_answered(login)
+    assert name == "web@app-host", "it went home by itself"
+    assert took < AIM_S
+    gpu.control.put("/pools/hq/trust", {"level": 2})

@@ -139,12 +139,15 @@ def flaps(life: Life) -> list[float]:
     ]
     found: list[float] = []
     failures: list[float] = []
-    down = False
+    down, before = False, "unknown"
     for at, word in life.seen[HOME]:
+        last, before = before, word
         if word in {"well", "unfit"}:
             down = False
         elif word == "dead" and not down:
             down = True
+            if last == "unknown":
+                continue
             if any(0 <= at - before < life.rules.flap_s for before in (*failures, *returns) if before < at):
                 found.append(at)
             failures.append(at)
