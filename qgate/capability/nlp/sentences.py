@@ -12,6 +12,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from qgate.capability.nlp.words import listed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -175,4 +177,5 @@ def _model() -> Any:
 @lru_cache(maxsize=1)
 def _abbreviations() -> frozenset[str]:
     known: frozenset[str] = _model().abbreviations
-    return known
+    # Its list has some of the commonest words, which stood before a stop in what it learned from.
+    return known - {word for word in listed("stopwords.txt")["en"] if len(word) > 2}
