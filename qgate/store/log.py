@@ -186,6 +186,36 @@ async def known_at(connection: Connection, origin: bytes, places: Iterable[int])
     return {row["seq"]: Known(row["incarnation"], row["hash"]) for row in rows}
 
 
+async def closed(connection: Connection, origin: bytes, incarnation: bytes) -> bool:
+    """Whether a log holds entries of an incarnation and went on with another."""
+    return bool(
+        await connection.fetchval(
+            """
+            SELECT EXISTS (SELECT FROM log_entries WHERE origin = $1 AND incarnation = $2) AND $2 <> (
+                SELECT incarnation FROM log_entries WHERE origin = $1 ORDER BY seq DESC LIMIT 1
+            )
+            """,
+            origin,
+            incarnation,
+        )
+    )
+
+
+async def is_past(connection: Connection, origin: bytes, incarnation: bytes) -> bool:
+    """Whether a log had that incarnation, and has another one now."""
+    newest = await connection.fetchval(
+        "SELECT incarnation FROM log_entries WHERE origin = $1 ORDER BY seq DESC LIMIT 1", origin
+    )
+    return newest != incarnation and bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM log_entries WHERE origin = $1 AND incarnation = $2"
+            " AND stream = 'incarnation')",
+            origin,
+            incarnation,
+        )
+    )
+
+
 async def set_states(connection: Connection, origin: bytes, rows: Sequence[Row]) -> None:
     """Write states, reasons and contents of entries that are there."""
     await connection.execute(

@@ -30,10 +30,11 @@ def supersedes(theirs: Entry, ours: Entry) -> bool:
     """Whether our own log goes on with ``theirs`` rather than with ``ours``, which has the same number.
 
     Both are our pool's, from two of its lives. A life that opened an incarnation there goes before one that
-    knew nothing of a loss; of two that did, the later one, so that all gates and peers choose alike.
+    knew nothing of a loss; of two that did, the later one, so that all gates and peers choose alike. Within
+    one incarnation ours is a branch that no peer has seen: it gives way.
     """
     if theirs.stream != INCARNATION:
-        return False
+        return ours.incarnation == theirs.incarnation
     if ours.stream != INCARNATION:
         return True
     return (theirs.hlc, theirs.incarnation) > (ours.hlc, ours.incarnation)

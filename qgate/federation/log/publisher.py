@@ -154,6 +154,10 @@ class Publisher:
                 )
         if origin == self._pool:
             await self._heard(peer.pool_key, theirs, ours)
+            if not ours:
+                # Our store was restored, or theirs lies. To go on would make it a fork; first we look.
+                await ear.send(Sorry(asked.id, "contradicted", "this pool looks into what you have of it"))
+                return
         fresh = tuple(raw for key, (_, raw) in certificates.items() if key not in asked.keys)
         if fresh:
             await ear.send(Certificates(origin, fresh[:64]))

@@ -20,6 +20,7 @@ import structlog
 
 from qgate.federation.log import vector
 from qgate.federation.log.entry import check_contents, check_signature
+from qgate.federation.log.incarnation import supersedes
 from qgate.federation.log.pace import Pace
 from qgate.federation.log.problems import LogProblem
 from qgate.federation.log.publisher import head_of, place
@@ -353,8 +354,9 @@ class Puller:
                     raise LogProblem("protocol", "the peer answers what was not asked")
 
     async def _part_ways(self, entries: list[Arrived], head: Head) -> list[Arrived]:
-        """Where the peer has other entries than ours: cut ours back to what is shared. Returns what is
-        new.
+        """Where the peer has other entries than ours, and of a later life: cut ours back to what is shared.
+
+        Returns what is new.
         """
         async with self._store.connection() as connection:
             known = await table.known_at(connection, self._own, [one.entry.seq for one in entries])
@@ -362,6 +364,10 @@ class Puller:
             one for one in entries if (at := known.get(one.entry.seq)) is None or at.hash != one.entry.hash
         ]
         if fresh and fresh[0].entry.seq <= head.seq:
+            async with self._store.connection() as connection:
+                (there,) = await table.entries_at(connection, self._own, [fresh[0].entry.seq])
+            if not supersedes(fresh[0].entry, there.entry):
+                return []
             async with self._store.connection() as connection:
                 (cut,) = await table.entries_at(connection, self._own, [fresh[0].entry.seq - 1])
             await self._sequencer.cut_back(

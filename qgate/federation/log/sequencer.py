@@ -307,14 +307,17 @@ class Sequencer:
 
 
 async def has_entry(connection: Connection, origin: bytes, head: Head) -> bool:
-    """Whether a log in the store has that very entry, or is truncated beyond it."""
+    """Whether a log in the store has that very entry, or had it once: it is truncated beyond it, or the
+    entry is of an incarnation that another one has followed, whose tail was given up.
+    """
     if head == EMPTY:
         return True
     known = (await table.known_at(connection, origin, [head.seq])).get(head.seq)
-    if known is not None:
-        return known.hash == head.hash
-    cut = await table.snapshot_seq(connection, origin)
-    return head.seq <= cut
+    if known is not None and known.hash == head.hash:
+        return True
+    if known is None and head.seq <= await table.snapshot_seq(connection, origin):
+        return True
+    return await table.is_past(connection, origin, head.incarnation)
 
 
 def read_note(path: Path | None) -> Head | None:

@@ -1,0 +1,315 @@
+"""A store that was restored: nothing is signed twice for one number, and what was lost comes back."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qgate.federation.log.continuity import (
+    PATIENCE_S,
+    SUSPICIOUS_PATIENCE_S,
+    Advanced,
+    ContinuityState,
+    Event,
+    PeerHas,
+    PeersKnown,
+    Ready,
+    StoreSeen,
+    TailReclaimed,
+    TailUnproven,
+    Woke,
+    step,
+)
+from qgate.federation.log.vector import EMPTY, Head
+from qgate.store import Store
+from qgate.store.embedded import EmbeddedPostgres
+from tests.qgate.log_pools import TestPool, pair, running, until
+
+A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
+
+
+def head(seq: int, branch: int = 0) -> Head:
+    return Head(bytes(16), seq, bytes([branch]) + seq.to_bytes(31, "big"))
+
+
+class Machine:
+    """The machine with its time."""
+
+    def __init__(self) -> None:
+        self.state, self.now = ContinuityState(), 100.0
+        self.ready = Ready()
+
+    def feed(self, *events: Event, after: float = 0.0) -> Ready:
+        self.now += after
+        for event in events:
+            self.state, self.ready = step(self.state, event, self.now)
+        return self.ready
+
+
+def test_a_pool_without_peers_signs_at_once() -> None:
+    assert Machine().feed(PeersKnown(frozenset()), StoreSeen(head(5), same=True)).publish
+
+
+def test_it_asks_its_peers_before_it_signs() -> None:
+    machine = Machine()
+    assert not machine.feed(PeersKnown(frozenset({A, B})), StoreSeen(head(5), same=True)).publish
+    assert not machine.feed(PeerHas(A, head(5), ours=True)).publish
+    assert machine.feed(PeerHas(B, head(3), ours=True)).publish
+
+
+def test_a_silent_peer_is_waited_for_a_while_and_nobody_at_all_for_ever() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A, B})), StoreSeen(head(5), same=True))
+    assert not machine.feed(Woke(), after=86_400.0).publish
+    ready = machine.feed(PeerHas(A, head(5), ours=True))
+    assert ready.wake_at == pytest.approx(machine.now + PATIENCE_S)
+    assert not machine.feed(Woke(), after=PATIENCE_S - 0.1).publish
+    assert machine.feed(Woke(), after=0.2).open == head(5), "who is silent may have more"
+
+
+def test_what_a_peer_has_more_comes_back_before_an_incarnation_opens() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A, B})), StoreSeen(head(5), same=True))
+    machine.feed(PeerHas(B, head(6), ours=False))
+    assert machine.ready.reclaim == B
+    machine.feed(PeerHas(A, head(9), ours=False))
+    assert machine.ready.reclaim == B, "one at a time"
+    machine.feed(TailReclaimed(B, head(6)))
+    assert machine.ready.reclaim == A
+    ready = machine.feed(TailReclaimed(A, head(9)))
+    assert ready.open is None, "what they said was said of another end of our log"
+    ready = machine.feed(PeerHas(A, head(9), ours=True), PeerHas(B, head(6), ours=True))
+    assert ready.open == head(9)
+    assert machine.feed(Advanced(head(10))).publish
+
+
+def test_a_claim_that_cannot_be_shown_is_as_if_it_had_not_been_made() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A})), StoreSeen(head(5), same=True))
+    machine.feed(PeerHas(A, head(99), ours=False))
+    assert machine.ready.reclaim == A
+    assert machine.feed(TailUnproven(A)).publish
+
+
+def test_another_server_that_lost_nothing_goes_on() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A})), StoreSeen(head(5), same=False))
+    assert machine.feed(PeerHas(A, head(5), ours=True)).publish
+
+
+def test_another_server_with_a_silent_peer_opens_an_incarnation() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A, B})), StoreSeen(head(5), same=False))
+    machine.feed(PeerHas(A, head(5), ours=True))
+    ready = machine.feed(Woke(), after=SUSPICIOUS_PATIENCE_S + 1)
+    assert ready.open == head(5)
+
+
+def test_what_this_gate_noted_itself_counts() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A})), StoreSeen(head(5), same=True, noted=head(7), noted_ours=False))
+    assert machine.feed(PeerHas(A, head(5), ours=True)).open == head(5)
+
+
+def test_a_contradiction_while_publishing_stops_it() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A})), StoreSeen(head(5), same=True), PeerHas(A, head(5), ours=True))
+    assert machine.ready.publish
+    assert machine.feed(PeerHas(A, head(5, branch=1), ours=False)).reclaim == A
+
+
+@given(st.integers(0, 1_000_000))
+@settings(max_examples=150, deadline=None)
+def test_it_never_signs_over_what_an_answering_peer_has(seed: int) -> None:
+    """Random restores and answers: when it signs, no peer that answered has anything that our log has not."""
+    chance = random.Random(seed)
+    peers = {A: chance.randint(0, 9), B: chance.randint(0, 9), C: chance.randint(0, 9)}
+    ours = chance.randint(0, 9)
+    machine = Machine()
+    machine.feed(
+        PeersKnown(frozenset(peers)), StoreSeen(head(ours) if ours else EMPTY, chance.random() < 0.5)
+    )
+    told: set[bytes] = set()
+    for _ in range(40):
+        ready = machine.ready
+        if ready.reclaim is not None:
+            if chance.random() < 0.2:
+                told.discard(ready.reclaim)
+                machine.feed(TailUnproven(ready.reclaim))
+                peers[ready.reclaim] = 0
+            else:
+                ours = max(ours, peers[ready.reclaim])
+                machine.feed(TailReclaimed(ready.reclaim, head(ours)))
+        elif ready.open is not None:
+            assert ready.open.seq == ours
+            ours += 1
+            machine.feed(Advanced(head(ours)))
+        if machine.ready.publish:
+            assert all(peers[pool] <= ours for pool in told)
+            break
+        pool = chance.choice([A, B, C])
+        told.add(pool)
+        seq = peers[pool]
+        machine.feed(PeerHas(pool, head(seq) if seq else EMPTY, ours=seq <= ours), after=chance.random() * 5)
+    assert machine.ready.publish
+
+
+# --- with stores
+
+Restored = Callable[[TestPool], Awaitable[None]]
+
+
+class Stores:
+    """Pools, each in a database of its own, which can be copied and put back."""
+
+    def __init__(self, server: EmbeddedPostgres, administrator: asyncpg.Connection, folder: Path) -> None:
+        self.server, self.administrator, self.folder = server, administrator, folder
+        self.databases: dict[str, str] = {}
+        self.pools: list[TestPool] = []
+
+    async def new(self, name: str) -> TestPool:
+        database = f"restore_{name}_{secrets.token_hex(4)}"
+        await self.administrator.execute(f"CREATE DATABASE {database}")
+        self.databases[name] = database
+        store = await Store.open(self.server.dsn(database))
+        pool = TestPool(name, store, note=self.folder / f"{name}.head")
+        self.pools.append(pool)
+        return pool
+
+    async def back_up(self, pool: TestPool) -> None:
+        database = self.databases[pool.name]
+        await pool.store.close()
+        await self.administrator.execute(f"CREATE DATABASE {database}_kept TEMPLATE {database}")
+        pool.store = await Store.open(self.server.dsn(database))
+        pool.make()
+
+    async def restore(self, pool: TestPool, *, with_note: bytes | None = None) -> None:
+        database = self.databases[pool.name]
+        await pool.store.close()
+        await self.administrator.execute(f"DROP DATABASE {database} WITH (FORCE)")
+        await self.administrator.execute(f"CREATE DATABASE {database} TEMPLATE {database}_kept")
+        pool.store = await Store.open(self.server.dsn(database))
+        if with_note is not None and pool.note is not None:
+            pool.note.write_bytes(with_note)
+        pool.make()
+
+    async def close(self) -> None:
+        for pool in self.pools:
+            await pool.store.close()
+        for database in self.databases.values():
+            await self.administrator.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
+            await self.administrator.execute(f"DROP DATABASE IF EXISTS {database}_kept WITH (FORCE)")
+        await self.administrator.close()
+
+
+@pytest.fixture
+async def stores(store_server: EmbeddedPostgres, tmp_path: Path) -> AsyncIterator[Stores]:
+    made = Stores(store_server, await asyncpg.connect(store_server.dsn()), tmp_path)
+    yield made
+    await made.close()
+
+
+async def test_a_restored_pool_gets_its_tail_back_and_goes_on_as_another_incarnation(stores: Stores) -> None:
+    hq, branch = await stores.new("hq"), await stores.new("branch")
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+    await stores.back_up(hq)
+    assert hq.note is not None
+    note = hq.note.read_bytes()
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 2}, {"n": 3})
+        await branch.has(hq, 3)
+        await until(lambda: branch.replication.head(hq.key).seq == 4)
+        before = branch.replication.head(hq.key)
+    await stores.restore(hq, with_note=note)  # the machine as a whole: store and files
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": "after"})
+        await branch.has(hq, 4)
+        assert await branch.heard(hq) == [{"n": 1}, {"n": 2}, {"n": 3}, {"n": "after"}]
+        assert [entry.seq for entry in hq.returned] == [3, 4], "state of ours came back"
+        await until(lambda: branch.replication.head(hq.key).seq == before.seq + 2)
+        after = branch.replication.head(hq.key)
+        assert after.incarnation != before.incarnation
+        assert not (await _quarantine(branch, hq))
+        await until(lambda: hq.replication.head(hq.key) == branch.replication.head(hq.key))
+
+
+async def test_a_restored_pool_whose_peers_are_away_waits_and_takes_local_writes(stores: Stores) -> None:
+    hq, branch = await stores.new("hq"), await stores.new("branch")
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+    await stores.back_up(hq)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 2})
+        await branch.has(hq, 2)
+    await stores.restore(hq)
+    branch.links.cut.add(hq.key)
+    hq.links.cut.add(branch.key)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 3})
+        await until(lambda: hq.replication.ready.reason.startswith("this gate had seen"))
+        assert hq.replication.signed == 0
+        hq.links.reconnect(branch.key)
+        branch.links.reconnect(hq.key)
+        await branch.has(hq, 3)
+        assert await branch.heard(hq) == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+async def test_a_promoted_standby_that_had_everything_goes_on_as_it_was(stores: Stores) -> None:
+    hq, branch = await stores.new("hq"), await stores.new("branch")
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+        await until(lambda: branch.replication.head(hq.key).seq == 2)
+        before = branch.replication.head(hq.key)
+    async with hq.store.connection() as connection:
+        await connection.execute("UPDATE log_head SET server = 'another/00000002'")
+    hq.make()
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 2})
+        await branch.has(hq, 2)
+        assert branch.replication.head(hq.key).incarnation == before.incarnation
+
+
+async def test_a_pool_that_forked_itself_is_cut_back_and_says_again_what_it_said(stores: Stores) -> None:
+    """A restored pool signed before any peer could object: its own branch gives way to what peers have."""
+    hq, branch = await stores.new("hq"), await stores.new("branch")
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+    await stores.back_up(hq)
+    assert hq.note is not None
+    note = hq.note.read_bytes()
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 2})
+        await branch.has(hq, 2)
+    await stores.restore(hq, with_note=note)
+    hq.peers_by_key.clear()  # it does not know that anybody could object
+    async with running(hq):
+        await hq.say("nodes", {"n": "other"})
+        await until(lambda: hq.replication.signed == 1)
+    hq.make()
+    hq.meet(branch)
+    async with running(hq, branch):
+        await branch.has(hq, 3, timeout_s=60)
+        assert sorted(str(one["n"]) for one in await branch.heard(hq)) == ["1", "2", "other"]
+
+
+async def _quarantine(pool: TestPool, origin: TestPool) -> str:
+    from qgate.store import log as table
+
+    async with pool.store.connection() as connection:
+        return (await table.replica(connection, origin.key)).quarantine
