@@ -66,7 +66,8 @@ class NlpExecutor:
             )
             return NlpRunning(pool)
         running = NlpRunning(pool, work, sink, sum([(size + 3) // 4 for size in reading.sizes]))
-        sink.accepted(queue=pool.waiting, state="resident")
+        if pool.waiting:  # else its answer will be there before anybody could act on this
+            sink.accepted(queue=pool.waiting, state="resident")
         running.ticket = pool.submit(intake.job_of(work.request, reading), running)
         return running
 
