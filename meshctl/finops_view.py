@@ -57,12 +57,25 @@ _BUDGETS = (
     Column("UNTIL", "ends_at", moment),
     Column("LASTS", "forecast.in_time"),
 )
+_BUDGET = (
+    Column("budget", "id"),
+    Column("hard limit", "hard"),
+    Column("soft limit", "soft"),
+    Column("currency", "currency"),
+    Column("spent", "spent"),
+    Column("left", "left"),
+    Column("used", "used", _percent),
+    Column("leased to gates", "committed"),
+    Column("lost with gates", "lost"),
+    Column("began", "started_at", moment),
+    Column("ends", "ends_at", moment),
+)
 _FORECASTS = (
     Column("BUDGET", "id"),
     Column("SPENT", "spent", right=True),
     Column("HARD", "hard", right=True),
-    Column("AN HOUR", "forecast.per_hour", right=True),
-    Column("AT ITS END", "forecast.projected", right=True),
+    Column("PER HOUR", "forecast.per_hour", right=True),
+    Column("AT THE END", "forecast.projected", right=True),
     Column("SPENT UP IN", "forecast.ends_in_s", span, right=True),
     Column("LASTS", "forecast.in_time"),
     Column("UNTIL", "ends_at", moment),
@@ -124,8 +137,7 @@ def budgets(rows: Iterable[Record]) -> Table:
 
 def budget(row: Record) -> list[Table]:
     """One budget, and what is known of its past."""
-    hidden = {"gates", "history", "shifts", "forecast", "scope", "subject", "period"}
-    shown = [card({name: value for name, value in row.items() if name not in hidden})]
+    shown = [card(row, _BUDGET)]
     shown.append(table([row], _FORECASTS, title="forecast"))
     for title, columns in (("gates", _GATES), ("history", _HISTORY), ("shifts", _SHIFTS)):
         if row.get(title):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+from meshctl.terminal import note
 from meshctl.view import Table
 
 
@@ -19,15 +20,16 @@ class Output(StrEnum):
     YAML = "yaml"
 
 
-def emit(value: Any, tables: Table | Sequence[Table], output: Output) -> None:
+def emit(value: Any, tables: Table | Sequence[Table], output: Output, *, empty: str = "") -> None:
     """Print ``value`` as JSON or YAML, or ``tables`` (its view) for a person.
 
-    An empty list prints ``[]`` in each of the three, so that nothing is never mistaken for a failure.
+    An empty list prints ``[]``, so that nothing is never mistaken for a failure; ``empty`` is said to a
+    person instead, on standard error, where it was given.
     """
     if output is Output.TABLE:
         shown = [tables] if isinstance(tables, Table) else list(tables)
         if value == []:
-            write("[]")
+            note(empty) if empty else write("[]")
         else:
             for index, table in enumerate(shown):
                 print_table(table, gap=index > 0)

@@ -158,7 +158,10 @@ def _error(status: int, body: Mapping[str, Any]) -> AskError:
     code = str(error.get("code") or "")
     if status == 200:
         status = _STATUS.get(code, 500)
-    return AskError(message, status=status, kind=code, hint=str(error.get("hint") or _HINTS.get(status, "")))
+    hint = str(error.get("hint") or "")
+    if hint:
+        message = message.removesuffix(f" ({hint})")  # SDKs show nothing but the message, so it has both
+    return AskError(message, status=status, kind=code, hint=hint or _HINTS.get(status, ""))
 
 
 _STATUS: Final = {"budget_exceeded": 402, "rate_limit_exceeded": 429, "context_length_exceeded": 400}

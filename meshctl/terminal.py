@@ -65,7 +65,7 @@ def read_secret(what: str, source: str | None, *, option: str, twice: bool = Fal
                 note(f"Warning: {path} can be read by others; chmod 600 {path}")
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{what} cannot be read from {path}: {error}") from error
+            raise UsageError(f"{what} cannot be read from {path}: {_why(error)}") from error
     text = text.removesuffix("\n").removesuffix("\r")
     if not text:
         raise UsageError(f"{what} is empty.", hint=f"{option} FILE, or {option} - to read standard input")
@@ -79,7 +79,11 @@ def read_text(source: str, what: str) -> str:
     try:
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} cannot be read: {error}") from error
+        raise UsageError(f"{what} cannot be read from {source}: {_why(error)}") from error
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 def _prompted(what: str, option: str, *, twice: bool) -> str:

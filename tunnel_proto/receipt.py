@@ -118,22 +118,35 @@ def spell(at: float) -> str:
 
 
 def read_receipt(text: str) -> dict[str, Any]:
-    """A receipt from a file: the object itself, or the answer of an API that holds it.
+    """A receipt from a file: the object itself, or the answer of an API that holds it, streamed or not.
 
-    Raises ValueError.
+    Of a stream (server-sent events, or one object a line) the last line that has a receipt counts. Raises
+    ValueError.
     """
     if len(text) > 64 * DOCUMENT_MAX:
         raise ValueError("it is larger than any receipt")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
+    document = _read(text)
+    if document is None:
+        lines = (
+            _read(line.removeprefix("data:")) for line in reversed(text.splitlines()) if "receipt" in line
+        )
+        document = next((one for one in lines if isinstance(one, dict) and "qgate" in one), None)
+    if document is None:
+        raise ValueError("it is not JSON, nor a stream with a receipt at its end")
     for name in ("qgate", "receipt"):
         if isinstance(document, dict) and isinstance(document.get(name), dict):
             document = document[name]
-    if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
+    if not isinstance(document, dict) or "signature" not in document:
+        raise ValueError("it has no object with a signature")
     return document
+
+
+def _read(text: str) -> Any:
+    """JSON, or None."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _seconds(text: Any) -> int:

@@ -9,8 +9,11 @@ import typer
 
 from meshctl import finops_view, view
 from meshctl.cli import options
+from meshctl.client import Gate
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
+from tunnel_proto.errors import MeshError
+from tunnel_proto.request import is_request
 
 commands = options.group("Names that stand for a model, or for a qg:// request.")
 
@@ -27,8 +30,23 @@ def set_alias(
     socket: options.Socket = None,
 ) -> None:
     """Let NAME stand for TARGET, at every gate of the pool."""
-    options.connect(gate_dir, socket).put(f"/aliases/{quote(name, safe='')}", {"target": target})
+    gate = options.connect(gate_dir, socket)
+    gate.put(f"/aliases/{quote(name, safe='')}", {"target": target})
     note(f"{name} stands for {target}.")
+    known = set() if is_request(target) else _models(gate)
+    if known and target.partition("@")[0] not in known:
+        note(f"No worker or provider has a model {target} now: meshctl model list, meshctl provider list")
+
+
+def _models(gate: Gate) -> set[str]:
+    """Names that a request may have today; none where the gate does not say."""
+    try:
+        found = {str(row.get("name")) for path in ("/models", "/aliases") for row in gate.items(path)}
+        for provider in gate.items("/providers"):
+            found |= {str(model.get("name")) for model in provider.get("models") or ()}
+    except MeshError:
+        return set()
+    return found
 
 
 @commands.command("list")
@@ -39,7 +57,8 @@ def list_aliases(
 ) -> None:
     """List the aliases."""
     rows = options.connect(gate_dir, socket).items("/aliases")
-    emit(rows, view.table(rows, finops_view.ALIAS_COLUMNS), output)
+    none = "No aliases. Next: meshctl alias set NAME MODEL-OR-REQUEST"
+    emit(rows, view.table(rows, finops_view.ALIAS_COLUMNS), output, empty=none)
 
 
 @commands.command("remove")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 from meshctl import view
 from meshctl.cli import app_key, app_policy, options
 from meshctl.drivers import DEFAULT_PORT, Credential, connection_strings, openai_settings
-from meshctl.errors import UsageError
+from meshctl.errors import NotFoundError, UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
 
@@ -143,7 +144,26 @@ def list_apps(
 ) -> None:
     """List the apps, their databases and their state."""
     rows = options.connect(gate_dir, socket).items("/apps")
-    emit(rows, view.table(rows, view.APP_COLUMNS), output)
+    none = "No apps. Next: meshctl app create NAME --db DATABASE, or --models '*'"
+    emit(rows, view.table(rows, view.APP_COLUMNS), output, empty=none)
+
+
+@commands.command("show")
+def show(
+    name: options.AppName,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Show an app: what it may do, its limits, its keys; never a secret."""
+    gate = options.connect(gate_dir, socket)
+    rows = {str(row["name"]): row for row in gate.items("/apps")}
+    if name not in rows:
+        near = difflib.get_close_matches(name, rows, 1)
+        hint = f'did you mean "{near[0]}"? ' if near else ""
+        raise NotFoundError(f"there is no app {name}", hint=f"{hint}meshctl app list")
+    row = rows[name] | {"keys": gate.items(f"/apps/{quote(name, safe='')}/keys")}
+    emit(row, view.app(row), output)
 
 
 @commands.command("rotate")

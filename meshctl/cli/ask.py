@@ -18,6 +18,7 @@ from meshctl.terminal import note, read_secret
 from tunnel_proto.request import RequestSyntaxError, canonical, is_request, parse
 from tunnel_proto.tasks import TASKS
 
+FILE_NAME_MAX: Final = 255
 TEXT_MAX: Final = 64 * 1024 * 1024
 _PATHS: Final = {"completion": "/completions", "embedding": "/embeddings"}
 
@@ -126,6 +127,8 @@ def _text(words: list[str] | None, file: Path | None, key_file: str | None) -> s
         raise UsageError("TEXT and --file both give the text.", hint="keep one of the two")
     if words:
         text = " ".join(words)
+        if len(words) == 1 and len(text) < FILE_NAME_MAX and Path(text).is_file():
+            note(f'"{text}" is the text that was asked about; --file {text} reads the file of that name.')
     elif file is not None:
         try:
             text = _decoded(file.read_bytes(), str(file))

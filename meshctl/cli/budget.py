@@ -16,6 +16,7 @@ from meshctl.terminal import confirm, note
 commands = options.group("Budgets of apps, teams, providers and the whole pool, by calendar period (UTC).")
 
 PERIODS = ("hour", "day", "week", "month")
+_NONE = "No budgets: nothing limits what is spent. Next: meshctl budget set WHO/PERIOD --hard AMOUNT"
 _SCOPES = "app:NAME, team:NAME, provider:NAME or pool"
 
 
@@ -74,7 +75,7 @@ def list_budgets(
 ) -> None:
     """List the budgets with what is spent and left."""
     rows = options.connect(gate_dir, socket).items("/budgets")
-    emit(rows, finops_view.budgets(rows), output)
+    emit(rows, finops_view.budgets(rows), output, empty=_NONE)
 
 
 @commands.command("show")
@@ -105,7 +106,7 @@ def forecast(
         rows = [row for row in rows if row["id"] == budget]
         if not rows:
             raise UsageError(f"There is no budget {budget}.", hint="meshctl budget list")
-    emit(rows, finops_view.forecasts(rows), output)
+    emit(rows, finops_view.forecasts(rows), output, empty=_NONE)
 
 
 @commands.command("shifts")
@@ -117,7 +118,7 @@ def shifts(
 ) -> None:
     """List what budgets sent to local models, and when they began and ended to ask for it."""
     rows: list[dict[str, Any]] = options.connect(gate_dir, socket).items("/budgets/shifts", {"limit": number})
-    emit(rows, finops_view.shifts(rows), output)
+    emit(rows, finops_view.shifts(rows), output, empty="No budget has sent anything to a local model.")
 
 
 @commands.command("remove")

@@ -161,7 +161,8 @@ def list_databases(
 ) -> None:
     """List the databases; never a password."""
     rows = options.connect(gate_dir, socket).items("/databases")
-    emit(rows, view.table(rows, view.DATABASE_COLUMNS), output)
+    none = "No databases. Next: meshctl db add NAME --host HOST --user USER"
+    emit(rows, view.table(rows, view.DATABASE_COLUMNS), output, empty=none)
 
 
 @commands.command("show")

@@ -100,7 +100,8 @@ def list_models(
 ) -> None:
     """List the models of the connected workers."""
     rows = options.connect(gate_dir, socket).items("/models")
-    emit(rows, worker_view.models(rows), output)
+    none = "No models on any worker. Next: meshctl model add FILE.gguf --worker NAME"
+    emit(rows, worker_view.models(rows), output, empty=none)
 
 
 @commands.command("show")

@@ -133,7 +133,8 @@ def list_providers(
 ) -> None:
     """List the providers; never a key."""
     rows = options.connect(gate_dir, socket).items("/providers")
-    emit(rows, finops_view.providers(rows), output)
+    none = "No providers. Next: meshctl provider add NAME --key-file FILE"
+    emit(rows, finops_view.providers(rows), output, empty=none)
 
 
 @commands.command("show")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
@@ -11,7 +12,7 @@ import typer
 
 from meshctl import finops_view
 from meshctl.cli import options
-from meshctl.errors import CheckError, UsageError
+from meshctl.errors import CheckError, UnreachableError, UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import note, read_text
 from tunnel_proto.errors import AuthenticationFailed
@@ -37,7 +38,7 @@ def list_receipts(
     span = options.seconds(since, "--since")
     query = {"app": app, "limit": number, "since": None if span is None else time.time() - span}
     rows = options.connect(gate_dir, socket).items("/receipts", query)
-    emit(rows, finops_view.receipts(rows), output)
+    emit(rows, finops_view.receipts(rows), output, empty="No receipts: nothing was asked for.")
 
 
 @commands.command("show")
@@ -57,7 +58,9 @@ def verify(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="A receipt, or an answer that holds one; - for stdin.", show_default=False
+            metavar="FILE",
+            help="A receipt, or an answer that holds one, streamed or not; - for stdin.",
+            show_default=False,
         ),
     ],
     pool: Annotated[
@@ -73,7 +76,10 @@ def verify(
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
-    """Check that the pool signed every word of a receipt; exit code 6 where it did not."""
+    """Check that the pool signed every word of a receipt; exit code 6 where it did not.
+
+    With --pool nothing but the file is needed: a client checks its own copy on a machine that knows no gate.
+    """
     from tunnel_proto.receipt import check_receipt, read_receipt
 
     try:
@@ -81,7 +87,7 @@ def verify(
     except ValueError as error:
         raise UsageError(f"{file} holds no receipt: {error}.") from error
     if pool is None:
-        pool = str(options.connect(gate_dir, socket).get("/key")["pool"]["fingerprint"])
+        pool = _pool(gate_dir, socket)
     try:
         check_receipt(document, pool=pool)
     except ValueError as error:
@@ -93,3 +99,13 @@ def verify(
         emit(document, finops_view.receipt(document), output)
     else:
         emit({"ok": True, "receipt": json.loads(json.dumps(document))}, [], output)
+
+
+def _pool(gate_dir: Path | None, socket: Path | None) -> str:
+    try:
+        return str(options.connect(gate_dir, socket).get("/key")["pool"]["fingerprint"])
+    except UnreachableError as error:
+        raise UnreachableError(
+            f"Whose signature should it be? {error.message}",
+            hint="--pool FINGERPRINT needs no gate; whoever runs the gate sees it with: meshctl key show",
+        ) from error

@@ -133,7 +133,8 @@ def list_sidecars(
 ) -> None:
     """List the enrolled sidecars and who is connected."""
     rows = options.connect(gate_dir, socket).items("/sidecars")
-    emit(rows, view.table(rows, view.SIDECAR_COLUMNS), output)
+    none = "No sidecars. Next, on a sidecar's host: meshctl sidecar offer --name NAME"
+    emit(rows, view.table(rows, view.SIDECAR_COLUMNS), output, empty=none)
 
 
 @commands.command("revoke")

@@ -133,7 +133,8 @@ def list_workers(
 ) -> None:
     """List the enrolled workers with what the connected ones report."""
     rows = options.connect(gate_dir, socket).items("/workers")
-    emit(rows, worker_view.workers(rows), output)
+    none = "No workers. Next, on a machine that should be one: meshctl worker offer --name NAME"
+    emit(rows, worker_view.workers(rows), output, empty=none)
 
 
 @commands.command("show")

@@ -41,6 +41,8 @@ def error_object(problem: Problem) -> dict[str, Any]:
         "param": problem.param,
         "code": problem.code,
     }
+    if problem.hint:
+        error["hint"] = problem.hint
     if problem.detail:
         error["detail"] = dict(problem.detail)
     return {"error": error}

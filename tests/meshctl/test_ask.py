@@ -54,6 +54,25 @@ def test_the_text_on_standard_input_is_answered_as_it_comes(ask: Run, surface: F
     }
 
 
+def test_a_text_that_names_a_file_is_remarked_on(ask: Run, surface: FakeSurface, tmp_path: Path) -> None:
+    file = tmp_path / "article"
+    file.write_text("A long text.")
+    code, out, err = ask("task=summarize", str(file))
+    assert (code, out) == (0, "One two.\n")
+    assert f"--file {file} reads the file" in err
+    assert surface.asked[0][2]["messages"][0]["content"] == str(file)
+
+
+def test_a_hint_is_said_once(ask: Run, surface: FakeSurface) -> None:
+    surface.status = 404
+    surface.body = {
+        "error": {"message": "no such model (look at the list)", "hint": "look at the list", "code": "x"}
+    }
+    code, _, err = ask("nope", "hi")
+    assert code == 4
+    assert err == "Error: no such model\nNext: look at the list\n"
+
+
 def test_the_text_may_be_arguments_or_a_file(ask: Run, surface: FakeSurface, tmp_path: Path) -> None:
     assert ask("task=chat", "how", "are", "you?")[0] == 0
     (tmp_path / "text").write_text("\ufeffvom Wagen")

@@ -24,13 +24,54 @@ LISTS = [
 
 
 @pytest.mark.parametrize(("command", "path"), LISTS)
-@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+@pytest.mark.parametrize("output", ["json", "yaml"])
 def test_an_empty_list_prints_brackets(
     at_gate: Run, gate: FakeGate, command: str, path: str, output: str
 ) -> None:
     gate.answer(f"GET {path}", {"items": []})
     code, out, err = at_gate(*command.split(), "-o", output)
     assert (code, out, err) == (0, "[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "path", "following"),
+    [
+        ("db list", "/databases", "meshctl db add"),
+        ("app list", "/apps", "meshctl app create"),
+        ("sidecar list", "/sidecars", "meshctl sidecar offer"),
+        ("worker list", "/workers", "meshctl worker offer"),
+        ("model list", "/models", "meshctl model add"),
+        ("provider list", "/providers", "meshctl provider add"),
+        ("budget list", "/budgets", "meshctl budget set"),
+        ("budget forecast", "/budgets", "meshctl budget set"),
+        ("alias list", "/aliases", "meshctl alias set"),
+        ("receipt list", "/receipts", ""),
+        ("budget shifts", "/budgets/shifts", ""),
+    ],
+)
+def test_a_person_is_told_what_comes_next_where_there_is_nothing(
+    at_gate: Run, gate: FakeGate, command: str, path: str, following: str
+) -> None:
+    gate.answer(f"GET {path}", {"items": []})
+    code, out, err = at_gate(*command.split())
+    assert (code, out) == (0, "")
+    assert err.startswith("No ")
+    assert following in err
+
+
+def test_an_app_with_what_it_may_do(at_gate: Run, gate: FakeGate) -> None:
+    policy = {"models": ["qwen*"], "data": "local-only"}
+    row = {"name": "web", "state": "active", "created_at": "2026-11-21T17:00:00Z", "policy": policy}
+    keys = [{"id": "key_1", "prefix": "qg_abc", "state": "active"}]
+    gate.answer("GET /apps", {"items": [row, {"name": "other"}]})
+    gate.answer("GET /apps/web/keys", {"items": keys})
+    _, out, _ = at_gate("app", "show", "web")
+    for said in ("active", "2026-11-21 17:00:00Z", "qwen*", "local-only", "key_1", "qg_abc..."):
+        assert said in out
+    assert json.loads(at_gate("app", "show", "web", "-o", "json")[1]) == row | {"keys": keys}
+    code, _, err = at_gate("app", "show", "wep")
+    assert code == 4
+    assert 'did you mean "web"?' in err
 
 
 @pytest.mark.parametrize(("command", "path"), LISTS)

@@ -155,6 +155,13 @@ def test_aliases(gate: FakeGate) -> None:
     gate.answer("GET /aliases", {"items": [{"name": "best", "target": "qwen3"}]})
     assert run(gate, "alias", "set", "best", "qwen3").exit_code == 0
     assert "qwen3" in run(gate, "alias", "list").stdout
+    gate.answer("GET /models", {"items": [{"name": "smol"}]})
+    gate.answer("GET /providers", {"items": [{"name": "acme", "models": [{"name": "big"}]}]})
+    assert "No worker or provider" in run(gate, "alias", "set", "best", "qwen3").output
+    gate.answer("GET /models", {"items": [{"name": "qwen3"}]})
+    assert "No worker or provider" not in run(gate, "alias", "set", "best", "qwen3@12ab").output
+    gate.answer("PUT /aliases/brief", {})
+    assert "No worker" not in run(gate, "alias", "set", "brief", "qg://task=summarize").output
 
 
 # --- receipts
@@ -195,6 +202,26 @@ def test_a_clients_copy_is_checked_without_a_gate(tmp_path: Path) -> None:
     file.write_text("nonsense")
     failed(run(nowhere, "receipt", "verify", str(file), "--pool", pool), ExitCode.USAGE)
     failed(run(nowhere, "receipt", "verify", str(tmp_path / "none"), "--pool", pool), ExitCode.USAGE)
+
+
+def test_a_clients_copy_of_a_stream_is_checked_too(tmp_path: Path) -> None:
+    document, pool = signed()
+    nowhere = FakeGate(tmp_path / "no.sock")
+    end = json.dumps({"choices": [], "qgate": {"receipt": document}})
+    for text in (
+        f'data: {{"choices": [{{"delta": {{"content": "receipt"}}}}]}}\n\ndata: {end}\n\ndata: [DONE]\n\n',
+        f'{{"message": {{"content": "a"}}, "done": false}}\n{end}\n',
+    ):
+        assert run(nowhere, "receipt", "verify", "-", "--pool", pool, text=text).exit_code == 0
+    for text, says in (
+        ('data: {"choices": []}\n\ndata: [DONE]\n', "nor a stream with a receipt"),
+        ('{"choices": []}', "no object with a signature"),
+        ("[1]", "no object with a signature"),
+    ):
+        assert says in failed(run(nowhere, "receipt", "verify", "-", text=text), ExitCode.USAGE)
+    lost = run(nowhere, "receipt", "verify", "-", text=end)
+    failed(lost, ExitCode.UNREACHABLE)
+    assert "--pool" in getattr(lost.exception, "hint", "")
 
 
 def test_receipts_of_a_gate(gate: FakeGate) -> None:
