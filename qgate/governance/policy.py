@@ -19,6 +19,7 @@ KEY_SHOWN: Final = 10  # characters of a key that lists show: the prefix and 42 
 _KEY: Final = re.compile(r"qg_[A-Za-z0-9_-]{43}", re.ASCII)
 
 DATA_LEVELS: Final = ("any", "local-only")
+ANY_MODEL: Final = ("*",)
 ISOLATION_LEVELS: Final = ("shared", "dedicated")
 
 
@@ -49,7 +50,7 @@ class CapabilityPolicy:
 
     def allows_model(self, name: str) -> bool:
         """Whether the app may use the model of that name."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.models)
+        return self.models == ANY_MODEL or any(fnmatch.fnmatchcase(name, one) for one in self.models)
 
     def allows_task(self, task: str) -> bool:
         """Whether the app may ask for that task."""

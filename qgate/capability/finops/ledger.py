@@ -32,7 +32,7 @@ from qgate.store import Store
 from qgate.store.budgets import Shift
 
 _OK: Final = Verdict()
-PRICED_MAX: Final = 4_096
+KNOWN_MAX: Final = 4_096
 """Models whose price is remembered; a name comes from a provider's list, so nobody makes them up."""
 
 
@@ -62,8 +62,8 @@ class BudgetLedger:
     ) -> None:
         self.prices = prices
         self.overdrawn = Counter[str]()
-        self._priced: dict[tuple[str, str], ListedPrice | None] = {}
-        self._own: Mapping[str, ListedPrice] | None = None  # of an administrator, as `_priced` knows them
+        self._known: dict[tuple[str, str], ListedPrice | None] = {}  # by provider and model
+        self._own: Mapping[str, ListedPrice] | None = None  # an administrator's prices, as `_known` has them
         self._directory = directory
         self._clock = clock
         self._monotonic = monotonic
@@ -94,19 +94,8 @@ class BudgetLedger:
         """The candidate's price; None where it costs nothing, or nobody knows what it costs."""
         if candidate.kind != "provider":
             return None
-        own = self._directory.prices()
-        if own is not self._own:
-            self._own = own
-            self._priced.clear()
-        key = (candidate.node, candidate.version or candidate.model)
-        try:
-            return self._priced[key]
-        except KeyError:
-            found = self.prices.find(*key, own)
-            price = None if found is None or found.free else found
-            if len(self._priced) < PRICED_MAX:
-                self._priced[key] = price
-            return price
+        found = self._listed(candidate)
+        return None if found is None or found.free else found
 
     def upper_bound(self, work: Work, candidate: Candidate, max_tokens: int | None = None) -> Decimal:
         """The most that `work` can cost at `candidate` with an answer of at most `max_tokens`."""
@@ -268,12 +257,27 @@ class BudgetLedger:
             provider=candidate.node,
         )
 
+    def _listed(self, candidate: Candidate) -> ListedPrice | None:
+        """What anybody has said of a candidate's price."""
+        own = self._directory.prices()
+        if own is not self._own:
+            self._own = own
+            self._known.clear()
+        key = (candidate.node, candidate.version or candidate.model)
+        try:
+            return self._known[key]
+        except KeyError:
+            found = self.prices.find(*key, own)
+            if len(self._known) < KNOWN_MAX:
+                self._known[key] = found
+            return found
+
     def _unpriced(self, work: Work, candidate: Candidate, budgets: Sequence[Budget]) -> Verdict:
         """What has no price: free where it is said to be or is the company's own, else not to be budgeted."""
-        model = candidate.version or candidate.model
-        known = self.prices.find(candidate.node, model, self._directory.prices()) is not None
+        known = self._listed(candidate) is not None
         if known or candidate.local or not (budgets or work.request.budget is not None):
             return _OK
+        model = candidate.version or candidate.model
         return Verdict(
             "refused",
             f"nobody has said what {model} costs at {candidate.node}, so no budget can hold it "
