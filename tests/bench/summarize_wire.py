@@ -247,12 +247,20 @@ def meshed(workers: int, *, pinned: bool) -> Iterator[tuple[Mesh, str]]:
         yield mesh, mesh.add_models_app("bench")
 
 
+def busy() -> float:
+    """Seconds that the cores have worked so far, for whomever."""
+    first = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, soft, steal = map(int, first[:8])
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """CPU of a load by process, in µs a request."""
+    """CPU of a load by process, in µs a request, and the part of the machine that went elsewhere."""
 
     user: dict[str, float]
     system: dict[str, float]
+    elsewhere: float
 
     @property
     def whole(self) -> float:
@@ -264,6 +272,7 @@ def measured(mesh: Mesh, load: Any) -> tuple[Found, Spent]:
     """Run a load and read what it cost."""
     watched = parts(mesh) | {"load": [os.getpid()]}
     before = {name: cpu(pids) for name, pids in watched.items()}
+    began, worked = time.monotonic(), busy()
     gc.collect()
     gc.disable()
     try:
@@ -271,10 +280,12 @@ def measured(mesh: Mesh, load: Any) -> tuple[Found, Spent]:
     finally:
         gc.enable()
     used: dict[str, Cpu] = {name: cpu(pids) - before[name] for name, pids in watched.items()}
+    others = busy() - worked - sum(one.user_s + one.system_s for one in used.values())
     count = len(found.latencies)
     return found, Spent(
         {name: one.user_s / count * 1e6 for name, one in used.items()},
         {name: one.system_s / count * 1e6 for name, one in used.items()},
+        max(0.0, others / (time.monotonic() - began) / (os.cpu_count() or 1)),
     )
 
 
@@ -314,6 +325,7 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     rows, checks, data = [HEADS], [], {}
+    notes = [f"CPU as user + system, a request; articles of about 400 words, {ARTICLES} different ones"]
     cores = os.sched_getaffinity(0)
     if given.seconds:
         with meshed(1, pinned=True) as (mesh, key):
@@ -327,7 +339,10 @@ def main() -> int:
         checks.append(Check(f"{name}: p99", found.at(0.99), AIM_P99_MS, at_least=False, unit="ms"))
         data["open"] = {"latencies_s": found.latencies, "user_us": spent.user, "system_us": spent.system}
         late = sorted(found.late)[int(0.99 * len(found.late))] * 1e3
-        print(f"served core: {spent.whole * given.rate / 1e4:.0f} % busy; sent late by {late:.2f} ms at p99")
+        notes.append(
+            f"open loop: the served core was {spent.whole * given.rate / 1e4:.0f} % busy with it,"
+            f" requests were sent late by {late:.2f} ms at p99, {spent.elsewhere:.0%} of the machine went elsewhere"
+        )
     os.sched_setaffinity(0, cores)
     if given.closed:
         with meshed(given.workers, pinned=False) as (mesh, key):
@@ -343,6 +358,7 @@ def main() -> int:
         rows.append(_row(name, found, spent))
         rate = statistics.median(one.rate for one, _ in rounds)
         checks.append(Check(f"{name}: requests/s", rate, AIM_RATE, at_least=True, unit="req/s"))
+        notes.append(f"closed loop: {spent.elsewhere:.0%} of the machine went elsewhere")
         data["closed"] = {
             "rates": [one.rate for one, _ in rounds],
             "user_us": spent.user,
@@ -352,7 +368,7 @@ def main() -> int:
         title="Summaries through the whole wire",
         rows=rows,
         checks=checks,
-        notes=[f"CPU as user + system, a request; articles of about 400 words, {ARTICLES} different ones"],
+        notes=notes,
         data=data,
         json_path=given.json,
         markdown_path=given.markdown,
