@@ -292,23 +292,11 @@ def measured(mesh: Mesh, load: Any) -> tuple[Found, Spent]:
 def _row(name: str, found: Found, spent: Spent) -> list[str]:
     shown = [name, f"{found.rate:,.0f}/s", *(f"{found.at(one):.2f}" for one in (0.5, 0.9, 0.99, 0.999))]
     shown.append(f"{max(found.latencies) * 1e3:.1f}")
-    parts_shown = ("gate", "NLP workers", "minigate", "store")
-    return [*shown, *(f"{spent.user[one]:.0f} + {spent.system[one]:.0f}" for one in parts_shown)]
+    return [*shown, *(f"{spent.user[one]:.0f} + {spent.system[one]:.0f}" for one in PARTS)]
 
 
-HEADS = [
-    "load",
-    "rate",
-    "p50 ms",
-    "p90",
-    "p99",
-    "p99.9",
-    "max",
-    "gate µs",
-    "NLP µs",
-    "minigate µs",
-    "store µs",
-]
+PARTS = ("gate", "NLP workers", "minigate", "store")
+HEADS = ["load", "rate", "p50 ms", "p90", "p99", "p99.9", "max", *(f"{one} µs" for one in PARTS)]
 
 
 def main() -> int:
@@ -341,7 +329,8 @@ def main() -> int:
         late = sorted(found.late)[int(0.99 * len(found.late))] * 1e3
         notes.append(
             f"open loop: the served core was {spent.whole * given.rate / 1e4:.0f} % busy with it,"
-            f" requests were sent late by {late:.2f} ms at p99, {spent.elsewhere:.0%} of the machine went elsewhere"
+            f" requests were sent late by {late:.2f} ms at p99,"
+            f" {spent.elsewhere:.0%} of the machine went elsewhere"
         )
     os.sched_setaffinity(0, cores)
     if given.closed:
