@@ -1,0 +1,162 @@
+"""Bugs planted on purpose: each must be caught, or the watch watches nothing.
+
+A bug is a set of replacements of attributes, by name, with the promises that it should be caught breaking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+from qgate.federation.log import continuity, hlc, replica
+from qgate.federation.log.streams import Stream
+from tunnel_proto import failover
+from tunnel_proto.failover import Move, Ready, Rules, State
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """`patches` maps "module.attribute" objects to what stands in their place; `promises` break by it."""
+
+    patches: tuple[tuple[Any, str, Any], ...]
+    promises: frozenset[str]
+
+    @contextlib.contextmanager
+    def planted(self) -> Iterator[None]:
+        """While the bug is there."""
+        with contextlib.ExitStack() as stack:
+            for owner, name, value in self.patches:
+                stack.enter_context(mock.patch.object(owner, name, value))
+            yield
+
+
+def _bug(*patches: tuple[Any, str, Any], promises: str) -> Bug:
+    return Bug(patches, frozenset(promises.split("; ")))
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _after(function: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda *given, **named: change(function(*given, **named))
+
+
+def _forgetful(state: State) -> dict[str, Any]:
+    return {**_KEPT(state), "flapped_at": None, "failed_at": None, "returned_at": None}
+
+
+def _late_emergency(state: State, now: float, moves: list[Move]) -> State:
+    sight = state.sight(state.target)
+    return _EMERGENCY(state, now, moves) if now - sight.since > 3 else state
+
+
+def _eager_return(state: State, rules: Rules) -> float:
+    return (
+        state.sight(state.home).since + rules.return_after_s
+        if state.sight(state.home).word == "well"
+        else 1e18
+    )
+
+
+def _hasty_return(state: State, rules: Rules) -> float:
+    home = state.sight(state.home)
+    return max(home.since + 5, state.held_until(rules)) if home.word == "well" else 1e18
+
+
+def _automatic(state: State, event: failover.Event, now: float, rules: Rules) -> Ready:
+    if state.mode != "manual":
+        return _STEP(state, event, now, rules)
+    ready = _STEP(replace(state, mode="auto"), event, now, rules)
+    return replace(ready, state=replace(ready.state, mode="manual"))
+
+
+def _trusting(terms_and_more: Mapping[str, Stream]) -> dict[str, Stream]:
+    return {name: replace(stream, level=0) for name, stream in terms_and_more.items()}
+
+
+def _unstranded(*given: Any) -> Any:
+    state, outcome = _RECEIVE(*given)
+    if isinstance(outcome, replica.Accepted) and outcome.stranded_after is not None:
+        outcome = replace(outcome, stranded_after=None)
+    return state, outcome
+
+
+def _forever_blocked(*given: Any) -> Any:
+    state, judged = _RELEASE(*given)
+    return replace(state, blocked=given[0].blocked), [
+        replace(one, disposition="held", reason="behind") if one.entry.stream in given[0].blocked else one
+        for one in judged
+    ]
+
+
+def _nobody_asked(state: continuity.ContinuityState, now: float) -> continuity.ContinuityState:
+    decided = _DECIDE(state, now)
+    return replace(decided, phase="publishing") if decided.phase == "asking" else decided
+
+
+def _impatient(state: continuity.ContinuityState, now: float) -> continuity.ContinuityState:
+    decided = _DECIDE(state, now)
+    if decided.phase == "opening" and not decided.lost and not decided.suspicious:
+        return replace(decided, phase="publishing")
+    return decided
+
+
+def _credulous(state: continuity.ContinuityState, event: continuity.Event, now: float) -> Any:
+    if isinstance(event, continuity.PeerHas):
+        event = replace(event, ours=True)
+    return _CONTINUE(state, event, now)
+
+
+def _without_orders(state: State, now: float, rules: Rules) -> str:
+    return "" if state.target == state.home else _WHY_NOT(state, now, rules)
+
+
+_KEPT = failover.kept
+_EMERGENCY = failover._emergency
+_STEP = failover.step
+_WHY_NOT = failover._why_not_reassign
+_RECEIVE = replica.receive
+_RELEASE = replica.release
+_DECIDE = continuity._decide
+_CONTINUE = continuity.step
+
+
+def bugs() -> dict[str, Bug]:
+    """All of them, by name."""
+    from tests.sim import pool
+
+    return {
+        "signatures are not checked": _bug((replica, "check_signature", _nothing), promises="authentic"),
+        "payloads are not checked": _bug(
+            (replica, "check_contents", _nothing), promises="authentic; converged"
+        ),
+        "what is ahead is believed": _bug((hlc, "ahead", lambda stamp, now: 0.0), promises="clock"),
+        "levels are ignored": _bug(
+            (pool, "ORIGIN_STREAMS", _trusting(pool.ORIGIN_STREAMS)),
+            (pool, "_place", lambda row, level: (row.entry, row.contents, "")),
+            promises="trust",
+        ),
+        "pool-local tables have a stream": _bug((pool, "published_stream", _nothing), promises="local stays"),
+        "a cut strands nothing": _bug((pool, "receive", _unstranded), promises="converged; no fork"),
+        "a held stream stays held": _bug((pool, "release", _forever_blocked), promises="converged"),
+        "a restored pool asks nobody": _bug(
+            (continuity, "_decide", _nobody_asked), promises="no fork; converged"
+        ),
+        "silent peers are taken to have nothing": _bug(
+            (continuity, "_decide", _impatient), promises="no fork"
+        ),
+        "peers are not believed": _bug((continuity, "step", _credulous), promises="no fork; converged"),
+        "a hold is not observed": _bug((failover, "_return_at", _eager_return), promises="3 hold"),
+        "a return after five seconds": _bug((failover, "_return_at", _hasty_return), promises="2 unbroken"),
+        "nobody returns": _bug((failover, "_return_home", lambda state, *_: state), promises="2 returns"),
+        "an emergency waits": _bug((failover, "_emergency", _late_emergency), promises="1 at once; 1 moves"),
+        "manual mode moves": _bug((failover, "step", _automatic), promises="5 manual; 1 at once"),
+        "a restart forgets the flap": _bug((failover, "kept", _forgetful), promises="3 hold"),
+        "balance moves at will": _bug(
+            (failover, "_why_not_reassign", lambda *_: ""), promises="4 seldom; 4 calm"
+        ),
+    }

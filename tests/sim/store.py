@@ -1,0 +1,91 @@
+"""A pool's store as the log sees it: what survives a crash, and what a backup brings back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from qgate.federation.log.entry import Contents, Entry
+from qgate.federation.log.replica import Disposition, Known, ReplicaState
+from qgate.federation.log.vector import EMPTY, Head
+
+Record = tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry that is kept; ``disposition`` is what it did here."""
+
+    entry: Entry
+    contents: Contents | None
+    disposition: Disposition | str = "own"
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Replica:
+    """Another pool's log and what was made of it. ``rows[n]`` has the number n + 1."""
+
+    state: ReplicaState
+    rows: list[Row] = field(default_factory=list)
+    applied: dict[Record, bytes] = field(default_factory=dict)
+
+    def copy(self) -> Replica:
+        """A backup."""
+        return Replica(self.state, list(self.rows), dict(self.applied))
+
+    def known(self, seq: int) -> Known | None:
+        """What is held under a number."""
+        if not 0 < seq <= len(self.rows):
+            return None
+        entry = self.rows[seq - 1].entry
+        return Known(entry.incarnation, entry.hash)
+
+
+@dataclass(slots=True)
+class Store:
+    """One PostgreSQL. ``server`` stands for its system identifier and timeline, ``settled`` is the one that
+    the last batch was signed on; ``connection`` counts the times that gates had to connect anew.
+    """
+
+    server: int
+    settled: int
+    rows: list[Row] = field(default_factory=list)
+    head: Head = EMPTY
+    hlc: int = 0
+    outbox: list[tuple[str, bytes, bytes]] = field(default_factory=list)
+    replicas: dict[bytes, Replica] = field(default_factory=dict)
+    claims: dict[bytes, Head] = field(default_factory=dict)
+    connection: int = 0
+    up: bool = True
+    full: bool = False
+
+    def copy(self) -> Store:
+        """A backup."""
+        return replace(
+            self,
+            rows=list(self.rows),
+            outbox=list(self.outbox),
+            replicas={origin: replica.copy() for origin, replica in self.replicas.items()},
+            claims=dict(self.claims),
+            up=True,
+            full=False,
+        )
+
+    def hash_at(self, seq: int) -> bytes | None:
+        """The hash of our own entry with that number."""
+        return self.rows[seq - 1].entry.hash if 0 < seq <= len(self.rows) else None
+
+    def has(self, head: Head) -> bool:
+        """Whether our log has that very entry, or went on from an earlier one of that incarnation."""
+        if head == EMPTY or self.hash_at(head.seq) == head.hash:
+            return True
+        closed = {row.entry.incarnation for row in self.rows} - {self.head.incarnation}
+        return head.incarnation in closed
+
+    def cut_back(self, seq: int) -> list[Row]:
+        """Take what lies beyond ``seq`` out of our log."""
+        gone = self.rows[seq:]
+        del self.rows[seq:]
+        last = self.rows[-1].entry if self.rows else None
+        self.head = Head(last.incarnation, last.seq, last.hash) if last else EMPTY
+        return gone

@@ -1,0 +1,208 @@
+"""What must always hold, judged by other means than the machines use. Checks are counted by trouble."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qgate.federation.log import hlc
+from qgate.federation.log.entry import Contents, Entry
+from qgate.federation.log.replica import Forked
+from qgate.federation.log.streams import OWN_STREAMS, STREAMS
+from tests.sim.pool import EPOCH
+from tunnel_proto.failover import Event, Ready, Seen, State
+
+if TYPE_CHECKING:
+    from tests.sim.node import Node
+    from tests.sim.pool import Gate, Pool
+    from tests.sim.store import Record
+    from tests.sim.world import World
+
+HOLD_S = 300.0
+FLAP_S = 300.0
+VOLUNTARY_S = 300.0
+RETURN_MOST_S = 60.0
+RETURN_LEAST_S = 30.0
+ACT_WITHIN_S = 8.0
+
+
+class Broken(AssertionError):  # noqa: N818 - reads as what it is
+    """A promise that was not kept; ``promise`` is its name."""
+
+    def __init__(self, promise: str, text: str) -> None:
+        super().__init__(f"{promise}: {text}")
+        self.promise = promise
+
+
+@dataclass(slots=True)
+class Past:
+    """What the watch remembers of a node, in seconds of the history."""
+
+    failed: float | None = None
+    returned: float | None = None
+    flapped: float | None = None
+    rebalanced: float | None = None
+    home_down: bool = False
+    well_since: float | None = None
+    due_since: float | None = None
+    stranded_since: float | None = None
+    blurred_until: float = 0.0  # its calendar was set forward: what it wrote down looks older than it is
+
+
+class Watch:
+    """Checks at every step. ``counts[trouble, promise]`` says how often which was checked during what."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._signed: dict[bytes, str] = {}
+        self._pasts: dict[str, Past] = {}
+
+    def check(self, promise: str, holds: bool, text: str) -> None:
+        """Count a check; raise `Broken` where it fails."""
+        for trouble in self.world.troubles or ("calm",):
+            self.counts[trouble, promise] += 1
+        if not holds:
+            raise Broken(promise, f"{text} ({self.world.heap.now:.1f} s)")
+
+    # --- the log
+
+    def signed(self, pool: Pool, entry: Entry, contents: Contents) -> None:
+        """A pool has signed an entry."""
+        self._signed[entry.hash] = pool.name
+        self.check(
+            "local stays", self.world.canary not in contents.payload, f"{entry.stream} left {pool.name}"
+        )
+
+    def applied(self, at: Pool, origin: Pool, entry: Entry, contents: Contents, gate: Gate) -> None:
+        """A pool has applied an entry of another."""
+        self.check("authentic", self._signed.get(entry.hash) == origin.name, f"{at.name} applied a forgery")
+        self.check("local stays", self.world.canary not in contents.payload, f"at {at.name}")
+        level = at.trust[origin.key]
+        self.check(
+            "trust", STREAMS[entry.stream].level <= level, f"{at.name} applied {entry.stream} at {level}"
+        )
+        early = hlc.seconds(entry.hlc) - at.unix(gate)
+        self.check("clock", early <= hlc.AHEAD_MAX_S + 1, f"{at.name} applied what is {early:.0f} s ahead")
+        dragged = hlc.seconds(at.store.replicas[origin.key].state.hlc) - EPOCH - self.world.heap.now
+        most = hlc.AHEAD_MAX_S + max(at.fastest, 0.0)
+        self.check(
+            "clock", dragged <= most + 1, f"{origin.name} dragged the clock of {at.name} by {dragged:.0f} s"
+        )
+
+    def quarantined(self, at: Pool, origin: Pool, fork: Forked) -> None:
+        """A pool has proof of a fork: nobody here is dishonest."""
+        self.check("no fork", False, f"{at.name} quarantines {origin.name} at {fork.seq}")
+
+    def converged(self) -> None:
+        """All is healed and quiet: everybody has what everybody else said."""
+        for pool in self.world.pools:
+            self.check("converged", not pool.store.outbox, f"{pool.name} has not signed everything")
+            for peer in self.world.pools:
+                if peer is pool:
+                    continue
+                replica = pool.store.replicas[peer.key]
+                self.check(
+                    "converged",
+                    replica.state.head == peer.store.head,
+                    f"{pool.name} has {replica.state.head.seq} entries of {peer.name}'s {peer.store.head.seq}",
+                )
+                level = min(pool.trust[peer.key], peer.trust[pool.key])
+                wanted = folded(peer, level)
+                kept = {key: value for key, value in replica.applied.items() if key in wanted}
+                self.check("converged", kept == wanted, f"{pool.name} applied other things of {peer.name}")
+
+    # --- nodes
+
+    def past(self, node: Node) -> Past:
+        """What is remembered of a node."""
+        return self._pasts.setdefault(node.name, Past())
+
+    def node_started(self, node: Node, stepped: float) -> None:
+        """A node's process begins; its calendar was set by ``stepped`` since the last one."""
+        past = self.past(node)
+        past.well_since = past.due_since = past.stranded_since = None
+        if stepped > 0:
+            past.blurred_until = self.world.heap.now + HOLD_S + stepped
+
+    def node_stepped(self, node: Node, before: State, event: Event, ready: Ready) -> None:
+        """A node's machine has taken an event."""
+        past, now, state = self.past(node), self.world.heap.now, ready.state
+        if isinstance(event, Seen) and event.pool == before.home:
+            self._saw_home(past, event, now)
+        blurred = now < past.blurred_until
+        for move in ready.moves:
+            if before.mode == "manual" and state.mode == "manual":
+                self.check("5 manual", move.rule in {"order", "withdrawn"}, f"{node.name}: {move.rule}")
+            if move.rule == "return":
+                held = past.flapped is not None and now - past.flapped < HOLD_S - 1
+                self.check("3 hold", blurred or not held, f"{node.name} returned into a hold")
+                ran = 0.0 if past.well_since is None else now - past.well_since
+                self.check("2 unbroken", ran >= RETURN_LEAST_S - 1, f"{node.name} returned after {ran:.0f} s")
+            if move.rule == "rebalance":
+                last = past.rebalanced
+                early = last is not None and now - last < VOLUNTARY_S - 1
+                self.check("4 seldom", blurred or not early, f"{node.name} moved twice for balance")
+                self.check(
+                    "4 calm", before.sight(before.target).word == "well", f"{node.name} left a dead pool"
+                )
+                past.rebalanced = now
+                past.failed, past.home_down, past.well_since = None, False, None
+            if move.to == state.home and move.rule in {"return", "order", "emergency"}:
+                past.returned = now
+        target = state.sight(state.target)
+        other = any(state.sight(pool).word == "well" for pool in state.pools if pool != state.target)
+        if state.mode == "auto":
+            self.check(
+                "1 at once", not (target.word == "dead" and other), f"{node.name} stays at a dead pool"
+            )
+        self.check("known", not state.pools or state.target in state.pools, f"{node.name} is nowhere")
+
+    def _saw_home(self, past: Past, event: Seen, now: float) -> None:
+        if event.sight != "well":
+            past.well_since = None
+        elif past.well_since is None:
+            past.well_since = now
+        if event.sight == "well":
+            past.home_down = False
+        elif event.sight == "dead" and not past.home_down:
+            recent = [at for at in (past.failed, past.returned) if at is not None and now - at < FLAP_S]
+            past.failed, past.home_down = now, True
+            past.flapped = now if recent else past.flapped
+
+    def node_looked(self, node: Node) -> None:
+        """Time passes: what must happen by itself has happened in time."""
+        past, now, state = self.past(node), self.world.heap.now, node.state
+        auto = state.mode == "auto" and not state.pinned and state.pending is None
+        home_well = past.well_since is not None and now - past.well_since > RETURN_MOST_S
+        held = past.flapped is not None and now - past.flapped <= HOLD_S + 5
+        due = auto and state.target != state.home and home_well and not held and now >= past.blurred_until
+        past.due_since = (past.due_since or now) if due else None
+        late = past.due_since is not None and now - past.due_since > 5
+        self.check("2 returns", not late, f"{node.name} is not home although it could be")
+        lost = state.mode == "auto" and not self._usable(node, state.target)
+        lost = lost and any(self._usable(node, pool) for pool in state.pools)
+        past.stranded_since = (past.stranded_since or now) if lost else None
+        late = past.stranded_since is not None and now - past.stranded_since > ACT_WITHIN_S
+        self.check("1 moves", not late, f"{node.name} stays where nothing answers")
+
+    def _usable(self, node: Node, pool: bytes) -> bool:
+        there = self.world.by_key[pool]
+        return there.serving and self.world.network.both(node.name, there.name)
+
+
+def folded(pool: Pool, level: int) -> dict[Record, bytes]:
+    """What a pool's log says, of the streams that a peer of that level may read.
+
+    A record whose last payload the pool itself got back without it (nobody who was asked had it) is left out.
+    """
+    found: dict[Record, bytes] = {}
+    for row in pool.store.rows:
+        if row.entry.stream in OWN_STREAMS or STREAMS[row.entry.stream].level > level:
+            continue
+        key = row.entry.stream, row.entry.record
+        found.pop(key, None)
+        if row.contents is not None:
+            found[key] = bytes(row.contents.value()["value"])
+    return found
