@@ -103,11 +103,8 @@ class Watch:
                 if peer is pool:
                     continue
                 replica = pool.store.replicas[peer.key]
-                self.check(
-                    "converged",
-                    replica.state.head == peer.store.head,
-                    f"{pool.name} has {replica.state.head.seq} entries of {peer.name}'s {peer.store.head.seq}",
-                )
+                have, of = replica.state.head, peer.store.head
+                self.check("converged", have == of, f"{pool.name} has {have.seq} of {peer.name}'s {of.seq}")
                 level = min(pool.trust[peer.key], peer.trust[pool.key])
                 wanted = folded(peer, level)
                 kept = {key: value for key, value in replica.applied.items() if key in wanted}
