@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -34,26 +34,85 @@ NO_END = {"0": -100.0, "2": -100.0}  # the model's two ends, so that every answe
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run: tokens/s (`tests.bench.llama` says of what), seconds to the first, the engine's CPU."""
+    """One run, in seconds.
 
-    rate: float
+    ``count`` tokens came in ``wall_s``, in which the engine's process was kept waiting for a processor for
+    ``waited_s``; the first token came after ``first_s``, of which it waited ``first_waited_s``. ``cpu_s`` is
+    what it used.
+    """
+
+    count: int
+    wall_s: float
+    waited_s: float
     first_s: float
-    cpu_s: float = 0.0
+    first_waited_s: float
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens/s, less the time in which other programs had the engine's processor."""
+        return self.count / max(self.wall_s - self.waited_s, self.wall_s / 100)
+
+    @property
+    def rate_by_clock(self) -> float:
+        return self.count / self.wall_s
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token, less the same."""
+        return max(self.first_s - self.first_waited_s, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a process has used and waited for so far."""
+
+    at: float
+    cpu_s: float
+    waited_s: float
+
+
+def read(pid: int) -> Reading:
+    """Read it now: schedstat says, to the nanosecond, how long a thread ran and waited to run."""
+    ran = waited = 0
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            one, other, *_ = (task / "schedstat").read_text().split()
+            ran, waited = ran + int(one), waited + int(other)
+    return Reading(time.perf_counter(), ran / 1e9, waited / 1e9)
+
+
+class Watch:
+    """Times one run of the engine ``pid``."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._start = self._last = read(pid)
+        self._first: Reading | None = None
+
+    def token(self) -> None:
+        """A piece of text has come."""
+        self._last = read(self._pid)
+        self._first = self._first or self._last
+
+    def sample(self, count: int, *, whole: bool) -> Sample:
+        """The run is over: ``count`` tokens since the first one came, or from the start (``whole``)."""
+        assert self._first is not None
+        begin = self._start if whole else self._first
+        return Sample(
+            count,
+            self._last.at - begin.at,
+            self._last.waited_s - begin.waited_s,
+            self._first.at - self._start.at,
+            self._first.waited_s - self._start.waited_s,
+            self._last.cpu_s - self._start.cpu_s,
+        )
 
 
 def pin(pid: int, core: int) -> None:
     """Keep every thread of a process on one core."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), {core})
-
-
-def cpu_of(pid: int) -> float:
-    """CPU seconds of a process's threads so far, to the nanosecond (schedstat)."""
-    used = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
-            used += int((task / "schedstat").read_text().split()[0])
-    return used / 1e9
 
 
 # --- in a process of their own ------------------------------------------------------------------------------
@@ -80,7 +139,7 @@ def direct(tokens: int) -> Callable[[], Sample]:
         llama.reset()  # type: ignore[no-untyped-call]
         llama._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
         llama.n_tokens = 0
-        started = time.perf_counter()
+        watch = Watch(os.getpid())
         chunks: Any = llama.create_chat_completion(
             [{"role": "user", "content": QUESTION}],
             stream=True,
@@ -88,8 +147,10 @@ def direct(tokens: int) -> Callable[[], Sample]:
             temperature=0.0,
             logits_processor=processors,
         )
-        stamps = [time.perf_counter() for chunk in chunks if chunk["choices"][0]["delta"].get("content")]
-        return Sample((tokens - 1) / (stamps[-1] - stamps[0]), stamps[0] - started)
+        for chunk in chunks:
+            if chunk["choices"][0]["delta"].get("content"):
+                watch.token()
+        return watch.sample(tokens - 1, whole=False)
 
     return run
 
@@ -112,7 +173,7 @@ def batch(tokens: int) -> Callable[[], Sample]:
 
     def run() -> Sample:
         context.clear()
-        started = time.perf_counter()
+        watch = Watch(os.getpid())
         current, positions, texts = [], [], [b""] * STREAMS
         for sequence, prompt in enumerate(PROMPTS):
             ids = model.tokenize(prompt, add_special=True)
@@ -121,7 +182,7 @@ def batch(tokens: int) -> Callable[[], Sample]:
             )
             current.append(choose(len(ids) - 1))
             positions.append(len(ids))
-        first = time.perf_counter()
+        watch.token()
         for _ in range(tokens - 1):
             step = [(current[one], positions[one], one, True) for one in range(STREAMS)]
             assert not context.decode(step)
@@ -129,7 +190,8 @@ def batch(tokens: int) -> Callable[[], Sample]:
                 current[one] = choose(one)
                 positions[one] += 1
                 texts[one] += model.piece(current[one])
-        return Sample(STREAMS * tokens / (time.perf_counter() - started), first - started)
+        watch.token()
+        return watch.sample(STREAMS * tokens, whole=True)
 
     return run
 
@@ -141,9 +203,7 @@ def serve(role: str, tokens: int) -> None:
     run()
     print("ready", flush=True)
     for _ in sys.stdin:
-        before = time.process_time()
-        sample = run()
-        print(json.dumps([sample.rate, sample.first_s, time.process_time() - before]), flush=True)
+        print(json.dumps(asdict(run())), flush=True)
 
 
 class Contender:
@@ -160,7 +220,7 @@ class Contender:
         assert self._process.stdin is not None
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
-        return Sample(*json.loads(self._line()))
+        return Sample(**json.loads(self._line()))
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -181,7 +241,7 @@ class Endpoint:
     """An OpenAI-compatible server, asked over connections that stay open; ``pid`` computes."""
 
     def __init__(self, port: int, pid: int, *, model: str, key: str = "") -> None:
-        self.pid = pid
+        self._pid = pid
         self._base = f"http://127.0.0.1:{port}/v1"
         self._model = model
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -193,24 +253,21 @@ class Endpoint:
     async def one(self, tokens: int) -> Sample:
         """One chat completion."""
         messages = [{"role": "user", "content": QUESTION}]
-        before, started = cpu_of(self.pid), time.perf_counter()
-        stamps = await self._stream("chat/completions", {"messages": messages}, tokens)
-        return Sample((tokens - 1) / (stamps[-1] - stamps[0]), stamps[0] - started, cpu_of(self.pid) - before)
+        watch = Watch(self._pid)
+        await self._stream("chat/completions", {"messages": messages}, tokens, watch)
+        return watch.sample(tokens - 1, whole=False)
 
     async def four(self, tokens: int) -> Sample:
         """Four completions at once."""
-        before, started = cpu_of(self.pid), time.perf_counter()
-        all_stamps = await asyncio.gather(
-            *(self._stream("completions", {"prompt": prompt}, tokens) for prompt in PROMPTS)
+        watch = Watch(self._pid)
+        await asyncio.gather(
+            *(self._stream("completions", {"prompt": prompt}, tokens, watch) for prompt in PROMPTS)
         )
-        last = max(stamps[-1] for stamps in all_stamps)
-        first = min(stamps[0] for stamps in all_stamps)
-        return Sample(STREAMS * tokens / (last - started), first - started, cpu_of(self.pid) - before)
+        return watch.sample(STREAMS * tokens, whole=True)
 
-    async def _stream(self, path: str, asked: dict[str, Any], tokens: int) -> list[float]:
-        """When each piece of text came."""
+    async def _stream(self, path: str, asked: dict[str, Any], tokens: int, watch: Watch) -> None:
         body = {"model": self._model, "max_tokens": tokens, "temperature": 0, "stream": True, **asked}
-        stamps: list[float] = []
+        pieces = 0
         async with self._session.post(f"{self._base}/{path}", json={**body, "logit_bias": NO_END}) as reply:
             async for line in reply.content:
                 if not line.startswith(b"data: {"):
@@ -220,10 +277,10 @@ class Endpoint:
                     raise RuntimeError(str(event["error"]))
                 choice = (event["choices"] or [{}])[0]
                 if choice.get("text") or choice.get("delta", {}).get("content"):
-                    stamps.append(time.perf_counter())
-            if reply.status != 200 or len(stamps) < tokens // 2:
-                raise RuntimeError(f"{path} said {reply.status} and {len(stamps)} pieces of text")
-        return stamps
+                    pieces += 1
+                    watch.token()
+            if reply.status != 200 or pieces < tokens // 2:
+                raise RuntimeError(f"{path} said {reply.status} and {pieces} pieces of text")
 
 
 def server_missing() -> str:
