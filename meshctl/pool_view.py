@@ -45,6 +45,7 @@ PEER_COLUMNS = (
     Column("HEALTH", "health"),
     Column("HEARD", "heard_s", ago),
     Column("LOG", "heads", heads),
+    Column("PAIRED WITH", "paired_with"),
     Column("FINGERPRINT", "fingerprint"),
     Column("PROBLEM", "problem"),
 )
@@ -66,6 +67,7 @@ PEER_CARD = (
     Column("health", "health"),
     Column("heard", "heard_s", ago),
     Column("log", "heads", heads),
+    Column("says it is paired with", "paired_with"),
     Column("problem", "problem"),
 )
 

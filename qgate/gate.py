@@ -29,6 +29,7 @@ from qgate.control.api import control_api
 from qgate.control.local import LocalServer
 from qgate.federation.log.replication import Replication
 from qgate.federation.movement import Movement
+from qgate.federation.pairings import rules as pairing_rules
 from qgate.federation.vitals import Own as OwnVitals
 from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.catalogue import Catalogue
@@ -172,7 +173,8 @@ class Gate:
         self.logs = Logs(office, self.replication)
         self.catalogue = Catalogue(office, parts.keys.pool_key)
         self.replication.replicas.masters = self.catalogue.masters
-        for rule in self.catalogue.rules():
+        self.administration.pools.accepted = self._accepted
+        for rule in (*self.catalogue.rules(), *pairing_rules()):
             self.replication.register(rule)
         self.movement = Movement(
             parts.store.store,
@@ -378,6 +380,11 @@ class Gate:
     def _heads(self) -> Mapping[bytes, tuple[bytes, int]]:
         """How far every pool's log has come here, for peers."""
         return self.replication.heads()
+
+    def _accepted(self, pool_key: bytes) -> dict[str, Any] | None:
+        """What was accepted last of a peer's log: incarnation in hex and sequence number."""
+        head = self.replication.head(pool_key)
+        return {"incarnation": head.incarnation.hex(), "seq": head.seq} if head.seq else None
 
     def _load(self) -> Load:
         """What this gate carries, for peers."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from qgate.federation.ceremony import PairingError
+from qgate.federation.pairings import announce, announce_revocation
 from qgate.federation.peer import ADMIN_ROLES, KINDS, Peer, Permissions
 from qgate.federation.trust import FLOWS, LEVELS, allowed
 from qgate.governance.office import Office, iso
@@ -18,6 +19,7 @@ from qgate.store import StoreUnavailableError
 from qgate.store.database import Connection
 from qgate.store.peers import (
     end_pairings_with,
+    foreign_pairings,
     note_revoked,
     peer_key_named,
     peer_of,
@@ -31,6 +33,9 @@ from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.identity import fingerprint
 
 Rows = list[dict[str, Any]]
+
+Told = Mapping[bytes, Sequence[str]]
+"""By peer: the names of the pools that it says it is paired with."""
 
 LIST: Final = "meshctl pool list"
 
@@ -86,7 +91,8 @@ class Pools:
         await self._look()
         peers = self._office.directory.peers()
         gone = {"unpaired", "revoked"}
-        return [self._shown(one) for one in sorted(peers, key=lambda one: one.state in gone)]
+        told = await self._told()
+        return [self._shown(one, told) for one in sorted(peers, key=lambda one: one.state in gone)]
 
     async def show(self, name: str) -> dict[str, Any]:
         """One peer. UnknownNameError."""
@@ -95,7 +101,7 @@ class Pools:
         if peer is None:
             raise _unknown(name)
         return {
-            **self._shown(peer),
+            **self._shown(peer, await self._told()),
             "gates": [
                 {"name": one.name, "host": one.host, "port": one.port, "key": one.handshake_public.hex()}
                 for one in peer.gates
@@ -149,6 +155,7 @@ class Pools:
                 kept = peer.permissions if permissions is None and level == peer.level else Permissions()
                 peer = replace(peer, level=level, permissions=kept if permissions is None else permissions)
                 await put_peer(connection, peer, office.now())
+                await announce(connection, peer)
         if refusal is not None:
             await office.changed("pool.string", name, by, {"code": refusal.code})
             raise refusal
@@ -184,6 +191,8 @@ class Pools:
             )
             await put_peer(connection, peer, office.now())
             await end_pairings_with(connection, row["pool_key"], office.now(), "it was called off here")
+            if verified is not None:
+                await announce(connection, peer)
         await office.changed("pool.unpair", name, by, {"fingerprint": fingerprint(row["pool_key"])})
         return self._shown(peer)
 
@@ -199,6 +208,8 @@ class Pools:
             await put_peer(connection, peer, office.now())
             await end_pairings_with(connection, key, office.now(), "the pool was revoked here")
             await note_revoked(connection, key, self.accepted(key))
+            await announce(connection, peer)
+            await announce_revocation(connection, key, self.accepted(key))
         await office.changed("pool.revoke", name, by, {"fingerprint": fingerprint(key)})
         return self._shown(peer)
 
@@ -231,8 +242,21 @@ class Pools:
             raise _unknown(name)
         return row
 
-    def _shown(self, peer: Peer) -> dict[str, Any]:
+    async def _told(self) -> Told:
+        """By peer: what it calls the pools that it says it is paired with; us by our own name."""
+        try:
+            async with self._office.store.connection() as connection:
+                rows = await foreign_pairings(connection)
+        except StoreUnavailableError:
+            return {}
         return {
+            origin: [str(row["name"]) for row in said if row["state"] == "paired"]
+            for origin, said in rows.items()
+        }
+
+    def _shown(self, peer: Peer, told: Told | None = None) -> dict[str, Any]:
+        return {
+            "paired_with": (told or {}).get(peer.pool_key, []),
             "name": peer.name,
             "kind": peer.kind,
             "fingerprint": fingerprint(peer.pool_key),

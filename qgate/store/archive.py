@@ -14,6 +14,7 @@ TABLES: Final = (
     "pool",
     "peers",
     "pairings",
+    "foreign_pairings",
     "routes",
     "passwords",
     "secrets",

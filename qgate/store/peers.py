@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -256,3 +257,51 @@ async def end_pairings_with(
         outcome,
         but,
     )
+
+
+# --- what peers say of their pairings
+
+
+async def put_foreign_pairing(
+    connection: Connection, origin: bytes, peer: bytes, *, name: str, kind: str, state: str, record: bytes
+) -> None:
+    """Keep what ``origin`` says of its pairing with ``peer``."""
+    await connection.execute(
+        """
+        INSERT INTO foreign_pairings (origin, peer, name, kind, state, record) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (origin, peer) DO UPDATE SET name = excluded.name, kind = excluded.kind,
+            state = excluded.state, record = excluded.record
+        """,
+        origin,
+        peer,
+        name,
+        kind,
+        state,
+        record,
+    )
+
+
+async def foreign_pairings(connection: Connection) -> dict[bytes, list[dict[str, Any]]]:
+    """By origin: the pools that it says it is paired with, was, or has revoked."""
+    found: dict[bytes, list[dict[str, Any]]] = {}
+    for row in await connection.fetch("SELECT * FROM foreign_pairings ORDER BY origin, name"):
+        found.setdefault(bytes(row["origin"]), []).append(dict(row))
+    return found
+
+
+async def drop_foreign_pairings(connection: Connection, origin: bytes) -> None:
+    """Forget all that ``origin`` said."""
+    await connection.execute("DELETE FROM foreign_pairings WHERE origin = $1", origin)
+
+
+async def foreign_pairing_digests(connection: Connection, origin: bytes) -> dict[bytes, bytes]:
+    """A digest of each record of ``origin`` by the record's id, for anti-entropy."""
+    rows = await connection.fetch(
+        "SELECT record, peer, name, kind, state FROM foreign_pairings WHERE origin = $1", origin
+    )
+    return {
+        bytes(row["record"]): hashlib.blake2b(
+            "\n".join((row["peer"].hex(), row["name"], row["kind"], row["state"])).encode(), digest_size=16
+        ).digest()
+        for row in rows
+    }

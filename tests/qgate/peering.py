@@ -66,6 +66,25 @@ async def know(gate: Gate, peer: Peer) -> None:
     await gate.parts.watch.refresh()
 
 
+async def meet(one: Gate, other: Gate, *, level: int = 2) -> None:
+    """Pair two pools by the ceremony, at the same level on both sides."""
+    here, there = one.administration.pools, other.administration.pools
+    offer = await here.pairing.offer(valid_s=None, online=False, new=True, by="test")
+    answer = await there.pairing.answer(offer["offer"], name=None, by="test")
+    confirm = await here.pairing.confirm(answer["answer"], name=None, by="test")
+    finish = await there.pairing.finish(confirm["confirm"], by="test")
+    for pools_of, name, string in (
+        (here, own_name(other), finish["string"]),
+        (there, own_name(one), confirm["string"]),
+    ):
+        await pools_of.trust(name, level=level, string=string, permissions=None, by="test")
+
+
+def own_name(gate: Gate) -> str:
+    """What the pool of ``gate`` calls itself."""
+    return gate.parts.directory.own_pool().name
+
+
 async def pair(one: Gate, other: Gate, *, level: int = 2) -> None:
     """Pair two pools at the same level on both sides."""
     await know(one, peer_of(other, level=level))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from qgate.federation.peer import Peer, Permissions
 from qgate.gate import Gate
 from qgate.store.embedded import EmbeddedPostgres
 from tests.qgate.gates import Ear, until
-from tests.qgate.peering import know, pair, peer_of, pools
+from tests.qgate.peering import know, meet, pair, peer_of, pools
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.link import Stream
 
@@ -114,6 +116,33 @@ async def test_who_was_unpaired_is_told_and_who_was_never_paired_is_not(
         await know(branch, peer_of(hq, state="paired"))
         await until(lambda: hq.peering.links.up(key(branch)))
         assert "unpaired" not in stranger.peering.links.problem(key(branch))
+
+
+async def test_any_pool_sees_who_is_paired_with_whom_and_trusts_nobody_for_it(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "gpu", "branch") as (hq, gpu, branch):
+        await meet(hq, gpu)
+        await meet(hq, branch)
+
+        async def paired_with(gate: Gate, name: str) -> list[str]:
+            return list((await gate.administration.pools.show(name))["paired_with"])
+
+        await eventually(lambda: paired_with(gpu, "hq"), ["branch", "gpu"])
+        await eventually(lambda: paired_with(branch, "hq"), ["branch", "gpu"])
+        assert gpu.parts.directory.peer(key(branch)) is None
+        await hq.administration.pools.revoke("branch", by="test")
+        await eventually(lambda: paired_with(gpu, "hq"), ["gpu"])
+        async with hq.parts.store.store.connection() as connection:
+            kept = await connection.fetchval("SELECT last_accepted FROM peers WHERE name = 'branch'")
+        assert kept["seq"] > 0
+
+
+async def eventually(ask: Callable[[], Awaitable[object]], wanted: object) -> None:
+    """Wait until an answer is the one that is wanted."""
+    async with asyncio.timeout(20):
+        while await ask() != wanted:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_pool_that_cannot_be_dialled_is_reached_over_its_own_tunnel(
