@@ -240,8 +240,15 @@ PEER_COLUMNS = (
     Column("FINGERPRINT", "fingerprint"),
 )
 
+
+def _role(value: Any) -> str:
+    """The nouns of the commands: the tunnel calls a sidecar a client, and a worker a daemon."""
+    return {"client": "sidecar", "daemon": "worker"}.get(str(value), text(value))
+
+
 SESSION_COLUMNS = (
-    Column("SIDECAR", "node"),
+    Column("NODE", "node"),
+    Column("ROLE", "role", _role),
     Column("LINK", "connected", lambda up: "up" if up else "lost"),
     Column("ADDRESS", "address"),
     Column("STREAMS", "streams", right=True),

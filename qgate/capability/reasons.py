@@ -146,7 +146,7 @@ def refusal(
                 code=code,
                 param="messages" if code == "context_length_exceeded" else None,
                 detail={"reasons": reasons},
-                hint="meshctl route explain shows every candidate and why it was not taken",
+                hint=_LESS if code == "budget_exceeded" else _EXPLAIN,
             )
     hint = "meshctl route explain shows every candidate and why it was not taken"
     if demand.work.kind == "chat" and TASKS[request.task].kind == "analysis":
@@ -159,6 +159,10 @@ def refusal(
         detail={"reasons": reasons},
         hint=hint,
     )
+
+
+_EXPLAIN = "meshctl route explain shows every candidate and why it was not taken"
+_LESS = "a smaller max_tokens lowers what it may cost; meshctl budget list shows the budgets"
 
 
 def _summary(

@@ -316,6 +316,7 @@ def _demand(look: Look) -> Look:
     if not look.ok:
         step = next(step for step in look.steps if not step.ok)
         raise UpstreamRefusedError(
-            f"{step.name}: {step.detail}", hint=step.next or "to register it nevertheless: --no-check"
+            step.detail,
+            hint=f"{step.next}; --no-check registers it nevertheless" if step.next else "--no-check",
         )
     return look

@@ -117,7 +117,7 @@ async def test_a_failed_trial_is_told_now(pool: Pool, document: Any, status: int
 async def test_nobody_there_is_told_now(pool: Pool) -> None:
     async with ModelApi() as api:
         gone = api.url
-    with pytest.raises(UpstreamRefusedError, match="reach it"):
+    with pytest.raises(UpstreamRefusedError, match="cannot be reached: Connection refused"):
         await nouns(pool).add(NewProvider("acme", "openai", gone, KEY), by=BY)
 
 

@@ -133,7 +133,8 @@ class BudgetLedger:
             account = self.accounts.of(budget)
             room = account.room(now)
             if room is not None and amount > room:
-                return Verdict("refused", account.left_in_words(room))
+                may = f"it may cost up to {money(amount)} {price.currency}"
+                return Verdict("refused", f"{may}, and {account.left_in_words(room)}")
             if account.mood.strength > strongest.pressure:
                 strongest = Verdict(
                     "prefer-local", f"{budget.id}: {account.mood.reason}", account.mood.strength

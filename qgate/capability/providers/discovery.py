@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 import time
 from dataclasses import dataclass, field, replace
@@ -82,7 +83,7 @@ async def look_at(provider: Provider, key: str, *, tls: ssl.SSLContext | None = 
         detail = f"its certificate is not trusted: {error.certificate_error}"
         return _unreached(provider, detail, "use the name that the certificate was issued for")
     except aiohttp.ClientConnectorError as error:
-        return _unreached(provider, error.os_error.strerror or "it cannot be reached")
+        return _unreached(provider, _words(error.os_error))
     except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
         return _unreached(provider, f"it does not speak HTTP as expected ({type(error).__name__})")
     latency = round((time.monotonic() - began) * 1000, 1)
@@ -92,7 +93,7 @@ async def look_at(provider: Provider, key: str, *, tls: ssl.SSLContext | None = 
             status, given, bytes(body), provider=provider.name, key=key, now=time.time()
         )
         key_at_fault = status in {401, 403}
-        hint = f"meshctl provider key {provider.name} --key-file FILE" if key_at_fault else "look at the URL"
+        hint = "give a key that it knows, with --key-file" if key_at_fault else "look at the URL"
         step = Step("use the key" if key_at_fault else "list its models", False, failure.message, hint)
         return Look((reached, step), (), latency)
     try:
@@ -128,6 +129,18 @@ def merged(known: tuple[ProviderModel, ...], seen: tuple[ProviderModel, ...]) ->
     )
 
 
+def _words(error: OSError) -> str:
+    """What the system says; a resolver's errors have negative numbers and words of their own."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or "no connection"
+
+
 def _unreached(provider: Provider, detail: str, hint: str = "") -> Look:
     where = json.dumps(provider.url)
-    return Look((Step("reach it", False, detail, hint or f"look at {where} and at the way there"),))
+    step = Step(
+        "reach it",
+        False,
+        f"{where} cannot be reached: {detail}",
+        hint or "look at the URL, DNS and the way there",
+    )
+    return Look((step,))
