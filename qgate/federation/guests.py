@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from qgate.governance.policy import CapabilityPolicy
@@ -30,6 +30,7 @@ _KEY = raw(32)
 _HEX = text(64, r"[0-9a-f]{64}")
 _UNTIL = maybe(real(0.0, 1e11))
 _VERIFIER = pair(text(300), _UNTIL)
+_POLICY: Final = frozenset(one.name for one in fields(CapabilityPolicy))
 _LIMITS: Final = frozenset(
     {
         "max_connections",
@@ -191,7 +192,9 @@ def read_app(pool: bytes, payload: Mapping[str, Any], *, own: bytes) -> GuestApp
         keys = _own(payload["keys"], own, listed(_read_key, KEYS_MAX))
         policy = payload["policy"]
         if policy is not None:
-            CapabilityPolicy.from_json(_map(policy))
+            if not _map(policy).keys() <= _POLICY:
+                raise ShapeError("policy restricts by something that this version does not know")
+            CapabilityPolicy.from_json(policy)
         limits = _map(payload["limits"])
         if not limits.keys() <= _LIMITS:
             raise ShapeError("limits has an unknown key")

@@ -21,6 +21,7 @@ TABLES: Final = (
     "apps",
     "app_databases",
     "app_verifiers",
+    "app_spares",
     "settings",
     "api_keys",
     "aliases",
@@ -31,12 +32,21 @@ TABLES: Final = (
     "budget_slices",
     "budget_shifts",
     "receipts",
+    "roster",
+    "exports",
+    "failover_orders",
+    "guest_nodes",
+    "guest_apps",
+    "guest_rosters",
+    "movements",
+    "incidents",
     "marks",
     "audit_entries",
     "audit_signed_heads",
     "audit_markers",
     "audit_head",
 )
+_IDENTITIES: Final = (("app_verifiers", "number"), ("app_spares", "number"), ("incidents", "id"))
 _COMPUTED: Final = {"audit_entries": frozenset({"app", "database", "kind"})}
 _TIMEOUT_S: Final = 3600.0
 
@@ -111,10 +121,11 @@ async def load(
             "SELECT setval('node_serial', greatest(1, (SELECT coalesce(max(serial), 0) FROM nodes)) + $1)",
             _SERIAL_GAP,
         )
-        await connection.execute(
-            "SELECT setval(pg_get_serial_sequence('app_verifiers', 'number'),"
-            " greatest(1, (SELECT coalesce(max(number), 0) FROM app_verifiers)))"
-        )
+        for table, column in _IDENTITIES:
+            await connection.execute(
+                f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'),"  # noqa: S608 - our own names
+                f" greatest(1, (SELECT coalesce(max({column}), 0) FROM {table})))"
+            )
     return counts
 
 

@@ -298,7 +298,7 @@ def test_only_apps_that_may_come_and_keys_that_were_made_here_open_the_next_pool
     fresh = replace(rotated, password=hq.control.post("/apps/rotated/rotate", {})["password"])
     hq.control.delete("/apps/gone")
     names = {"web", "models", "rotated"}
-    wait_until(lambda: guests(gpu) == names, timeout_s=20, what="the guests at gpu")
+    wait_until(lambda: guests(gpu) == names, timeout_s=60, what="the guests at gpu")
     hq.control.post("/failover/orders", {"pool": "gpu"})
     wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1)
     try:

@@ -1,0 +1,184 @@
+"""What a pool publishes for the day when it is dead: each change once, to those who may hear it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qgate.federation.exports import Exports
+from qgate.federation.peer import Peer
+from qgate.governance.apps import NewApp
+from qgate.governance.databases import NewDatabase
+from qgate.store.peers import put_own_pool, put_peer
+from tests.qgate.pool import BY, GATE, Pool
+from tunnel_proto.enrolment import GateAddress, make_offer
+from tunnel_proto.identity import Identity
+from tunnel_proto.packing import unpack
+from tunnel_proto.roster import read_roster
+from tunnel_proto.scram import parse_verifier
+
+GPU = Identity(b"g" * 32, b"h" * 32)
+ADDRESS = GateAddress("gpu-1", "gpu.example", 7443, GPU.handshake_public)
+
+
+class Home:
+    """A pool that is called hq, with one app, and what it put into its outbox."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.exports = Exports(
+            pool.store,
+            directory=pool.directory,
+            pool_key=pool.identity.verify_key,
+            online=pool.signing,
+            gates=lambda: (GATE,),
+            clock=pool.clock,
+        )
+
+    async def know(
+        self, level: int = 2, state: str = "paired", pool: Identity = GPU, name: str = "gpu"
+    ) -> None:
+        peer = Peer(pool.verify_key, name, state=state, level=level, gates=(ADDRESS,))
+        async with self.pool.store.transaction() as connection:
+            await put_own_pool(connection, "hq", "pool", self.pool.office.now())
+            await put_peer(connection, peer, self.pool.office.now())
+        await self.pool.watch.refresh()
+
+    async def told(self) -> list[tuple[str, dict[str, Any]]]:
+        """Reconcile, and take what lies in the outbox."""
+        await self.pool.watch.refresh()
+        await self.exports.reconcile()
+        async with self.pool.store.transaction() as connection:
+            rows = await connection.fetch("DELETE FROM outbox RETURNING id, stream, payload")
+        return [
+            (row["stream"], unpack(row["payload"], max_bytes=1 << 20, max_items=10_000))
+            for row in sorted(rows, key=lambda row: row["id"])
+        ]
+
+    async def app(self, name: str = "web", **fields: Any) -> dict[str, Any]:
+        return await self.pool.apps.create(NewApp(name, ("shop",), **fields), by=BY)
+
+
+async def home(pool: Pool) -> Home:
+    await pool.databases.add(
+        NewDatabase("shop", "postgresql://owner@db.example/shop", password="first", check=False), by=BY
+    )
+    return Home(pool)
+
+
+async def test_a_pool_without_peers_publishes_nothing(pool: Pool) -> None:
+    hq = await home(pool)
+    await hq.app()
+    assert await hq.told() == []
+    await hq.know(level=1)
+    assert await hq.told() == []
+
+
+async def test_a_new_peer_hears_of_nodes_apps_and_the_roster_once(pool: Pool) -> None:
+    hq = await home(pool)
+    made = await hq.app()
+    offer = make_offer(Identity.generate(), role="client", name="laptop", now=pool.clock())
+    await pool.sidecars.enrol(offer, valid_days=None, by=BY)
+    await hq.know()
+    told = await hq.told()
+    assert [stream for stream, _ in told] == ["nodes", "guests", "roster"]
+    node, app, roster = (payload for _, payload in told)
+    assert (node["name"], node["role"], node["revoked"]) == ("laptop", "client", False)
+    assert (app["app"], app["databases"]) == ("web", ["shop"])
+    ((verifier, until),) = app["verifiers"][GPU.verify_key.hex()]
+    parse_verifier(verifier)
+    assert until is None
+    assert made["password"] not in str(told)
+    found = read_roster(roster["roster"], pool_key=pool.identity.verify_key, now=pool.clock())
+    assert (found.name, found.mode, [one.name for one in found.pools]) == ("hq", "auto", ["hq", "gpu"])
+    assert found.pools[1].gates == (ADDRESS,)
+    assert await hq.told() == [], "nothing has changed"
+
+
+async def test_each_pool_gets_a_verifier_of_its_own(pool: Pool) -> None:
+    hq = await home(pool)
+    await hq.app()
+    other = Identity(b"o" * 32, b"p" * 32)
+    await hq.know()
+    await hq.know(pool=other, name="branch")
+    told = dict(await hq.told())
+    by_pool = told["guests"]["verifiers"]
+    assert by_pool.keys() == {GPU.verify_key.hex(), other.verify_key.hex()}
+    salts = {parse_verifier(one[0][0]).salt for one in by_pool.values()}
+    assert len(salts) == 2
+
+
+async def test_a_rotation_keeps_a_pools_salt_while_both_passwords_count(pool: Pool) -> None:
+    hq = await home(pool)
+    await hq.app()
+    await hq.know()
+    before = dict(await hq.told())["guests"]["verifiers"][GPU.verify_key.hex()]
+    await pool.apps.rotate("web", overlap_s=600, by=BY)
+    after = dict(await hq.told())["guests"]["verifiers"][GPU.verify_key.hex()]
+    assert len(after) == 2
+    new, old = (parse_verifier(one[0]) for one in after)
+    assert new.salt == old.salt
+    assert new != old
+    assert after[1][0] == before[0][0]
+    assert after[1][1] == pool.clock() + 600
+
+
+async def test_who_may_not_come_is_said_to_be_gone(pool: Pool) -> None:
+    hq = await home(pool)
+    await hq.app("web")
+    await hq.app("stays", failover=False)
+    await hq.know()
+    assert [one["app"] for stream, one in await hq.told() if stream == "guests"] == ["web"]
+    await pool.apps.revoke("web", by=BY)
+    assert await hq.told() == [("guests", {"app": "web", "gone": True})]
+    assert await hq.told() == []
+
+
+async def test_a_revoked_node_is_told_as_revoked(pool: Pool) -> None:
+    hq = await home(pool)
+    offer = make_offer(Identity.generate(), role="client", name="laptop", now=pool.clock())
+    await pool.sidecars.enrol(offer, valid_days=None, by=BY)
+    await hq.know()
+    await hq.told()
+    await pool.sidecars.revoke("laptop", by=BY)
+    ((stream, node),) = await hq.told()
+    assert (stream, node["revoked"]) == ("nodes", True)
+
+
+async def test_rosters_follow_mode_and_peers_and_are_renewed(pool: Pool) -> None:
+    hq = await home(pool)
+    await hq.know()
+    serials = []
+
+    async def newest() -> list[str]:
+        told = dict(await hq.told())
+        if "roster" not in told:
+            return []
+        key = pool.identity.verify_key
+        found = read_roster(told["roster"]["roster"], pool_key=key, now=pool.clock())
+        serials.append(found.serial)
+        return [found.mode, *(one.name for one in found.pools)]
+
+    assert await newest() == ["auto", "hq", "gpu"]
+    await pool.settings.set("failover.mode", "manual", by=BY)
+    assert await newest() == ["manual", "hq", "gpu"]
+    await hq.know(level=1)
+    assert await newest() == ["manual", "hq"]
+    await hq.know(level=2)
+    assert await newest() == ["manual", "hq", "gpu"]
+    assert await newest() == []
+    pool.clock.now += 4 * 86_400
+    assert await newest() == ["manual", "hq", "gpu"]
+    assert serials == sorted(set(serials)), "each is newer than the last"
+
+
+async def test_apps_from_before_there_were_spares_are_counted(pool: Pool) -> None:
+    hq = await home(pool)
+    await pool.settings.set("failover.spares", 0, by=BY)
+    await hq.app("old")
+    await pool.settings.reset("failover.spares", by=BY)
+    await hq.know()
+    assert dict(await hq.told())["guests"]["verifiers"] == {}
+    assert hq.exports.lacking == 1
+    await pool.apps.rotate("old", overlap_s=0, by=BY)
+    assert len(dict(await hq.told())["guests"]["verifiers"]) == 1
+    assert hq.exports.lacking == 0
