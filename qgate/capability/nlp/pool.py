@@ -54,10 +54,12 @@ class Pool:
         *,
         log: Log | None = None,
         command: Callable[[int], list[str]] | None = None,
+        start_s: float = START_S,
     ) -> None:
         self._settings = settings
         self._log: Log = log if log is not None else structlog.get_logger("qgate.nlp")
         self._command = command or self._own_command
+        self._start_s = start_s
         self._queue = Queue(settings.queue_max)
         self._channels: dict[int, _Channel] = {}
         self._keepers: list[asyncio.Task[None]] = []
@@ -226,9 +228,14 @@ class Pool:
             raise
         finally:
             theirs.close()
-        channel = _Channel(process, lambda replies: self._received(number, replies))
+
+        def heard(replies: list[Any]) -> None:
+            starting.cancel()  # it is up, or says why not
+            self._received(number, replies)
+
+        channel = _Channel(process, heard)
         transport: asyncio.BaseTransport | None = None
-        starting = self._loop.call_later(START_S, channel.kill)
+        starting = self._loop.call_later(self._start_s, channel.kill)
         try:
             transport, _ = await self._loop.create_connection(lambda: channel, sock=ours)
             self._channels[number] = channel
