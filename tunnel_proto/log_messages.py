@@ -9,7 +9,6 @@ kept.
     -------------------------------------  ------------------------------------------------------------
     Pull: an origin, where I stand         Certificates, then Entries, or Snapshot and Entries, or Sorry
     Fill: payloads that were withheld      Filled, or Sorry
-    Digests: what I made of your records   Differs
                                            News, unasked: the log has grown
 """
 
@@ -50,7 +49,6 @@ PLACES_MAX: Final = 1000
 CERTIFICATES_MAX: Final = 64
 ENTRY_MAX: Final = 4096
 PAYLOAD_MAX: Final = 512 * 1024
-BUCKETS: Final = 64
 
 _HEADER = struct.Struct(">I")
 _KEY = raw(32)
@@ -143,28 +141,6 @@ class Filled:
 
 
 @dataclass(frozen=True, slots=True)
-class Digests:
-    """What the asker's tables make of a stream of the other's log: one digest a bucket of records."""
-
-    id: int = has(_ID)
-    origin: bytes = has(_KEY)
-    stream: str = has(text(32, r"[a-z][a-z0-9-]*"))
-    head: Place = has(record(Place))
-    buckets: tuple[bytes, ...] = has(listed(raw(16), BUCKETS))
-
-
-@dataclass(frozen=True, slots=True)
-class Differs:
-    """The buckets that differ from what the log says; ``head`` is where the log was then."""
-
-    id: int = has(_ID)
-    origin: bytes = has(_KEY)
-    stream: str = has(text(32, r"[a-z][a-z0-9-]*"))
-    head: Place = has(record(Place))
-    buckets: tuple[int, ...] = has(listed(whole(0, BUCKETS - 1), BUCKETS), ())
-
-
-@dataclass(frozen=True, slots=True)
 class News:
     """A log has grown."""
 
@@ -181,7 +157,7 @@ class Sorry:
     message: str = has(text(500), "")
 
 
-LogMessage = Pull | Certificates | Entries | Snapshot | Fill | Filled | Digests | Differs | News | Sorry
+LogMessage = Pull | Certificates | Entries | Snapshot | Fill | Filled | News | Sorry
 
 TYPES: Final[Mapping[str, type]] = {
     "pull": Pull,
@@ -190,8 +166,6 @@ TYPES: Final[Mapping[str, type]] = {
     "snapshot": Snapshot,
     "fill": Fill,
     "filled": Filled,
-    "digests": Digests,
-    "differs": Differs,
     "news": News,
     "sorry": Sorry,
 }

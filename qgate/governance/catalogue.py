@@ -22,7 +22,7 @@ from qgate.federation.catalogue import (
     sign_document,
     why_not_automatic,
 )
-from qgate.federation.log.digest import GONE, is_gone
+from qgate.federation.log.digest import GONE, SUPERSEDED, is_gone, record_digest
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.problems import LogConflict, LogProblem
 from qgate.federation.log.replica import Mastership
@@ -59,6 +59,7 @@ class Catalogue:
                 forget=self._forget,
                 reclaim=self._reclaim,
                 rejected=self._review,
+                rows=self._rows,
                 authority="master",
             ),
         )
@@ -275,18 +276,7 @@ class Catalogue:
         return standing
 
     async def _publish(self, connection: Connection, row: CatalogueRow) -> None:
-        await publish(
-            connection,
-            stream=STREAM,
-            record=row.record,
-            payload={
-                "name": row.name,
-                "document": row.document,
-                "by": row.changed_by,
-                "at": int(row.changed_at.timestamp()),
-            },
-            epoch=row.epoch,
-        )
+        await publish(connection, stream=STREAM, record=row.record, payload=_payload(row), epoch=row.epoch)
 
     async def _refold(self, connection: Connection) -> None:
         """The authority has changed: make the catalogue anew from every log, in the order of epochs."""
@@ -344,6 +334,15 @@ class Catalogue:
 
     async def _reclaim(self, connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
         await self._write(connection, entry, payload)
+
+    async def _rows(self, connection: Connection, peer: Peer) -> Mapping[bytes, bytes]:
+        found: dict[bytes, bytes] = dict.fromkeys(
+            await table.records_of_others(connection, peer.pool_key), SUPERSEDED
+        )
+        for row in await table.all_rows(connection):
+            if row.origin == peer.pool_key and row.record not in found:
+                found[row.record] = record_digest(_payload(row))
+        return found
 
     async def _hear_document(
         self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
@@ -404,3 +403,13 @@ class Catalogue:
             "changed_by": row.changed_by,
             "changed_at": iso(row.changed_at),
         }
+
+
+def _payload(row: CatalogueRow) -> dict[str, Any]:
+    """How a record travels."""
+    return {
+        "name": row.name,
+        "document": row.document,
+        "by": row.changed_by,
+        "at": int(row.changed_at.timestamp()),
+    }

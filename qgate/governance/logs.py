@@ -20,7 +20,6 @@ from qgate.federation.log.archive import (
     read_receipt,
 )
 from qgate.federation.log.chain import ChainCheck
-from qgate.federation.log.digest import buckets, differing, expected
 from qgate.federation.log.problems import LogConflict, LogProblem
 from qgate.federation.log.publisher import bounded, item_for, place
 from qgate.federation.log.redundancy import Copy, redundancy
@@ -205,7 +204,10 @@ class Logs:
                         going = False
                         break
             finding = check.end(head)
-            differs = await self._differs(connection, origin) if finding is None else []
+            peer = self._replication.peers.peer(origin)
+            differs: list[str] = []
+            if finding is None and peer is not None:
+                differs = await self._replication.replicas.differing(connection, peer)
         return {
             "pool": self._name(origin),
             "ok": finding is None and not quarantine and not differs,
@@ -214,33 +216,8 @@ class Logs:
             "erased": check.erased,
             "withheld": check.withheld,
             "first_bad_seq": finding[0] if finding else None,
-            "problem": finding[1]
-            if finding
-            else (f"quarantined: {quarantine}" if quarantine else "".join(differs)),
+            "problem": _problem(finding, quarantine, differs),
         }
-
-    async def _differs(self, connection: Any, origin: bytes) -> list[str]:
-        """Streams whose tables differ from what the log says."""
-        peer = self._replication.peers.peer(origin)
-        if peer is None:
-            return []
-        found = []
-        for name, rule in self._replication.replicas.rules.items():
-            if rule.rows is None:
-                continue
-            rows = await table.entries_after(
-                connection, origin, 0, count=10_000_000, size=1 << 50, stream=name
-            )
-            said = expected(
-                (row.entry.record, row.contents.value())
-                for row in rows
-                if row.contents is not None and row.state == "apply"
-            )
-            if differing(buckets(said), buckets(await rule.rows(connection, peer))):
-                found.append(
-                    f"the table of the stream {name} differs from the log: meshctl pool verify --repair"
-                )
-        return found
 
     async def repair(self, pool: str, *, by: str) -> dict[str, Any]:
         """Make the tables anew from a peer's log."""
@@ -305,6 +282,7 @@ class Logs:
         return {
             "state": verdict.state,
             "wanted": verdict.wanted,
+            "setting": wanted,
             "whole": verdict.whole,
             "partial": verdict.partial,
             "head": head.seq,
@@ -533,6 +511,14 @@ def _messages(reader: ArchiveReader, file: Path) -> Any:
                     raise LogProblem("archive-damaged", error.message) from None
                 yield from messages
     reader.end()
+
+
+def _problem(finding: tuple[int, str] | None, quarantine: str, differs: list[str]) -> str:
+    if finding is not None:
+        return finding[1]
+    if quarantine:
+        return f"quarantined: {quarantine}"
+    return f"tables differ from the log: {', '.join(differs)}; --repair mends it" if differs else ""
 
 
 def _is_archive(file: Path) -> bool:

@@ -121,6 +121,14 @@ async def writes(connection: Connection) -> list[Row]:
     return sorted((row_of(row) for row in rows), key=lambda row: (row.entry.epoch, row.entry.seq))
 
 
+async def records_of_others(connection: Connection, origin: bytes) -> list[bytes]:
+    """Records that a pool other than ``origin`` has written to as well."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT record FROM log_entries WHERE stream = 'catalogue' AND origin <> $1", origin
+    )
+    return [row["record"] for row in rows]
+
+
 async def last_write(connection: Connection, origin: bytes, epoch: int) -> int:
     """The number of the last entry that a pool wrote to the catalogue in an epoch; 0 for none."""
     rows = await connection.fetch(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgate.federation.log import hlc
+from qgate.federation.log.digest import buckets, differing, expected, record_digest, without_superseded
 from qgate.federation.log.entry import (
     ENTRY_MAX,
     PAYLOAD_MAX,
@@ -20,6 +21,7 @@ from qgate.federation.log.entry import (
 )
 from qgate.federation.log.erasure import erased_places, erasure_payload, holes
 from qgate.federation.log.incarnation import incarnation_payload, named_cut
+from qgate.federation.log.pace import BURST, Pace
 from qgate.federation.log.problems import LogProblem, StreamRefused
 from qgate.federation.log.snapshot import check_kept, kept_of, make_snapshot, read_snapshot
 from qgate.federation.log.streams import STREAMS, StreamRule, declared_stream, published_stream
@@ -234,7 +236,8 @@ def test_an_incarnation_names_its_parent_and_cut() -> None:
 
 def test_an_erasure_names_only_what_is_before_it() -> None:
     assert erased_places(erasure_payload([3, 1, 3], "asked by its owner"), before=9) == (1, 3)
-    bads: list[dict[str, object]] = [{}, *({"places": one} for one in ([], [9], ["1"], [0], [True, 0]))]
+    places: list[object] = [[], [9], ["1"], [0], [True, 0]]
+    bads: list[dict[str, object]] = [{}, *[{"places": one} for one in places]]
     for bad in bads:
         with pytest.raises(LogProblem, match="malformed"):
             erased_places(bad, before=9)
@@ -277,3 +280,40 @@ def test_making_costs_no_more_than_it_must() -> None:
         hlc=hlc.timestamp(NOW), stream="nodes", record=b"r", contents=contents,
     )  # fmt: skip
     assert made.seq == 1
+
+
+# --- digests
+
+
+@given(st.dictionaries(st.binary(min_size=1, max_size=20), st.binary(min_size=16, max_size=16), max_size=40))
+def test_buckets_tell_any_difference_and_no_order(rows: dict[bytes, bytes]) -> None:
+    mine = buckets(rows)
+    assert buckets(dict(reversed(list(rows.items())))) == mine
+    for record, digest in rows.items():
+        without = {key: value for key, value in rows.items() if key != record}
+        assert len(differing(mine, buckets(without))) == 1
+        changed = rows | {record: bytes(16) if digest != bytes(16) else b"1" * 16}
+        assert len(differing(mine, buckets(changed))) == 1
+
+
+def test_what_a_log_comes_to() -> None:
+    said = expected([(b"a", {"n": 1}), (b"b", {"n": 2}), (b"a", {"n": 3}), (b"b", {"gone": True, "n": 2})])
+    assert said == {b"a": record_digest({"n": 3})}
+    assert record_digest({"x": {"b": 1, "a": 2}}) == record_digest({"x": {"a": 2, "b": 1}})
+    assert without_superseded(said, {b"a": b""}) == ({}, {})
+
+
+# --- pace
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 20), st.floats(0, 5)), min_size=1, max_size=60))
+def test_a_backfill_keeps_to_its_rate(batches: list[tuple[int, float]]) -> None:
+    rate, now = 100_000.0, 0.0
+    pace = Pace(rate, at=now)
+    total = 0
+    for size, idle in batches:
+        now += pace.wait(now) + idle
+        pace = pace.spent(size, now)
+        total += size
+    assert total <= BURST + rate * now + max(size for size, _ in batches)
+    assert Pace(0.0).spent(1 << 30, 1.0).wait(1.0) == 0.0

@@ -12,10 +12,13 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from tunnel_proto.log_messages import BUCKETS
 from tunnel_proto.packing import pack
 
+BUCKETS: Final = 64
 DIGEST_BYTES: Final = 16
+SUPERSEDED: Final = b""
+"""In place of a record's digest: what this origin said of it no longer counts."""
+
 GONE: Final = "gone"
 """A payload with this key, true, says that its record is no more."""
 
@@ -25,8 +28,14 @@ _BUCKET: Final = b"qgate-log-bucket"
 
 def record_digest(payload: Mapping[str, Any]) -> bytes:
     """The digest of a record as a payload says it; keys in any order."""
-    packed = pack({name: payload[name] for name in sorted(payload)})
+    packed = pack(_ordered(payload))
     return hashlib.blake2b(packed, digest_size=DIGEST_BYTES, person=_RECORD).digest()
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _ordered(value[name]) for name in sorted(value)}
+    return [_ordered(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def is_gone(payload: Mapping[str, Any]) -> bool:
@@ -57,6 +66,17 @@ def buckets(rows: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
 def bound_bucket(record: bytes) -> int:
     """The bucket that a record falls into."""
     return hashlib.blake2b(record, digest_size=1, person=_BUCKET).digest()[0] % BUCKETS
+
+
+def without_superseded(
+    said: Mapping[bytes, bytes], rows: Mapping[bytes, bytes]
+) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    """What a log says and what its table has, less the records that another origin has taken over."""
+    gone = {record for record, digest in rows.items() if digest == SUPERSEDED}
+    return (
+        {record: digest for record, digest in said.items() if record not in gone},
+        {record: digest for record, digest in rows.items() if record not in gone},
+    )
 
 
 def differing(mine: tuple[bytes, ...], theirs: tuple[bytes, ...]) -> tuple[int, ...]:

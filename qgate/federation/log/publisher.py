@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import structlog
 
-from qgate.federation.log.digest import buckets, differing, expected
 from qgate.federation.log.sequencer import has_entry
 from qgate.federation.log.stream_ear import LogStream
 from qgate.federation.log.telling import may_ask, told
@@ -24,8 +23,6 @@ from tunnel_proto.errors import TunnelError
 from tunnel_proto.link import Stream
 from tunnel_proto.log_messages import (
     Certificates,
-    Differs,
-    Digests,
     Entries,
     Fill,
     Filled,
@@ -126,8 +123,6 @@ class Publisher:
                 items, _ = bounded([self._item(peer, row) for row in rows])
                 told_items = tuple(one for one in items if one.missing != "withheld")
                 await ear.send(Filled(number, origin, told_items))
-            case Digests():
-                await self._compare(peer, ear, question)
             case _:
                 raise TunnelError("an answer where a question was expected")
 
@@ -189,24 +184,6 @@ class Publisher:
                 await self._send(
                     ear, Entries(asked.id, asked.origin, place(end), items, more=more, kept=True)
                 )
-
-    async def _compare(self, peer: Peer, ear: LogStream, asked: Digests) -> None:
-        if asked.origin != self._pool or not told(peer, asked.stream, origin=self._pool):
-            await ear.send(Sorry(asked.id, "not-told", "that stream is not told to you"))
-            return
-        async with self._store.connection() as connection:
-            end = await self._end(connection, self._pool)
-            if end.hash != asked.head.hash:
-                await ear.send(Sorry(asked.id, "moved", "the log has grown meanwhile"))
-                return
-            rows = await table.entries_after(
-                connection, self._pool, 0, count=1_000_000, size=1 << 40, stream=asked.stream
-            )
-        mine = buckets(
-            expected((row.entry.record, row.contents.value()) for row in rows if row.contents is not None)
-        )
-        found = differing(mine, asked.buckets) if len(asked.buckets) == len(mine) else tuple(range(len(mine)))
-        await ear.send(Differs(asked.id, self._pool, asked.stream, place(end), found))
 
     async def _end(self, connection: Connection, origin: bytes) -> Head:
         if origin == self._pool:

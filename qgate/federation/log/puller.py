@@ -235,7 +235,9 @@ class Puller:
                     raise LogProblem(code, message)
             if not more:
                 progress.state = "current"
-                return
+                if not taken.accepted:
+                    return
+                continue  # asking once more is how the origin hears what we have now
             progress.state = "fetching"
             await self._leased()
 

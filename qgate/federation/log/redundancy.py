@@ -46,7 +46,8 @@ class Redundancy:
 
 
 def redundancy(head: int, wanted: int, copies: Sequence[Copy]) -> Redundancy:
-    """Judge the copies of a log that ends at entry ``head``."""
+    """Judge the copies of a log that ends at entry ``head``. No more are wanted than there are pools."""
+    wanted = min(wanted, len(copies))
     readable = [one for one in copies if one.readable]
     whole = sum(one.seq >= head for one in readable)
     partial = sum(0 < one.seq < head for one in readable)
@@ -59,5 +60,5 @@ def redundancy(head: int, wanted: int, copies: Sequence[Copy]) -> Redundancy:
     elif whole or partial:
         state = "degraded"
     else:
-        state = "lost" if head else "degraded"
+        state = "lost" if head else "rebuilding"
     return Redundancy(state, wanted, whole, partial)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from qgate.federation.log import hlc
+from qgate.federation.log.digest import buckets, differing, expected, without_superseded
 from qgate.federation.log.entry import Contents, Entry, check_contents, read_entry
 from qgate.federation.log.erasure import erased_places
 from qgate.federation.log.incarnation import named_cut
@@ -399,6 +400,27 @@ class Replicas:
         if any(one.entry.signer not in terms.certificates for one in kept):
             raise LogProblem("certificate", "a kept entry is signed by a key that the pool never certified")
         check_kept(snapshot, [one.entry for one in kept])
+
+    async def differing(self, connection: Connection, peer: Peer) -> list[str]:
+        """Anti-entropy: the streams whose tables do not say what the peer's log says, as far as rules can
+        tell.
+        """
+        found = []
+        for name, rule in self.rules.items():
+            if rule.rows is None:
+                continue
+            entries = await table.entries_after(
+                connection, peer.pool_key, 0, count=1 << 30, size=1 << 50, stream=name
+            )
+            said = expected(
+                (row.entry.record, row.contents.value())
+                for row in entries
+                if row.contents is not None and row.state == "apply"
+            )
+            log_says, table_says = without_superseded(said, await rule.rows(connection, peer))
+            if differing(buckets(log_says), buckets(table_says)):
+                found.append(name)
+        return found
 
     async def free(self, peer: Peer) -> ReplicaState:
         """End a peer's quarantine: its next entries are judged by the chain that we hold."""

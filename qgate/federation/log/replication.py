@@ -369,15 +369,41 @@ class Replication:
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(UPKEEP_S)
-            keep: int = self._setting("replication.keep_entries")
             try:
-                if keep and self.head(self.pool_key).seq > 2 * keep:
-                    gone = await self.sequencer.truncate(keep=keep)
-                    log.info("the log's beginning was truncated", entries=gone)
+                await self.truncate()
+                await self.compare()
             except StoreUnavailableError:
                 pass
             except MeshError as error:
-                log.warning("the log cannot be truncated", reason=error.message)
+                log.warning("upkeep of the logs failed", reason=error.message)
+
+    async def truncate(self) -> int:
+        """Replace the log's beginning by a snapshot once it is long enough; returns how many entries went."""
+        keep: int = self._setting("replication.keep_entries")
+        if not keep or self.head(self.pool_key).seq <= 2 * keep:
+            return 0
+        gone = await self.sequencer.truncate(keep=keep)
+        log.info("the log's beginning was truncated", entries=gone)
+        return gone
+
+    async def compare(self) -> int:
+        """Anti-entropy: where a table does not say what the log says, make it anew. Returns of how many
+        pools.
+        """
+        mended = 0
+        for key in self._paired():
+            peer = self.peers.peer(key)
+            if peer is None:
+                continue
+            async with self.store.transaction(snapshot=True) as connection:
+                streams = await self.replicas.differing(connection, peer)
+            if streams:
+                log.warning(
+                    "tables differ from a peer's log and are made anew", pool=peer.name, streams=streams
+                )
+                await self.replicas.rebuild(peer)
+                mended += 1
+        return mended
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
