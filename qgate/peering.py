@@ -44,7 +44,7 @@ class Peering:
         self._mark = TimestampMark(files.peer_mark, time.time_ns)
         self.links = PeerLinks(
             identity=keys().node,
-            chain=self._chain,
+            chain=self.chain,
             peers=directory,
             settings=settings.tunnel,
             next_timestamp=self._mark.next,
@@ -134,7 +134,8 @@ class Peering:
             "problem": self.links.problem(pool_key) or self.vitals.problem(pool_key),
         }
 
-    def _chain(self) -> bytes:
+    def chain(self) -> bytes:
+        """This gate's certificate chain in the role "peer", of now."""
         keys = self._keys()
         return peer_chain(keys.node, keys.certificate, keys.online, keys.online_certificate)
 

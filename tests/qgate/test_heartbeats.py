@@ -11,9 +11,8 @@ from qgate.federation.heartbeat import Heard, Pulse, check_certificate, check_he
 from qgate.federation.peer import Peer
 from qgate.gate import Gate
 from qgate.store.embedded import EmbeddedPostgres
-from qgate.store.settings import put_setting
 from tests.qgate.gates import until
-from tests.qgate.peering import know, pair, peer_of, pools
+from tests.qgate.peering import hasten, know, pair, peer_of, pools
 from tunnel_proto.certificate import issue_online, read_online
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import AuthenticationFailed, LocalProtocolError, RemoteProtocolError
@@ -134,18 +133,6 @@ def test_addresses_are_said_when_they_change_and_now_and_then() -> None:
     told = [bool(sender.beat().gates) for _ in range(60)]
     assert told[:5] == [True] * 5
     assert 1 <= sum(told[5:]) <= 2
-
-
-async def hasten(gate: Gate) -> None:
-    """A tempo for tests: a beat every 50 ms, suspected after 0.4 s, dead after 0.8 s."""
-    async with gate.parts.store.store.transaction() as connection:
-        for name, value in (
-            ("federation.heartbeat_s", 0.05),
-            ("federation.suspect_s", 0.4),
-            ("federation.dead_s", 0.8),
-        ):
-            await put_setting(connection, name, value, by="test", at=gate.administration.office.now())
-    await gate.parts.watch.refresh()
 
 
 def shown(gate: Gate, other: Gate) -> dict[str, object]:

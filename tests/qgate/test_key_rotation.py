@@ -1,0 +1,99 @@
+"""A pool replaces its online key: peers take the new one and refuse gates that show the old one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from meshctl.errors import NotFoundError
+from meshctl.key_rotation import rotate_online
+from qgate.gate import Gate
+from qgate.store.embedded import EmbeddedPostgres
+from qgate.store.peers import put_own_pool
+from tests.qgate.gates import gate_settings, make_directory, running, until
+from tests.qgate.peering import hasten, meet, pools
+from tunnel_proto.certificate import read_online
+from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.errors import TunnelError
+from tunnel_proto.link import TunnelClient
+
+
+def known_serial(gate: Gate, other: Gate) -> int:
+    peer = gate.parts.directory.peer(other.parts.keys.pool_key)
+    assert peer is not None
+    return read_online(peer.online_certificate).serial
+
+
+async def test_a_rotated_online_key_is_learnt_and_the_old_one_refused(
+    tmp_path: Path, store_server: EmbeddedPostgres, store_dsn: str
+) -> None:
+    settings = gate_settings(tmp_path / "hq", store_dsn, name="hq-gate")
+    make_directory(tmp_path / "hq", settings)
+    async with pools(tmp_path, store_server, "branch") as (branch,):
+        await hasten(branch)
+        async with running(settings) as hq:
+            await hasten(hq)
+            async with hq.parts.store.store.transaction() as connection:
+                await put_own_pool(connection, "hq", "headquarters", hq.administration.office.now())
+            await hq.parts.watch.refresh()
+            await meet(hq, branch, level=1)
+            key, old_node = hq.parts.keys.pool_key, hq.parts.keys.node
+            old_serial, old_chain = known_serial(branch, hq), hq.peering.chain()
+            unanswered = await hq.administration.pools.pairing.offer(
+                valid_s=None, online=False, new=True, by="test"
+            )
+            await until(lambda: branch.peering.links.up(key))
+        rotated = rotate_online(tmp_path / "hq", now=time.time())
+        async with running(settings) as hq:
+            assert hq.parts.keys.online.fingerprint == rotated.fingerprint
+            assert hq.parts.keys.pool_key == key
+            await until(lambda: known_serial(branch, hq) > old_serial, 30)
+            await until(lambda: branch.peering.links.up(key) and hq.peering.links.up(_key(branch)), 30)
+            await _an_old_chain_is_refused(branch, old_chain, old_node)
+            # An offer from before cannot be gone on with: its nonce came from the old key.
+            answer = await branch.administration.pools.pairing.answer(
+                unanswered["offer"], name=None, by="test"
+            )
+            with pytest.raises(Exception, match="online key was replaced") as refused:
+                await hq.administration.pools.pairing.confirm(answer["answer"], name=None, by="test")
+            assert getattr(refused.value, "code", "") == "pairing-rotated"
+
+
+async def _an_old_chain_is_refused(branch: Gate, chain: bytes, node: object) -> None:
+    before = branch.authorisation.refused["superseded"]
+    client = TunnelClient(
+        identity=node,  # type: ignore[arg-type]
+        chain=chain,
+        gate=branch.gate_addresses()[0],
+        settings=TunnelSettings(retry_min_s=0.02, retry_max_s=0.05),
+        role="peer",
+        next_timestamp=time.time_ns,
+        on_state=lambda _client: None,
+    )
+    client.start()
+    with pytest.raises(TunnelError):
+        await client.wait_up(1.0)
+    await client.close()
+    assert branch.authorisation.refused["superseded"] > before
+
+
+def _key(gate: Gate) -> bytes:
+    return gate.parts.keys.pool_key
+
+
+def test_nothing_is_rotated_without_the_pool_key(tmp_path: Path) -> None:
+    settings = gate_settings(tmp_path / "hq", "postgresql://nobody@localhost/none")
+    make_directory(tmp_path / "hq", settings)
+    key = tmp_path / "hq" / "keys" / "pool.key"
+    key.rename(tmp_path / "safe")
+    with pytest.raises(NotFoundError, match="only the pool key certifies"):
+        rotate_online(tmp_path / "hq", now=time.time())
+    (tmp_path / "safe").rename(key)
+    first = rotate_online(tmp_path / "hq", now=time.time())
+    again = rotate_online(tmp_path / "hq", now=time.time())
+    assert first.fingerprint != again.fingerprint
+    keys = sorted(path.name for path in (tmp_path / "hq" / "keys").iterdir())
+    assert "online.key.next" not in keys
+    assert read_online((tmp_path / "hq" / "keys" / "online.cert").read_bytes()).verify_key
