@@ -14,7 +14,20 @@ from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from qgate.capabilities import ADMINISTRATOR
-from qgate.control import budgets, pools, problems, providers, receipts, resources, route, workers
+from qgate.control import (
+    budgets,
+    catalogue,
+    failover,
+    incidents,
+    pools,
+    problems,
+    providers,
+    receipts,
+    replication,
+    resources,
+    route,
+    workers,
+)
 
 if TYPE_CHECKING:
     from qgate.gate import Gate
@@ -43,6 +56,15 @@ def control_api(gate: Gate) -> FastAPI:
         for router in noun.routers(gate.administration):
             application.include_router(router, prefix=PREFIX)
     for router in workers.routers(gate.capabilities.workers, gate.administration):
+        application.include_router(router, prefix=PREFIX)
+    for router in failover.routers(gate.movement, gate.administration, gate.catalogue):
+        application.include_router(router, prefix=PREFIX)
+    for router in incidents.routers(gate.movement.journal, gate.administration):
+        application.include_router(router, prefix=PREFIX)
+    for router in (
+        *catalogue.routers(gate.catalogue),
+        *replication.routers(gate.logs, gate.files.state_dir),
+    ):
         application.include_router(router, prefix=PREFIX)
     for router in route.routers(gate.capabilities.engine, gate.parts.directory, ADMINISTRATOR):
         application.include_router(router, prefix=PREFIX)
