@@ -31,6 +31,9 @@ BODY_RATE: Final = 512
 """Bytes a second at which a body earns more time; the slowest modem did more."""
 
 
+_BUSY: Final = float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long the parts of a request may take, in seconds."""
@@ -50,19 +53,22 @@ class HttpProtocol(HttpToolsProtocol):
     _feeding = 0
     _timed: Literal["", "head", "body"] = ""  # what the timer is for
     _timer: asyncio.TimerHandle | None = None
+    _rests: asyncio.TimerHandle | None = None
+    _rests_from = 0.0
     _since = 0.0
     _arrived = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a first request as long as for any other."""
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more will come."""
         self._time("")
+        if self._rests is not None:
+            self._rests.cancel()
+            self._rests = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -70,6 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._feeding = len(data)
+        self._rests_from = _BUSY
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -129,9 +136,31 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer is out: tell the sidecar where it ended, unless another one follows at once."""
-        if not self.pipeline and isinstance(self.transport, StreamTransport):
-            self.transport.mark_boundary()
-        super().on_response_complete()
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        transport = self.transport
+        if isinstance(transport, StreamTransport):
+            transport.mark_boundary()
+        # As uvicorn does it, but for a timer that would be made for each answer and almost never be due.
+        self.server_state.total_requests += 1
+        if not transport.is_closing():
+            self.flow.resume_reading()
+            self._rest()
+
+    def _rest(self) -> None:
+        """From now on nothing is on its way; one timer looks whether that lasts too long."""
+        self._rests_from = self.loop.time()
+        if self._rests is None:
+            self._rests = self.loop.call_later(self.timeout_keep_alive, self._rested)
+
+    def _rested(self) -> None:
+        self._rests = None
+        left = self._rests_from + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.timeout_keep_alive_handler()
+        elif self._rests_from != _BUSY:
+            self._rests = self.loop.call_later(left, self._rested)
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP request."""

@@ -15,11 +15,13 @@ class Deadline:
     There are two bounds: one for everything, and a nearer one that is set again for each part, here for the
     first. ``what`` tells which was passed. Where `asyncio.timeout` makes a timer for every bound, this looks
     at the bound when its only timer is due, so that one which moves with each piece that arrives costs
-    nothing. Times are seconds.
+    nothing. ``least_s`` is the least that a later part is given: the timer looks as soon as that, so that it
+    need not be made anew. Times are seconds.
     """
 
     __slots__ = (
         "_cancelling",
+        "_least",
         "_over",
         "_part",
         "_part_what",
@@ -30,12 +32,15 @@ class Deadline:
         "expired",
     )
 
-    def __init__(self, total_s: float, what: str, part_s: float, part_what: str) -> None:
+    def __init__(
+        self, total_s: float, what: str, part_s: float, part_what: str, *, least_s: float = _NEVER
+    ) -> None:
         self.expired = False
         self._total = total_s
         self._what = what
         self._part = part_s
         self._part_what = part_what
+        self._least = least_s
         self._over = False
         self._task: asyncio.Task[Any]
         self._timer: asyncio.TimerHandle
@@ -68,7 +73,7 @@ class Deadline:
         now = loop.time()
         self._total += now
         self._part += now
-        self._timer = loop.call_at(min(self._part, self._total), self._due)
+        self._timer = loop.call_at(min(self._part, self._total, now + self._least), self._due)
         return self
 
     async def __aexit__(

@@ -184,6 +184,7 @@ class _ProviderCall:
             "did not end its answer in time",
             provider.connect_timeout_s + provider.first_byte_timeout_s,
             _LATE,
+            least_s=provider.idle_timeout_s,
         )
         try:
             dialect = _DIALECTS[provider.kind](self._attempt, provider)
