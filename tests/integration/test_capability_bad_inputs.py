@@ -6,11 +6,9 @@ and as a person does: what is wrong, and what to do next.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ import psycopg
 import pytest
 
 from tests.kit.mesh import Mesh
-from tests.kit.process import wait_until
+from tests.kit.model_server import running_apis
 from tests.kit.streams import Reply, Streaming, ask, reply_on
 from tests.qgate.model_api import Exchange, ModelApi, answer, chat, events, piece
 from tests.qgate.model_api import Reply as Playing
@@ -375,11 +373,9 @@ NAMES: Final = tuple(f"{name}{by}" for name in (*PLAYED, "moved") for by in ("",
 
 
 class Api:
-    """The misbehaving server in a thread of its own; `seen` are the models asked for."""
+    """The misbehaving server, and one that a redirect leads to; `elsewhere` is what came there."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="model API", daemon=True)
         self.elsewhere: list[Exchange] = []
         self.api = ModelApi(self._reply)
         self.other = ModelApi(self._strayed)
@@ -395,36 +391,21 @@ class Api:
         self.elsewhere.append(exchange)
         await answer(chat("stolen"))(exchange)
 
-    async def open(self) -> None:
-        """Listen."""
-        await self.api.__aenter__()
-        await self.other.__aenter__()
-
-    async def close(self) -> None:
-        """Stop."""
-        await self.api.__aexit__(None, None, None)
-        await self.other.__aexit__(None, None, None)
-
 
 @pytest.fixture(scope="module")
 def api(mesh: Mesh) -> Iterator[Api]:
     """A provider for each way to misbehave, and for HTTP and SQL, so that none opens another's breaker."""
     made = Api()
-    made.thread.start()
-    asyncio.run_coroutine_threadsafe(made.open(), made.loop).result(10)
-    for model in NAMES:
-        mesh.control.post(
-            "/providers",
-            {"name": f"p-{model}", "kind": "openai", "url": made.api.url, "key": SECRET}
-            | {"models": [{"name": model}], "check": False, **QUICK},
-        )
-    yield made
-    for model in NAMES:
-        mesh.control.delete(f"/providers/p-{model}")
-    asyncio.run_coroutine_threadsafe(made.close(), made.loop).result(10)
-    made.loop.call_soon_threadsafe(made.loop.stop)
-    made.thread.join(10)
-    made.loop.close()
+    with running_apis(made.api, made.other):
+        for model in NAMES:
+            mesh.control.post(
+                "/providers",
+                {"name": f"p-{model}", "kind": "openai", "url": made.api.url, "key": SECRET}
+                | {"models": [{"name": model}], "check": False, **QUICK},
+            )
+        yield made
+        for model in NAMES:
+            mesh.control.delete(f"/providers/p-{model}")
 
 
 @pytest.mark.parametrize(
@@ -472,4 +453,4 @@ def test_a_provider_that_is_well_beside_them(desk: Desk, api: Api) -> None:
     assert reply.status == 200, reply.body
     assert reply.document["choices"][0]["message"]["content"] == "fine"
     assert SECRET not in reply.body.decode()
-    wait_until(lambda: not api.elsewhere, timeout_s=1, what="nothing to have been redirected")
+    assert api.elsewhere == []

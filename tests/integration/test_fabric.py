@@ -58,7 +58,8 @@ class Stage:
                 shutil.copytree(models, daemon.directory / "models")
             self.daemons[name] = daemon
             daemon.start()
-            self._wait_known(name)
+            mesh.wait_worker(name)
+            mesh.load_model(MODEL, name)
         self.alone: Streaming | None = None
 
     def bring(self, *names: str) -> None:
@@ -77,23 +78,12 @@ class Stage:
             what="the gate to see who is there",
         )
 
-    def _wait_known(self, name: str) -> None:
-        self.mesh.wait_worker(name)
-        wait_until(
-            lambda: any(
-                one["name"] == MODEL and one["kinds"]
-                for one in self.mesh.control.get(f"/workers/{name}")["models"]
-            ),
-            timeout_s=30,
-            what=f"{MODEL} known at {name}",
-        )
-
     def _bring(self, name: str) -> None:
         daemon = self.daemons[name]
         if daemon.program.process.poll() is not None:
             daemon.start()
-        self._wait_known(name)
-        self.mesh.control.post("/models/load", {"model": MODEL, "worker": name})
+        self.mesh.wait_worker(name)
+        self.mesh.load_model(MODEL, name)
         wait_until(lambda: MODEL in self.row(name)["resident"], timeout_s=30, what=f"{MODEL} at {name}")
 
     def row(self, name: str) -> dict[str, Any]:

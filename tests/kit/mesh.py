@@ -403,6 +403,18 @@ class Mesh:
             every_s=0.05,
         )
 
+    def load_model(self, name: str, worker: str) -> None:
+        """Bring a model of a worker's store into its memory, once the worker has read what it is."""
+        wait_until(
+            lambda: any(
+                one["name"] == name and one["kinds"]
+                for one in self.control.get(f"/workers/{worker}")["models"]
+            ),
+            timeout_s=30,
+            what=f"{name} known at {worker}",
+        )
+        self.control.post("/models/load", {"model": name, "worker": worker}, timeout=120)
+
     def add_model(self, file: Path, name: str, worker: str) -> None:
         """Send a GGUF file through the first gate into a worker's store."""
         self.control.upload("/models/upload", file, {"name": name, "worker": worker}, timeout=60)
