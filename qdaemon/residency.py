@@ -337,7 +337,11 @@ class Residency:
                 hint="pip install 'qgate-mesh[llama]' there, and restart qdaemon",
             )
         if model.facts is None:
-            raise ResidencyError(model.problem_code or "model_corrupt", model.problem or "it was never read")
+            raise ResidencyError(
+                model.problem_code or "not_ready",
+                model.problem or "this worker has not read the file yet",
+                hint="" if model.problem else "ask again in a moment",
+            )
         slots = 1 if want.done is not None else model.slots
         layers = self._gpu_layers(model, slots, self.machine())
         need = fit.host_memory(model.facts, self._estimate(model, slots), layers)
