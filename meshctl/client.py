@@ -281,9 +281,11 @@ def problem(status: int, body: bytes) -> GateError:
 def unreachable(path: Path, error: OSError) -> UnreachableError:
     """Say in a person's words why the socket could not be used."""
     if isinstance(error, FileNotFoundError):
+        settings = path.with_name("qgate.toml")
+        own = f"qgate --config {settings if settings.is_file() else 'FILE'}"
         return UnreachableError(
             f"No gate is running: {path} does not exist.",
-            hint="start it (meshctl dev, or: qgate --config FILE)",
+            hint=f"start it (meshctl dev, or: {own})",
         )
     if isinstance(error, PermissionError):
         return UnreachableError(

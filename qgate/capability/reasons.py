@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,6 +21,9 @@ PASSING_TOO: Final = columns.BROKEN | columns.REFUTED
 """Faults that time or another attempt may mend."""
 
 FORBIDDEN: Final = columns.POLICY | columns.PROVIDER | columns.LOCAL | columns.SHARED | columns.DEDICATED
+
+NAMES_COMPARED_MAX: Final = 1000
+"""Names of models that a mistyped one is compared with; comparing takes 20 µs each."""
 
 RETRY_S: Final = 2.0
 """Retry-After where nothing says when a node will be back."""
@@ -101,13 +105,24 @@ def refusal(
                 f"there is no model {request.model!r}",
                 code="model_not_found",
                 param="model",
-                hint="GET /v1/models lists what there is; meshctl model list as an administrator",
+                hint=_near(inventory, demand)
+                + "GET /v1/models lists what there is; meshctl model list as an administrator",
             )
         return Problem(
             "no worker, provider or engine is connected",
             code="unavailable",
             retry_after_s=RETRY_S,
             hint="meshctl worker list shows the workers; meshctl provider add adds a provider",
+        )
+    if demand.work.kind != "analysis" and all(
+        inventory.deployments[int(row)].node.kind == "nlp" for row in rows
+    ):
+        return Problem(
+            "no model is here that could do this: no worker that is connected has one, and no provider",
+            code="unavailable",
+            retry_after_s=RETRY_S,
+            hint="meshctl worker list shows the workers, meshctl model add gives them a model; "
+            "meshctl provider add adds a provider",
         )
     able = bad & ~np.uint32(PASSING | PASSING_TOO)
     reasons = _summary(inventory, demand, rows, bad, seconds)
@@ -163,6 +178,14 @@ def refusal(
 
 _EXPLAIN = "meshctl route explain shows every candidate and why it was not taken"
 _LESS = "a smaller max_tokens lowers what it may cost; meshctl budget list shows the budgets"
+
+
+def _near(inventory: Inventory, demand: Demand) -> str:
+    """A question about a name that was mistyped: the nearest of those that the app may know of."""
+    policy, asked = demand.work.app.policy, demand.work.request.model or ""
+    names = {name for name, _, _ in inventory.models() if policy is None or policy.allows_model(name)}
+    near = difflib.get_close_matches(asked, sorted(names)[:NAMES_COMPARED_MAX], 1)
+    return f'did you mean "{near[0]}"? ' if near else ""
 
 
 def _summary(

@@ -330,7 +330,7 @@ class _Desk:
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "no-worker",
                 "no worker is connected",
-                hint="meshctl worker list",
+                hint="start qdaemon on a machine that was enrolled; meshctl worker list shows them",
             )
         args = body.model_dump(exclude_none=True, exclude={"worker"})
         items = await asyncio.gather(*(self._tried(name, "fit", args, ORDER_S) for name in names))
@@ -387,7 +387,7 @@ class _Desk:
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "no-worker",
                 "no worker is connected",
-                hint="meshctl worker list",
+                hint="start qdaemon on a machine that was enrolled; meshctl worker list shows them",
             )
         raise ProblemError(
             HTTPStatus.CONFLICT,
