@@ -43,4 +43,5 @@ def test_a_name_that_was_mistyped() -> None:
 def test_no_name_is_betrayed_that_the_app_may_not_know() -> None:
     app = replace(APP, policy=CapabilityPolicy(models=("qwen*",)))
     it = Placing(report("w1", model("secret-model")))
-    assert "secret" not in str(vars(refused(it, work("task=chat;model=secret-mode", app=app))))
+    problem = refused(it, work("task=chat;model=secret-mode", app=app))
+    assert "secret-model" not in f"{problem} {problem.hint} {dict(problem.detail)}"
