@@ -437,7 +437,8 @@ class Gate:
     def node_address(self, name: str) -> str | None:
         """Where a node is connected from, None where it is not connected here."""
         sessions = self.tunnel.sessions.values()
-        return next((one.address for one in sessions if one.connected and one.peer.name == name), None)
+        label = self.parts.directory.label
+        return next((one.address for one in sessions if one.connected and label(one.peer) == name), None)
 
     def figures(self) -> Figures:
         """What the gate counts, now."""

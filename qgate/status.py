@@ -42,7 +42,7 @@ def status_of(gate: Gate) -> dict[str, Any]:
             "server_version": parts.store.server_version,
             "detail": store_problem,
         },
-        "sessions": [_session(one) for one in gate.tunnel.sessions.values()],
+        "sessions": [_session(one, parts.directory.label(one.peer)) for one in gate.tunnel.sessions.values()],
         "peers": gate.peering.state(),
         "streams": [_connection(one) for one in gate.connections[:STREAMS_SHOWN]],
         "totals": {
@@ -72,11 +72,11 @@ def status_of(gate: Gate) -> dict[str, Any]:
     }
 
 
-def _session(session: PeerSession) -> dict[str, Any]:
+def _session(session: PeerSession, node: str) -> dict[str, Any]:
     stats = session.stats
     return {
         "id": session.id,
-        "node": session.peer.name,
+        "node": node,
         "role": session.peer.role,
         "address": session.address,
         "connected": session.connected,
