@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
+Places = npt.NDArray[np.intp]  # what numpy takes by without casting it first
 Longs = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.uint32]
 
@@ -93,7 +94,8 @@ class Table:
 class Rows(Table):
     """One row a deployment. Times in seconds; `prefill` and `decode` in seconds a token.
 
-    `load` is what passes before the first token is worked on: a model's load, a provider's answer time.
+    `fault` and `slow` are copies of its node's: gathering them anew cost most of a decision. `load` is what
+    passes before the first token is worked on: a model's load, a provider's answer time.
     """
 
     __slots__ = (
@@ -101,12 +103,14 @@ class Rows(Table):
         "can",
         "context",
         "decode",
+        "fault",
         "fingerprint",
         "group",
         "load",
         "node",
         "prefill",
         "queue",
+        "slow",
         "tokenizer",
     )
     _TYPES = {  # noqa: RUF012 - a declaration beside __slots__
@@ -114,24 +118,28 @@ class Rows(Table):
         "can": np.uint32,
         "context": np.int32,
         "decode": np.float64,
+        "fault": np.uint32,
         "fingerprint": np.int64,
-        "group": np.int32,
+        "group": np.intp,
         "load": np.float64,
-        "node": np.int32,
+        "node": np.intp,
         "prefill": np.float64,
         "queue": np.float64,
+        "slow": np.float64,
         "tokenizer": np.int64,
     }
     bad: Bits
     can: Bits
     context: Ints
     decode: Floats
+    fault: Bits
     fingerprint: Longs
-    group: Ints
+    group: Places
     load: Floats
-    node: Ints
+    node: Places
     prefill: Floats
     queue: Floats
+    slow: Floats
     tokenizer: Longs
 
 

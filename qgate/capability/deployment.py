@@ -79,3 +79,4 @@ class Place:
     running: int = 0  # this gate's own attempts
     capacity: int = 0
     truncated: int = 0  # models beyond the bound, not looked at
+    ordered: Any = None  # its rows as an array, until one comes or goes

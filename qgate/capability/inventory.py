@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import numpy as np
+
 from qgate.capability import columns
 from qgate.capability.breaker import Breaker, BreakerLimits
 from qgate.capability.candidate import (
@@ -83,6 +85,7 @@ class Inventory:
         self.groups: dict[tuple[str, str], Group] = {}
         self.by_name: dict[str, dict[str, Group]] = {}
         self.epoch = 0  # grows when a group comes or goes
+        self.layout = 0  # grows when a row does
         self.deployments: dict[int, Deployment] = {}  # by row
         self.nlp: Deployment | None = None
         self.limits = limits or BreakerLimits()
@@ -418,9 +421,12 @@ class Inventory:
         deployment = Deployment(node, group, row, estimate, Breaker(self.limits))
         node.deployments[name, version] = deployment
         group.deployments[row] = deployment
-        group.ordered = None
+        group.ordered = node.ordered = None
+        self.layout += 1
         self.deployments[row] = deployment
         self.rows.node[row] = node.index
+        self.rows.fault[row] = self.node_columns.bad[node.index]
+        self.rows.slow[row] = self.node_columns.slow[node.index]
         self.rows.group[row] = group.index
         self.rows.load[row] = self.rows.fingerprint[row] = self.rows.tokenizer[row] = 0
         return deployment
@@ -428,7 +434,8 @@ class Inventory:
     def _remove(self, deployment: Deployment) -> None:
         row, group, node = deployment.row, deployment.group, deployment.node
         del self.deployments[row], group.deployments[row], node.deployments[group.name, group.version]
-        group.ordered = None
+        group.ordered = node.ordered = None
+        self.layout += 1
         self._open.pop(row, None)
         self._refuted.pop(row, None)
         self.rows.bad[row] = columns.DEAD
@@ -561,12 +568,19 @@ class Inventory:
             self._open_nodes[index] = (node, node.breaker)
         else:
             self._open_nodes.pop(index, None)
-        table.bad[index] = bad
-        table.abroad[index] = 0.0 if node.local else 1.0
-        busy = max(node.running, node.reported)
+        slow = 1.0
         if node.kind == "worker":
-            at_once = min(busy, node.capacity) if node.capacity else busy
-            table.slow[index] = 1.0 + BATCH_SLOWDOWN * at_once
+            busy = max(node.running, node.reported)
+            slow += BATCH_SLOWDOWN * (min(busy, node.capacity) if node.capacity else busy)
+        table.abroad[index] = 0.0 if node.local else 1.0
+        if bad == table.bad.item(index) and slow == table.slow.item(index):
+            return
+        table.bad[index], table.slow[index] = bad, slow
+        if node.ordered is None:
+            rows = [deployment.row for deployment in node.deployments.values()]
+            node.ordered = np.array(rows, np.intp)
+        self.rows.fault[node.ordered] = bad
+        self.rows.slow[node.ordered] = slow
 
 
 def _bound(kept: dict[Any, Any]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from qgate.capability import columns, rowwise
 from qgate.capability.candidate import MODEL_TASKS, Candidate
-from qgate.capability.columns import Bits, Floats, Ints
+from qgate.capability.columns import Bits, Floats, Ints, Places
 from qgate.capability.reasons import refusal, words
 from qgate.capability.work import Ledger, Problem
 
@@ -37,7 +37,8 @@ SLACK_S: Final = 0.01
 RANK_S: Final = 10_000.0
 """Between two embedding models: vectors of different models do not compare, so load never decides."""
 
-CACHED: Final = 256
+CACHED: Final = 64
+"""Kinds of request whose groups are kept."""
 
 ALL_MODELS: Final = ("*",)
 
@@ -60,7 +61,7 @@ class Judged:
     bad: Bits
     score: Floats
     seconds: Floats
-    group: Ints
+    group: Places
     money: Floats
     quality: Floats
 
@@ -116,6 +117,15 @@ class _Groups:
     epoch: int
     bad: Bits
     rank: Floats | None = None
+    _layout: int = -1
+    _by_row: Bits | None = None
+
+    def by_row(self, inventory: Inventory) -> Bits:
+        """The faults of every row's group; good until a row comes or goes."""
+        if self._by_row is None or self._layout != inventory.layout:
+            self._by_row = self.bad.take(inventory.rows.group[: inventory.rows.high])
+            self._layout = inventory.layout
+        return self._by_row
 
 
 @dataclass(slots=True)
@@ -239,7 +249,7 @@ class Scheduler:
         def column(values: Any) -> Any:
             return values[: table.high] if whole else values.take(rows)
 
-        node, group = column(table.node), column(table.group)
+        group = column(table.group)
         groups = self._groups(demand, everything=everything)
         can = column(table.can)
         need, waived = _needed(demand, settings)
@@ -247,13 +257,14 @@ class Scheduler:
             can = can | ((can & columns.PROVIDED) // (columns.PROVIDED // columns.SHARED))
         bad = np.uint32(need) & ~can
         bad |= column(table.bad)
-        bad |= self._nodes(demand).take(node)
-        bad |= groups.bad.take(group)
+        bad |= column(table.fault)
+        bad |= groups.by_row(inventory) if whole else groups.bad.take(group)
+        self._nodes(demand, column, bad)
         bad |= (column(table.context) < demand.room) * np.uint32(columns.CONTEXT)
 
         seconds = demand.input_tokens * column(table.prefill)
         seconds += demand.output_tokens * column(table.decode)
-        seconds *= inventory.node_columns.slow.take(node)
+        seconds *= column(table.slow)
         seconds += column(table.queue)
         seconds += column(table.load)
         if demand.deadline_s is not None:
@@ -268,7 +279,7 @@ class Scheduler:
         score = weights.time * seconds
         score += of_group.take(group)
         if weights.abroad:
-            score += weights.abroad * inventory.node_columns.abroad.take(node)
+            score += weights.abroad * inventory.node_columns.abroad.take(column(table.node))
         if demand.fingerprint or demand.tokenizer or demand.version:
             bad |= self._elsewhere(demand, column, group)
         for kind, name, model, version in demand.tried:
@@ -328,25 +339,22 @@ class Scheduler:
             group.ordered = np.fromiter(group.deployments, np.int32, len(group.deployments))
         return group.ordered
 
-    def _nodes(self, demand: Demand) -> Bits:
-        """Faults of every node."""
-        inventory, request = self.inventory, demand.work.request
-        table = inventory.node_columns
+    def _nodes(self, demand: Demand, column: Callable[[Any], Any], bad: Bits) -> None:
+        """Add the faults that nodes have for this request alone."""
+        inventory, wanted = self.inventory, demand.work.request.worker
         policy = demand.work.app.policy
-        bad = table.bad
-        if request.worker is not None:
-            bad = bad | np.uint32(columns.WORKER)
-            place = inventory.nodes.get(("worker", request.worker))
-            if place is not None:
-                bad[place.index] = table.bad[place.index]
+        if wanted is not None:
+            place = inventory.nodes.get(("worker", wanted))
+            other = column(inventory.rows.node) != (-1 if place is None else place.index)
+            bad |= other * np.uint32(columns.WORKER)
         if rowwise.elsewhere(inventory, demand):
-            bad = bad | np.uint32(columns.POOL)
+            bad |= np.uint32(columns.POOL)
         if policy is not None and policy.providers is not None:
-            bad = bad.copy()
+            barred = np.zeros(inventory.node_columns.size, np.uint32)
             for (kind, name), place in inventory.nodes.items():
                 if kind == "provider" and name not in policy.providers:
-                    bad[place.index] |= columns.PROVIDER
-        return bad
+                    barred[place.index] = columns.PROVIDER
+            bad |= barred.take(column(inventory.rows.node))
 
     def _groups(self, demand: Demand, *, everything: bool) -> _Groups:
         """Faults of every group, kept for requests of the same kind."""
@@ -408,7 +416,7 @@ class Scheduler:
             quality[nlp.group.index] = own
         return quality
 
-    def _elsewhere(self, demand: Demand, column: Callable[[Any], Any], group: Ints) -> Bits:
+    def _elsewhere(self, demand: Demand, column: Callable[[Any], Any], group: Places) -> Bits:
         """Where a stream that has begun cannot go on."""
         table = self.inventory.rows
         if demand.fingerprint:
@@ -496,7 +504,7 @@ def _as_columns(lines: rowwise.Lines) -> Judged:
         np.array(lines.bad, np.uint32),
         np.array(lines.score, np.float64),
         np.array(lines.seconds, np.float64),
-        np.arange(len(lines.rows), dtype=np.int32),
+        np.arange(len(lines.rows)),
         np.array(lines.money, np.float64),
         np.array(lines.quality, np.float64),
     )
