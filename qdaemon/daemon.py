@@ -27,7 +27,7 @@ from qdaemon.jobs import Jobs
 from qdaemon.metrics import QdaemonCollector, status
 from qdaemon.models.gguf_facts import ModelFileError
 from qdaemon.models.store import Entry, ModelStore
-from qdaemon.orders import Orders
+from qdaemon.orders import DRAINED_FILE, Orders
 from qdaemon.residency import Residency, ResidencyError
 from qdaemon.runtimes.engine import Runtime
 from qdaemon.runtimes.llama import confinement
@@ -95,6 +95,7 @@ class Daemon:
             changed=self._changed,
         )
         self.jobs = Jobs(self.catalogue, self.residency, settings.jobs, self._changed)
+        self.jobs.draining = (settings.state_dir / DRAINED_FILE).exists()
         self.residency.ready = self.jobs.pump
         self.residency.accelerator = self._accelerator
         self._offloads = engine_offloads()

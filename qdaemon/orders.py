@@ -18,6 +18,7 @@ from qdaemon.residency import Residency
 from qdaemon.settings import QdaemonSettings
 from tunnel_proto.errors import MeshError
 from tunnel_proto.messages import Answer, Ask, Fault, Hardware
+from tunnel_proto.node_directory import replace_file
 
 log = structlog.get_logger()
 
@@ -32,6 +33,10 @@ class OrderError(MeshError):
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+
+DRAINED_FILE: Final = "drained"
+"""Lies in the state folder while the worker is drained by order: a crash in between undoes no order."""
 
 
 @dataclass(eq=False, slots=True)
@@ -220,10 +225,12 @@ class Orders:
         return dataclasses.asdict(await self.probe())
 
     async def _drain(self, _args: Mapping[str, Any]) -> dict[str, Any]:
+        replace_file(self.settings.state_dir / DRAINED_FILE, "", 0o600)
         self.jobs.hand_back()
         return {"state": "draining", "running": self.jobs.running, "queued": self.jobs.queued}
 
     async def _undrain(self, _args: Mapping[str, Any]) -> dict[str, Any]:
+        (self.settings.state_dir / DRAINED_FILE).unlink(missing_ok=True)
         self.jobs.undrain()
         return {"state": "serving", "running": self.jobs.running, "queued": self.jobs.queued}
 

@@ -8,12 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from qdaemon.daemon import Daemon
+from qdaemon.enrolment import node
 from qdaemon.models.store import ModelStore
 from qdaemon.settings import JobSettings
 from tests.qdaemon.gate import WorkerGate, enrol, mesh
@@ -276,3 +279,15 @@ def test_a_model_is_added_without_a_gate(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "does not say its architecture" in refused.stderr
     assert [entry.name for entry in ModelStore(tmp_path / "models").entries()] == ["smollm2"]
+
+
+async def test_a_drain_by_order_outlives_the_process(tmp_path: Path) -> None:
+    async with mesh(tmp_path, runtime=ScriptedRuntime()) as one:
+        assert (await one.gate.ask("drain")).ok
+        settings = one.settings
+    again = Daemon(settings, node(settings.state_dir).load(now=time.time()), runtime=ScriptedRuntime())
+    drained = [again.jobs.draining]
+    await again.orders._undrain({})
+    assert [*drained, again.jobs.draining] == [True, False]
+    assert not (settings.state_dir / "drained").exists()
+    await again.close()
