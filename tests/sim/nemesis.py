@@ -42,6 +42,8 @@ class Nemesis:
             "flapping home": self.flap,
             "manual mode": self.manual_mode,
             "order": self.order_move,
+            "promotion": self.promote,
+            "two promotions": self.promote_twice,
         }
         self._ends: dict[int, tuple[str, End]] = {}
         self._number = 0
@@ -268,6 +270,7 @@ class Nemesis:
         pool.store = store.copy()
         del pool.backups[number + 1 or len(pool.backups) :]  # what came later is of an abandoned life
         pool.store.connection = connection + 1
+        self.world.watch.restored(pool)
         if server:
             servers[0] += 1
             pool.store.server = servers[0]
@@ -348,4 +351,16 @@ class Nemesis:
         node = chance.choice(self.world.nodes)
         verb = chance.choice(("move", "back", "reassign", "reassign"))
         node.order(verb, node.state.home if verb == "back" else chance.choice(node.roster))
+        return lambda: None
+
+    def promote(self) -> End:
+        """An administrator promotes a pool, or resolves what is frozen."""
+        self._pool().authority.promote(self._pool().key)
+        return lambda: None
+
+    def promote_twice(self) -> End:
+        """Two administrators promote at once."""
+        one, other = self.world.heap.random.sample(self.world.pools, 2)
+        one.authority.promote(one.key)
+        other.authority.promote(other.key)
         return lambda: None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.sim.pool import EPOCH
+from tests.sim.authority import EPOCH
 from tunnel_proto import failover
 from tunnel_proto.failover import Configured, Event, Ordered, Rules, Seen, State, Tick
 

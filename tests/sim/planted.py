@@ -6,13 +6,15 @@ A bug is a set of replacements of attributes, by name, with the promises that it
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
+from qgate.federation import catalogue
 from qgate.federation.log import continuity, hlc, replica
-from qgate.federation.log.streams import Stream
+from qgate.federation.log.entry import Entry
+from qgate.federation.log.streams import STREAMS, Stream
 from tunnel_proto import failover
 from tunnel_proto.failover import Move, Ready, Rules, State
 
@@ -115,6 +117,19 @@ def _without_orders(state: State, now: float, rules: Rules) -> str:
     return "" if state.target == state.home else _WHY_NOT(state, now, rules)
 
 
+def _decided(documents: Iterable[catalogue.Document]) -> catalogue.Standing:
+    standing = _FOLD(documents)
+    if not standing.contenders:
+        return standing
+    return replace(standing, frozen=False, master=standing.contenders[0].master, contenders=())
+
+
+def _allowing(mastership: replica.Mastership, entry: Entry) -> tuple[str, str]:
+    return ("held", "frozen") if mastership.frozen else ("apply", "")
+
+
+_MASTERS = "one master; one catalogue"
+_FOLD = catalogue.fold
 _KEPT = failover.kept
 _EMERGENCY = failover._emergency
 _STEP = failover.step
@@ -136,7 +151,7 @@ def bugs() -> dict[str, Bug]:
         ),
         "what is ahead is believed": _bug((hlc, "ahead", lambda stamp, now: 0.0), promises="clock"),
         "levels are ignored": _bug(
-            (pool, "ORIGIN_STREAMS", _trusting(pool.ORIGIN_STREAMS)),
+            (pool, "STREAMS", _trusting(STREAMS)),
             (pool, "_place", lambda row, level: (row.entry, row.contents, "")),
             promises="trust",
         ),
@@ -150,6 +165,12 @@ def bugs() -> dict[str, Bug]:
             (continuity, "_decide", _impatient), promises="no fork"
         ),
         "peers are not believed": _bug((continuity, "step", _credulous), promises="no fork; converged"),
+        "a contested epoch is the first one's": _bug(
+            (catalogue, "fold", _decided), promises="one master; one catalogue"
+        ),
+        "a lower epoch is taken": _bug(
+            (replica.Mastership, "allows", _allowing), promises="one master; one catalogue"
+        ),
         "a hold is not observed": _bug((failover, "_return_at", _eager_return), promises="3 hold"),
         "a return after five seconds": _bug((failover, "_return_at", _hasty_return), promises="2 unbroken"),
         "nobody returns": _bug((failover, "_return_home", lambda state, *_: state), promises="2 returns"),

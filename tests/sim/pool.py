@@ -36,16 +36,15 @@ from qgate.federation.log.replica import (
 )
 from qgate.federation.log.streams import INCARNATION, OWN_STREAMS, STREAMS, published_stream
 from qgate.federation.log.vector import EMPTY, Head, common, points
-from tests.sim.store import Replica, Row, Store
+from tests.sim.authority import AUTHORITY, EPOCH, Authority
+from tests.sim.store import Replica, Row, Store, Waiting
 from tunnel_proto.certificate import OnlineCertificate, issue_online, read_online
 from tunnel_proto.identity import Identity
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-EPOCH = 1_800_000_000.0
 BATCH = 50
-ORIGIN_STREAMS = {name: one for name, one in STREAMS.items() if one.authority == "origin"}
 Place = tuple[Entry, Contents | None, Missing]
 """An entry as it travels: with its contents, or with the word why they are missing."""
 
@@ -77,17 +76,17 @@ class Pool:
         entropy = world.heap.random.randbytes
         identity, self.online = (Identity(entropy(32), entropy(32)) for _ in range(2))
         self.key = identity.verify_key
-        self.certificate: OnlineCertificate = read_online(
-            issue_online(
-                identity,
-                self.online.verify_key,
-                not_before=int(EPOCH) - 10**6,
-                not_after=int(EPOCH) + 10**6,
-                serial=1,
-            )
+        self.certified = issue_online(
+            identity,
+            self.online.verify_key,
+            not_before=int(EPOCH) - 10**6,
+            not_after=int(EPOCH) + 10**6,
+            serial=1,
         )
+        self.certificate: OnlineCertificate = read_online(self.certified)
         self.gates = [Gate(f"{name}-1"), Gate(f"{name}-2")]
         self.store = Store(server=1, settled=0)
+        self.authority = Authority(self)
         self.trust: dict[bytes, int] = {}
         self.fastest = 0.0  # how far ahead a calendar here ever was
         self.backups: list[tuple[Store, dict[str, Head | None]]] = []
@@ -111,14 +110,19 @@ class Pool:
         chance = self.world.heap.random
         stream = chance.choice(self.world.streams)
         published_stream(stream)
-        self.store.outbox.append((stream, bytes([chance.randrange(24)]), chance.randbytes(12)))
+        self.say(stream, bytes([chance.randrange(24)]), {"value": chance.randbytes(12)})
+        self.authority.write()
         if chance.random() < 0.1:
             local = chance.choice(("settings", "audit", "incidents", "employees", "api-keys"))
             try:
                 published_stream(local)
             except LogProblem:
                 return
-            self.store.outbox.append((local, b"local", self.world.canary))
+            self.say(local, b"local", {"value": self.world.canary})
+
+    def say(self, stream: str, record: bytes, value: Mapping[str, object], epoch: int = 0) -> None:
+        """Leave something to be signed."""
+        self.store.outbox.append(Waiting(stream, record, value, epoch))
 
     def back_up(self) -> None:
         """What a backup, or a standby that lags, would have."""
@@ -172,8 +176,8 @@ class Pool:
         if store.head.seq == 0:
             self._incarnate(gate, EMPTY, "the log begins")
         batch, store.outbox = store.outbox[:BATCH], store.outbox[BATCH:]
-        for stream, record, payload in batch:
-            self._append(gate, store.head, stream, record, {"value": payload})
+        for one in batch:
+            self._append(gate, store.head, one)
         gate.noted = store.head
         self._feed(gate, Advanced(store.head))
 
@@ -191,14 +195,12 @@ class Pool:
     def _incarnate(self, gate: Gate, cut: Head, reason: str) -> None:
         entropy = self.world.heap.random.randbytes
         after = Head(entropy(16), cut.seq, cut.hash)
-        self._append(gate, after, INCARNATION, entropy(16), incarnation_payload(cut, reason))
+        self._append(gate, after, Waiting(INCARNATION, entropy(16), incarnation_payload(cut, reason)))
 
-    def _append(
-        self, gate: Gate, after: Head, stream: str, record: bytes, value: Mapping[str, object]
-    ) -> None:
+    def _append(self, gate: Gate, after: Head, what: Waiting) -> None:
         store = self.store
         store.hlc = hlc.tick(store.hlc, self.unix(gate))
-        contents = Contents.of(value, self.world.heap.random.randbytes(32))
+        contents = Contents.of(what.value, self.world.heap.random.randbytes(32))
         entry = make_entry(
             self.online,
             pool=self.key,
@@ -206,9 +208,10 @@ class Pool:
             seq=after.seq + 1,
             previous=after.hash,
             hlc=store.hlc,
-            stream=stream,
-            record=record,
+            stream=what.stream,
+            record=what.record,
             contents=contents,
+            epoch=what.epoch,
         )
         store.rows.append(Row(entry, contents))
         store.head = Head(entry.incarnation, entry.seq, entry.hash)
@@ -244,7 +247,7 @@ class Pool:
         if fresh and fresh[0][0].seq <= store.head.seq:
             gone = store.cut_back(fresh[0][0].seq - 1)
             store.outbox += [
-                (row.entry.stream, row.entry.record, bytes(row.contents.value()["value"]))
+                Waiting(row.entry.stream, row.entry.record, row.contents.value(), row.entry.epoch)
                 for row in gone
                 if row.entry.stream not in OWN_STREAMS and row.contents is not None
             ]
@@ -253,6 +256,8 @@ class Pool:
                 store.rows.append(Row(entry, contents))
                 store.head = Head(entry.incarnation, entry.seq, entry.hash)
                 store.hlc = max(store.hlc, entry.hlc)
+                if contents is not None and entry.stream == AUTHORITY:
+                    self.authority.hear(contents)
         store.claims.pop(pool, None)
         if fresh:
             self._feed(gate, TailReclaimed(pool, store.head))
@@ -272,10 +277,16 @@ class Pool:
             wanted = tuple(row.entry.seq for row in replica.rows if row.reason in {"withheld", "level"})[
                 :BATCH
             ]
-            self.world.network.send(self.name, peer.name, partial(peer.tell, self, gate, have, wanted))
+            lost = tuple(row.entry.seq for row in self.store.rows if row.contents is None)[:BATCH]
+            self.world.network.send(self.name, peer.name, partial(peer.tell, self, gate, have, wanted, lost))
 
     def tell(
-        self, asker: Pool, gate: Gate, have: tuple[tuple[int, bytes], ...], wanted: tuple[int, ...]
+        self,
+        asker: Pool,
+        gate: Gate,
+        have: tuple[tuple[int, bytes], ...],
+        wanted: tuple[int, ...],
+        lost: tuple[int, ...],
     ) -> None:
         """Answer a peer: entries of our log, contents that it lacks, and what we have of its log."""
         if not self.serving or asker.key not in self.trust:
@@ -287,6 +298,10 @@ class Pool:
         filled = [_place(row, level) for seq in wanted for row in self.store.rows[seq - 1 : seq]]
         theirs = self.store.replicas.get(asker.key)
         head = theirs.state.head if theirs is not None else EMPTY
+        if theirs is not None:
+            rows = [row for seq in lost for row in theirs.rows[seq - 1 : seq] if row.contents is not None]
+            if rows:
+                self.world.network.send(self.name, asker.name, lambda: asker.refill(rows))
         entries, filled = self.world.garbled(self, entries), self.world.garbled(self, filled)
         self.world.network.send(self.name, asker.name, lambda: asker.hear(gate, self, entries, filled, head))
 
@@ -324,15 +339,31 @@ class Pool:
                 del replica.rows[outcome.stranded_after :]
                 rebuilt = True
             replica.rows.append(Row(entry, outcome.contents, outcome.disposition, outcome.reason))
-            if not rebuilt:
-                self._apply(peer, replica, outcome, gate)
+            if not rebuilt and self._apply(peer, replica, outcome, gate):
+                terms = self.terms(peer)
         if rebuilt:
             self._apply_anew(peer, replica, gate)
+            self.authority.relay()
         self._release(peer, replica, gate)
 
     def terms(self, peer: Pool) -> Terms:
         """What a peer's entries are judged by."""
-        return Terms(ORIGIN_STREAMS, self.trust[peer.key], {peer.certificate.verify_key: peer.certificate})
+        return Terms(
+            STREAMS,
+            self.trust[peer.key],
+            {peer.certificate.verify_key: peer.certificate},
+            {"catalogue": self.authority.standing.mastership},
+        )
+
+    def refill(self, rows: list[Row]) -> None:
+        """Take contents of our own entries that had come back without."""
+        if not self.serving or self.store.full:
+            return
+        for row in rows:
+            if self.store.hash_at(row.entry.seq) == row.entry.hash and row.contents is not None:
+                self.store.rows[row.entry.seq - 1] = Row(row.entry, row.contents)
+                if row.entry.stream == AUTHORITY:
+                    self.authority.hear(row.contents)
 
     def _fill(self, replica: Replica, filled: list[Place]) -> None:
         for entry, contents, missing in filled:
@@ -350,12 +381,14 @@ class Pool:
                 continue
             replica.rows[entry.seq - 1] = replace(row, contents=contents)
 
-    def _apply(self, peer: Pool, replica: Replica, accepted: Accepted, gate: Gate) -> None:
+    def _apply(self, peer: Pool, replica: Replica, accepted: Accepted, gate: Gate) -> bool:
+        """Do what an entry says; whether it changed who may write."""
         entry = accepted.entry
         if accepted.disposition != "apply" or accepted.contents is None:
-            return
-        replica.applied[entry.stream, entry.record] = bytes(accepted.contents.value()["value"])
+            return False
+        replica.applied[entry.stream, entry.record] = accepted.contents.payload
         self.world.watch.applied(self, peer, entry, accepted.contents, gate)
+        return entry.stream == AUTHORITY and self.authority.hear(accepted.contents)
 
     def _apply_anew(self, peer: Pool, replica: Replica, gate: Gate) -> None:
         replica.applied.clear()

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from qgate.federation.catalogue import Document
 from qgate.federation.log.entry import Contents, Entry
 from qgate.federation.log.replica import Disposition, Known, ReplicaState
 from qgate.federation.log.vector import EMPTY, Head
 
 Record = tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is to be signed."""
+
+    stream: str
+    record: bytes
+    value: Mapping[str, object]
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,8 @@ class Store:
     rows: list[Row] = field(default_factory=list)
     head: Head = EMPTY
     hlc: int = 0
-    outbox: list[tuple[str, bytes, bytes]] = field(default_factory=list)
+    outbox: list[Waiting] = field(default_factory=list)
+    documents: dict[bytes, Document] = field(default_factory=dict)
     replicas: dict[bytes, Replica] = field(default_factory=dict)
     claims: dict[bytes, Head] = field(default_factory=dict)
     connection: int = 0
@@ -65,6 +78,7 @@ class Store:
             self,
             rows=list(self.rows),
             outbox=list(self.outbox),
+            documents=dict(self.documents),
             replicas={origin: replica.copy() for origin, replica in self.replicas.items()},
             claims=dict(self.claims),
             up=True,

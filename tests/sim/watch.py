@@ -10,7 +10,7 @@ from qgate.federation.log import hlc
 from qgate.federation.log.entry import Contents, Entry
 from qgate.federation.log.replica import Forked
 from qgate.federation.log.streams import OWN_STREAMS, STREAMS
-from tests.sim.pool import EPOCH
+from tests.sim.authority import EPOCH
 from tunnel_proto.failover import Event, Ready, Seen, State
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Watch:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._signed: dict[bytes, str] = {}
         self._pasts: dict[str, Past] = {}
+        self._masters: dict[tuple[str, int], set[bytes]] = {}
 
     def check(self, promise: str, holds: bool, text: str) -> None:
         """Count a check; raise `Broken` where it fails."""
@@ -79,6 +80,8 @@ class Watch:
         """A pool has applied an entry of another."""
         self.check("authentic", self._signed.get(entry.hash) == origin.name, f"{at.name} applied a forgery")
         self.check("local stays", self.world.canary not in contents.payload, f"at {at.name}")
+        if entry.stream == "catalogue":
+            self.wrote(at, origin.key, entry.epoch)
         level = at.trust[origin.key]
         self.check(
             "trust", STREAMS[entry.stream].level <= level, f"{at.name} applied {entry.stream} at {level}"
@@ -95,10 +98,24 @@ class Watch:
         """A pool has proof of a fork: nobody here is dishonest."""
         self.check("no fork", False, f"{at.name} quarantines {origin.name} at {fork.seq}")
 
+    def wrote(self, at: Pool, origin: bytes, epoch: int) -> None:
+        """A pool has taken a write of the catalogue."""
+        masters = self._masters.setdefault((at.name, epoch), set())
+        masters.add(origin)
+        self.check("one master", len(masters) == 1, f"{at.name} took two masters' writes at epoch {epoch}")
+
+    def restored(self, pool: Pool) -> None:
+        """A pool's store is an older one: what it had taken since is forgotten."""
+        self._masters = {place: found for place, found in self._masters.items() if place[0] != pool.name}
+
     def converged(self) -> None:
         """All is healed and quiet: everybody has what everybody else said."""
         for pool in self.world.pools:
             self.check("converged", not pool.store.outbox, f"{pool.name} has not signed everything")
+            first, mine = self.world.pools[0].authority, pool.authority
+            self.check("one catalogue", mine.standing == first.standing, f"{pool.name} knows another master")
+            alike = mine.standing.frozen or mine.catalogue() == first.catalogue()
+            self.check("one catalogue", alike, f"{pool.name} has another catalogue")
             for peer in self.world.pools:
                 if peer is pool:
                     continue
@@ -196,10 +213,10 @@ def folded(pool: Pool, level: int) -> dict[Record, bytes]:
     """
     found: dict[Record, bytes] = {}
     for row in pool.store.rows:
-        if row.entry.stream in OWN_STREAMS or STREAMS[row.entry.stream].level > level:
+        if row.entry.stream in {*OWN_STREAMS, "catalogue"} or STREAMS[row.entry.stream].level > level:
             continue
         key = row.entry.stream, row.entry.record
         found.pop(key, None)
         if row.contents is not None:
-            found[key] = bytes(row.contents.value()["value"])
+            found[key] = row.contents.payload
     return found

@@ -42,7 +42,7 @@ class World:
         self.troubles: set[str] = set()
         self.servers = [1]
         self.garbling: set[str] = set()
-        self.streams = ("guests", "routing", "nodes", "authority")
+        self.streams = ("guests", "routing", "nodes", "pairings")
         self.canary = b"canary-" + hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=12).digest()
         self.write_every_s = plan.write_every_s
         self.writing = True
