@@ -41,7 +41,7 @@ class Authority:
         return new
 
     def relay(self) -> None:
-        """A pool has lost part of its log, and what it decided there holds all the same: say it again for it."""
+        """A pool has lost part of its log, and what it decided there still holds: say it for it."""
         logs = [self._pool.store.rows, *(one.rows for one in self._pool.store.replicas.values())]
         said = {row.entry.record for rows in logs for row in rows if row.entry.stream == AUTHORITY}
         said |= {one.record for one in self._pool.store.outbox}

@@ -165,7 +165,7 @@ def bugs() -> dict[str, Bug]:
             (continuity, "_decide", _impatient), promises="no fork"
         ),
         "peers are not believed": _bug((continuity, "step", _credulous), promises="no fork; converged"),
-        "a contested epoch is the first one's": _bug(
+        "a contested epoch is decided": _bug(
             (catalogue, "fold", _decided), promises="one master; one catalogue"
         ),
         "a lower epoch is taken": _bug(
