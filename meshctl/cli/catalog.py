@@ -118,7 +118,7 @@ def list_records(
 ) -> None:
     """Show the catalogue's records."""
     rows = options.connect(gate_dir, socket).items("/catalogue/records")
-    emit(rows, replication_view.records(rows), output)
+    emit(rows, replication_view.records(rows), output, empty="The catalogue is empty.")
 
 
 @commands.command("set")
@@ -183,4 +183,4 @@ def review(
         rows = gate.post(f"/catalogue/reviews/{quote(pool, safe='')}/{number}", {"accept": accept})["items"]
     else:
         rows = gate.items("/catalogue/reviews")
-    emit(rows, replication_view.reviews(rows), output)
+    emit(rows, replication_view.reviews(rows), output, empty="Nothing waits for a decision.")

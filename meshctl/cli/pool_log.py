@@ -72,14 +72,14 @@ def log(
         return
     if stranded:
         rows = gate.items("/logs/stranded")
-        emit(rows, replication_view.stranded(rows), output)
+        emit(rows, replication_view.stranded(rows), output, empty="Nothing was put aside.")
     elif pool is None and not (held or stream or after is not None):
         status = gate.get("/logs")
         emit(status, replication_view.logs(status), output)
     else:
         query: dict[str, object] = {"pool": pool, "after": after, "limit": number, "stream": stream}
         rows = gate.items("/logs/entries", {**query, "held": "true" if held else None})
-        emit(rows, replication_view.entries(rows), output)
+        emit(rows, replication_view.entries(rows), output, empty="No such entries.")
 
 
 def verify(

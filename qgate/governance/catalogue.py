@@ -59,6 +59,7 @@ class Catalogue:
                 forget=self._forget,
                 reclaim=self._reclaim,
                 rejected=self._review,
+                erased=self._erased,
                 rows=self._rows,
                 authority="master",
             ),
@@ -286,7 +287,9 @@ class Catalogue:
         signed = {(row.entry.record, row.entry.epoch) for row in rows if row.entry.pool == self._pool}
         await table.drop_all(connection)
         for row in rows:
-            assert row.contents is not None
+            if row.contents is None:
+                await table.drop_row(connection, row.entry.record, row.entry.epoch)
+                continue
             payload = row.contents.value()
             disposition, why = mastership.allows(row.entry)
             if disposition == "apply" or (row.state == "mine" and disposition == "held"):
@@ -334,6 +337,10 @@ class Catalogue:
 
     async def _reclaim(self, connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
         await self._write(connection, entry, payload)
+
+    async def _erased(self, connection: Connection, peer: Peer, entry: Entry) -> None:
+        del peer
+        await table.drop_row(connection, entry.record, entry.epoch)
 
     async def _rows(self, connection: Connection, peer: Peer) -> Mapping[bytes, bytes]:
         found: dict[bytes, bytes] = dict.fromkeys(

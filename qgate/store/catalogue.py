@@ -115,7 +115,7 @@ async def writes(connection: Connection) -> list[Row]:
     rows = await connection.fetch(
         """
         SELECT entry, salt, payload, state, reason, wake_at FROM log_entries
-        WHERE stream = 'catalogue' AND payload IS NOT NULL
+        WHERE stream = 'catalogue' AND (payload IS NOT NULL OR reason = 'erased')
         """
     )
     return sorted((row_of(row) for row in rows), key=lambda row: (row.entry.epoch, row.entry.seq))

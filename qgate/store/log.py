@@ -201,6 +201,19 @@ async def closed(connection: Connection, origin: bytes, incarnation: bytes) -> b
     )
 
 
+async def newest_of(connection: Connection, entry: Entry) -> int:
+    """The number of the newest entry of an entry's record in its log."""
+    return int(
+        await connection.fetchval(
+            "SELECT max(seq) FROM log_entries WHERE origin = $1 AND stream = $2 AND record = $3",
+            entry.pool,
+            entry.stream,
+            entry.record,
+        )
+        or 0
+    )
+
+
 async def is_past(connection: Connection, origin: bytes, incarnation: bytes) -> bool:
     """Whether a log had that incarnation, and has another one now."""
     newest = await connection.fetchval(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from qgate.federation.log import hlc
-from qgate.federation.log.digest import buckets, differing, expected, without_superseded
+from qgate.federation.log.digest import GONE, buckets, differing, expected, without_superseded
 from qgate.federation.log.entry import Contents, Entry, check_contents, read_entry
 from qgate.federation.log.erasure import erased_places
 from qgate.federation.log.incarnation import named_cut
@@ -240,11 +240,22 @@ class Replicas:
         assert row.contents is not None
         payload = row.contents.value()
         if entry.stream == ERASURE:
-            await table.erase(connection, entry.pool, erased_places(payload, before=entry.seq))
+            places = erased_places(payload, before=entry.seq)
+            await self._erased(connection, peer, await table.entries_at(connection, entry.pool, places))
+            await table.erase(connection, entry.pool, places)
         elif entry.stream == INCARNATION:
             named_cut(entry, payload)
         else:
             await self.rules[entry.stream].apply(connection, peer, entry, payload)
+
+    async def _erased(self, connection: Connection, peer: Peer, rows: Iterable[Row]) -> None:
+        """Remove what was made of entries that are about to be erased and are their records' newest."""
+        for row in rows:
+            rule = self.rules.get(row.entry.stream)
+            if rule is not None and rule.erased is not None and row.state in {"apply", "erased"}:
+                newest = await table.newest_of(connection, row.entry)
+                if newest == row.entry.seq:
+                    await rule.erased(connection, peer, row.entry)
 
     async def _rejected(self, connection: Connection, row: Row) -> None:
         rule = self.rules.get(row.entry.stream)
@@ -278,6 +289,8 @@ class Replicas:
                         blocked |= {row.entry.stream}
                 elif judged.state == "rejected":
                     await self._rejected(connection, judged)
+                elif judged.state == "erased":
+                    await self._erased(connection, peer, [judged])
                 again.append(replace(judged, contents=None))
             await table.set_states(connection, peer.pool_key, again)
         state = await table.replica(connection, peer.pool_key, lock=True)
@@ -413,9 +426,9 @@ class Replicas:
                 connection, peer.pool_key, 0, count=1 << 30, size=1 << 50, stream=name
             )
             said = expected(
-                (row.entry.record, row.contents.value())
+                (row.entry.record, row.contents.value() if row.contents is not None else {GONE: True})
                 for row in entries
-                if row.contents is not None and row.state == "apply"
+                if row.state in {"apply", "erased"}
             )
             log_says, table_says = without_superseded(said, await rule.rows(connection, peer))
             if differing(buckets(log_says), buckets(table_says)):

@@ -66,6 +66,7 @@ STREAMS: Final[Mapping[str, Stream]] = {
 Apply = Callable[["Connection", "Peer", "Entry", dict[str, Any]], Awaitable[None]]
 Forget = Callable[["Connection", "Peer"], Awaitable[None]]
 Reclaim = Callable[["Connection", "Entry", dict[str, Any]], Awaitable[None]]
+Erased = Callable[["Connection", "Peer", "Entry"], Awaitable[None]]
 Rejected = Callable[["Connection", "Entry", dict[str, Any], str], Awaitable[None]]
 Rows = Callable[["Connection", "Peer"], Awaitable[Mapping[bytes, bytes]]]
 
@@ -77,6 +78,7 @@ class StreamRule:
     ``apply`` takes a peer's entry with its payload. ``forget`` removes everything that ``apply`` ever made
     of that peer's entries: it is called before they are applied anew (a repair, a restored origin, an
     unpairing). ``reclaim`` takes an entry of our own that came back from a peer after our store was restored.
+    ``erased`` removes what was made of an entry whose payload is erased, where nothing newer took its place.
     ``rejected`` hears of an entry that does not count, and why. ``rows`` gives, for anti-entropy, a digest of
     each applied record by the record's id.
     """
@@ -87,6 +89,7 @@ class StreamRule:
     authority: Authority | None = None
     forget: Forget | None = None
     reclaim: Reclaim | None = None
+    erased: Erased | None = None
     rejected: Rejected | None = None
     rows: Rows | None = None
 
