@@ -23,6 +23,7 @@ from qgate.http.application import Application
 from qgate.http.desk import Desk, ModelCard
 from qgate.http.front import HttpFront
 from qgate.http.intake import Intake
+from qgate.http.protocol import Patience
 from qgate.settings import HttpSettings
 from tests.minigate.conftest import until
 from tests.minigate.tunnel import Mesh, mesh
@@ -190,6 +191,7 @@ async def stack(
     settings: HttpSettings | None = None,
     aliases: Mapping[str, str] | None = None,
     accepting: Callable[[], bool] = lambda: True,
+    patience: Patience | None = None,
     **changes: Any,
 ) -> AsyncIterator[Stack]:
     """Start all of it; ``changes`` are to minigate's [gate] table."""
@@ -200,7 +202,7 @@ async def stack(
     )
     receipts = Drawer()
     made = dataclasses.replace(desk(engine, names, receipts), accepting=accepting)
-    front = HttpFront(Application(made, settings or HttpSettings()))
+    front = HttpFront(Application(made, settings or HttpSettings()), patience)
     session = cast(PeerSession, SimpleNamespace(peer=SimpleNamespace(name="laptop")))
     async with mesh(tmp_path, **changes) as running:
         for gate in running.gates:

@@ -13,6 +13,7 @@ import pytest
 
 from qgate.capability.work import Begun, Chunk, Event, Work
 from qgate.http.bodies import VALUES_MAX
+from qgate.http.protocol import Patience
 from qgate.settings import HttpSettings
 from tests.minigate.conftest import until
 from tests.qgate.http_stack import KEY, Stack, analysis, finished, stack, vectors
@@ -257,6 +258,23 @@ async def test_a_body_of_very_many_values_is_not_even_read(tmp_path: Path) -> No
         long = {**GOOD, "messages": [{"role": "user", "content": "a" * (4 * VALUES_MAX)}]}
         status, _, _ = await ask(running, json.dumps(long).encode())
         assert status == 200
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+async def test_a_slow_request_through_the_tunnel_is_told_408(tmp_path: Path, part: str) -> None:
+    async with stack(tmp_path, patience=Patience(head_s=0.2, body_s=0.2)) as running:
+        begun = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        text = begun if part == "head" else begun + 'Content-Length: 500\r\n\r\n{"model": '
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        writer.write(text.encode())
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        error = error_of(answer.partition(b"\r\n\r\n")[2])
+        assert (error["code"], part in error["message"]) == ("request_timeout", True)
+        await until(lambda: running.front.live == 0)
+        assert running.engine.seen == []
 
 
 # --- Ollama

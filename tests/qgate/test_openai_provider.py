@@ -14,6 +14,7 @@ import pydantic
 import pytest
 
 from qgate.gate import Gate
+from qgate.governance.audit import AuditEvent
 from tests.minigate.conftest import until
 from tests.qgate.calling import KEY
 from tests.qgate.gates import control, gate_settings, make_directory, running
@@ -152,6 +153,23 @@ async def test_a_budget_that_is_spent(gate: Gate) -> None:
         assert refused.value.status_code == 402
         assert refused.value.code == "budget_exceeded"
         assert api.seen == []
+
+
+async def test_a_full_audit_queue_lets_no_request_in(gate: Gate) -> None:
+    async with asking(gate, answer(chat())) as (sdk, api), control(gate) as administrator:
+        for name, value in (("audit.queue_max", 1000), ("audit.batch_interval_s", 5)):
+            assert (await administrator.put(f"/settings/{name}", json={"value": value})).status_code == 200
+        audit = gate.parts.audit
+        while audit.accepting:
+            audit.record(AuditEvent("query", app="web", database="shop"))
+        with pytest.raises(openai.InternalServerError, match="cannot record") as refused:
+            await sdk.chat.completions.create(model="big", messages=HELLO)
+        assert (refused.value.status_code, refused.value.code) == (503, "audit_full")
+        assert refused.value.response.headers["retry-after"] == "5"
+        assert api.seen == []
+        await audit.flush()
+        await sdk.chat.completions.create(model="big", messages=HELLO)
+        assert len(api.seen) == 1
 
 
 async def test_a_client_that_leaves_ends_the_providers_work_too(gate: Gate) -> None:
