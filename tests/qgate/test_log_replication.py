@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import time
@@ -173,6 +174,28 @@ async def test_a_late_pool_begins_at_a_snapshot(new_pool: NewPool) -> None:
             await late.has(hq, 4)
             assert await late.heard(hq) == await branch.heard(hq)
             assert late.replication.head(hq.key) == hq.replication.head(hq.key)
+
+
+async def test_two_gates_of_one_pool_write_one_log(new_pool: NewPool) -> None:
+    hq, branch = await new_pool("hq"), await new_pool("branch")
+    pair(hq, branch)
+    sibling = TestPool("hq", hq.store, identity=hq.identity, online=hq.online)
+    sibling.meet(branch)
+    async with running(hq, sibling, branch):
+        await asyncio.gather(
+            *(pool.say(stream, *({"n": n} for n in range(40))) for pool, stream in
+              ((hq, "nodes"), (sibling, "workers"), (hq, "guests")))
+        )  # fmt: skip
+        for stream in ("nodes", "workers", "guests"):
+            await branch.has(hq, 40, stream)
+        await until(lambda: hq.replication.head(hq.key).seq == 121)
+        assert branch.replication.head(hq.key) == sibling.replication.head(hq.key)
+        assert hq.replication.signed + sibling.replication.signed == 120
+        await branch.say("nodes", *({"n": n} for n in range(40)))
+        await hq.has(branch, 40)
+        async with hq.store.connection() as connection:
+            rows = await table.entries_after(connection, branch.key, 0, count=1000, size=1 << 30)
+        assert [row.entry.seq for row in rows] == list(range(1, 42)), "each once, whichever gate fetched it"
 
 
 async def test_ten_thousand_entries(new_pool: NewPool) -> None:
