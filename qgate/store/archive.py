@@ -41,12 +41,30 @@ TABLES: Final = (
     "movements",
     "incidents",
     "marks",
+    "outbox",
+    "log_head",
+    "log_replicas",
+    "log_entries",
+    "log_stranded",
+    "log_certificates",
+    "log_snapshots",
+    "log_copies",
+    "log_archives",
+    "catalogue",
+    "catalogue_authority",
+    "catalogue_review",
     "audit_entries",
     "audit_signed_heads",
     "audit_markers",
     "audit_head",
 )
-_IDENTITIES: Final = (("app_verifiers", "number"), ("app_spares", "number"), ("incidents", "id"))
+_IDENTITIES: Final = (
+    ("app_verifiers", "number"),
+    ("app_spares", "number"),
+    ("incidents", "id"),
+    ("outbox", "id"),
+)
+_HEADS: Final = ("audit_head", "log_head")  # have their one row from the start
 _COMPUTED: Final = {"audit_entries": frozenset({"app", "database", "kind"})}
 _TIMEOUT_S: Final = 3600.0
 
@@ -86,7 +104,7 @@ async def is_empty(store: Store) -> bool:
     """Whether nothing has been done in this store yet."""
     async with store.connection() as connection:
         for table in TABLES:
-            if table == "audit_head":
+            if table in _HEADS:
                 continue
             if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})"):  # noqa: S608 - our own names
                 return False
@@ -105,7 +123,8 @@ async def load(
                 f"the backup is of schema {migration}, this version has schema {own}",
                 hint="restore it with the version that made it, then upgrade",
             )
-        await connection.execute("DELETE FROM audit_head")
+        for table in _HEADS:
+            await connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
         async for table, rows in tables:
             if table not in TABLES:
                 raise ConfigError(f"the backup holds an unknown table {table!r}")
