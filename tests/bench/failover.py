@@ -164,6 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=-1, help="runs that ask for a token, else as many")
+    parser.add_argument("--fault", action="append", choices=list(FAULTS), help="only this one; repeatable")
     options = parser.parse_args()
     tokens = options.runs if options.tokens < 0 else options.tokens
     print("| home gate | runs | query, median | query, maximum | token, median | token, maximum |")
@@ -171,7 +172,8 @@ def main() -> int:
     with stage() as pools:
         asks = {"query": lambda: answered_by(pools.login), "token": lambda: first_token(pools)}
         go_home(pools)
-        for name, fault in FAULTS.items():
+        for name in options.fault or FAULTS:
+            fault = FAULTS[name]
             took: dict[str, list[float]] = {"query": [], "token": []}
             for what, runs in (("query", options.runs), ("token", tokens)):
                 for number in range(runs):

@@ -64,6 +64,13 @@ def test_it_asks_its_peers_before_it_signs() -> None:
     assert machine.feed(PeerHas(B, head(3), ours=True)).publish
 
 
+def test_a_peer_that_is_quicker_than_the_look_at_the_store_is_not_asked_twice() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A})), PeerHas(A, head(5), ours=True))
+    assert machine.feed(StoreSeen(head(5), same=True)).publish
+    assert not machine.feed(StoreSeen(head(5), same=True)).publish, "another store is another question"
+
+
 def test_a_silent_peer_is_waited_for_a_while_and_nobody_at_all_for_ever() -> None:
     machine = Machine()
     machine.feed(PeersKnown(frozenset({A, B})), StoreSeen(head(5), same=True))

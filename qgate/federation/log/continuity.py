@@ -145,13 +145,14 @@ def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
                 reason = "the store is another than the one that was published from"
             if noted is not None and lost:
                 reason = f"this gate had seen entry {noted.seq}, and the store does not have it"
+            first = state.phase == "starting"  # a peer that was quicker than this look need not say it again
             return replace(
                 state,
                 phase="asking",
                 head=head,
                 reason=reason,
-                answered=frozenset(),
-                claims={},
+                answered=state.answered if first else frozenset(),
+                claims=state.claims if first else {},
                 reclaiming=None,
                 suspicious=not same,
                 lost=lost,
