@@ -102,9 +102,9 @@ class Watch:
         return Sample(
             count,
             self._last.at - begin.at,
-            self._last.waited_s - begin.waited_s,
+            max(self._last.waited_s - begin.waited_s, 0.0),  # a thread that ended takes its part along
             self._first.at - self._start.at,
-            self._first.waited_s - self._start.waited_s,
+            max(self._first.waited_s - self._start.waited_s, 0.0),
             self._last.cpu_s - self._start.cpu_s,
         )
 

@@ -117,3 +117,29 @@ def test_seeds_never_become_the_one_that_means_random() -> None:
     found = {mixed(seed, number) for seed in (0, 1, 2**64 - 1) for number in range(1000)}
     assert len(found) > 2990
     assert all(0 <= value < 0xFFFFFFFF for value in found)
+
+
+def test_biases_and_penalties_count_and_leave_the_logits_as_they_were(model: Any) -> None:
+    row = np.zeros(model.n_vocab, dtype=np.float32)
+    row[[5, 7, 9]] = [4.0, 8.0, 7.0]
+    before = row.copy()
+
+    def chosen(sampling: Sampling, accepted: tuple[int, ...] = (), recent: tuple[int, ...] = ()) -> int:
+        sampler = _sampler(model, sampling, recent=recent)
+        for token in accepted:
+            sampler.accept(token)
+        token = int(sampler.choose(row))
+        assert np.array_equal(row, before)
+        return token
+
+    assert chosen(GREEDY) == 7
+    assert chosen(replace(GREEDY, logit_bias={7: -100.0, 5: 3.5})) == 5
+    assert chosen(replace(GREEDY, repeat_penalty=1.2), recent=(7,)) == 9
+    assert chosen(replace(GREEDY, presence_penalty=1.5), (7, 7)) == 9
+    assert chosen(replace(GREEDY, frequency_penalty=0.6), (7,)) == 7
+    assert chosen(replace(GREEDY, frequency_penalty=0.6), (7, 7)) == 9
+    everything = replace(
+        GREEDY, logit_bias={9: 2.0}, repeat_penalty=1.2, presence_penalty=1.0, frequency_penalty=0.5
+    )
+    # 9 has (7 + 2) / 1.2 - 1.5 = 6, 7 has 8 / 1.2 = 6.7.
+    assert chosen(everything, (9,), recent=(7, 9)) == 7

@@ -141,12 +141,18 @@ class Sampler:
         self._chain = None if self._greedy else _chain(sampling)
 
     def choose(self, row: Row) -> int:
-        """Id of the next token after logits ``row`` (which is left as it is); -1 where nothing may come.
+        """Id of the next token after logits ``row`` (which is left as it was); -1 where nothing may come.
 
         JobProblem where the grammar takes too long.
         """
-        if self._alters:
-            row = self._altered(row)
+        undo = self._alter(row) if self._alters else ()
+        try:
+            return self._choose(row)
+        finally:
+            for ids, values in reversed(undo):
+                row[ids] = values
+
+    def _choose(self, row: Row) -> int:
         token = int(row.argmax()) if self._greedy else self._draw(row, 0)
         if self.grammar is None:
             return token
@@ -198,21 +204,27 @@ class Sampler:
         if self.grammar is not None:
             self.grammar.close()
 
-    def _altered(self, row: Row) -> Row:
-        """``row`` with biases and penalties, in llama.cpp's formulas."""
-        row = row.copy()
+    def _alter(self, row: Row) -> list[tuple[npt.NDArray[np.intp], Row]]:
+        """Put biases and penalties, in llama.cpp's formulas, into ``row``; where, and what was there.
+
+        In place, because a copy of the whole vocabulary's logits costs more than all of it.
+        """
+        undo = []
         if len(self._bias):
+            undo.append((self._bias_ids, row[self._bias_ids]))
             row[self._bias_ids] += self._bias
         repeat = self._sampling.repeat_penalty
         if repeat != 1.0 and self._window:
             ids = np.array(sorted(set(self._window)), dtype=np.intp)
             values = row[ids]
+            undo.append((ids, values))
             row[ids] = np.where(values <= 0, values * repeat, values / repeat)
         if self._counts:
             ids = np.fromiter(self._counts.keys(), dtype=np.intp, count=len(self._counts))
             often = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
+            undo.append((ids, row[ids]))
             row[ids] -= often * self._sampling.frequency_penalty + self._sampling.presence_penalty
-        return row
+        return undo
 
     def _draw(self, row: Row, attempt: int) -> int:
         self._candidates.fill(row, likeliest(row, self._sampling.top_k) if self._sampling.top_k else None)
