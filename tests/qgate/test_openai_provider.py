@@ -120,29 +120,27 @@ async def test_structured_output_is_asked_for_as_the_sdk_asks_for_it(gate: Gate)
         assert api.seen[1].json["response_format"]["json_schema"]["schema"] == sent["json_schema"]["schema"]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("status", "said", "raised"),
-    [
-        (400, {"message": "no such field", "code": "unknown_field"}, openai.BadRequestError),
-        (400, {"message": "too long", "code": "context_length_exceeded"}, openai.BadRequestError),
-        (401, {"message": "bad key"}, openai.InternalServerError),  # the gate's key, not the client's
-        (429, {"message": "slow down"}, openai.RateLimitError),
-        (500, {"message": "oops"}, openai.InternalServerError),
-    ],
-)
-async def test_errors_are_the_sdks_own(
-    gate: Gate, status: int, said: dict[str, Any], raised: type[openai.APIStatusError], stream: bool
-) -> None:
-    async with asking(gate, answer({"error": said}, status, retry_after="3")) as (sdk, _):
-        with pytest.raises(raised) as refused:
-            await sdk.chat.completions.create(model="big", messages=HELLO, stream=stream)
-        if status == 429:
-            assert int(refused.value.response.headers["retry-after"]) >= 1
-            with pytest.raises(openai.APIStatusError) as waits:  # the provider is left in peace meanwhile
-                await sdk.chat.completions.create(model="big", messages=HELLO, stream=stream)
-            assert waits.value.status_code in {429, 503}
-            assert 1 <= int(waits.value.response.headers["retry-after"]) <= 3
+ERRORS: list[tuple[int, dict[str, Any], type[openai.APIStatusError]]] = [
+    (400, {"message": "no such field", "code": "unknown_field"}, openai.BadRequestError),
+    (400, {"message": "too long", "code": "context_length_exceeded"}, openai.BadRequestError),
+    (500, {"message": "oops"}, openai.InternalServerError),
+    (429, {"message": "slow down"}, openai.RateLimitError),
+]
+
+
+async def test_errors_are_the_sdks_own(gate: Gate) -> None:
+    async with asking(gate, answer(chat())) as (sdk, api):
+        for status, said, raised in ERRORS:
+            api.reply = answer({"error": said}, status, retry_after="3")
+            with pytest.raises(raised) as refused:
+                await sdk.chat.completions.create(model="big", messages=HELLO, stream=status == 400)
+        assert int(refused.value.response.headers["retry-after"]) >= 1
+        asked = len(api.seen)
+        with pytest.raises(openai.APIStatusError) as waits:  # it is left in peace for as long as it said
+            await sdk.chat.completions.create(model="big", messages=HELLO, stream=True)
+        assert waits.value.status_code in {429, 503}
+        assert 1 <= int(waits.value.response.headers["retry-after"]) <= 3
+        assert len(api.seen) == asked
 
 
 async def test_a_budget_that_is_spent(gate: Gate) -> None:
