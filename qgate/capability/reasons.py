@@ -121,7 +121,8 @@ def refusal(
             "no model is here that could do this: no worker that is connected has one, and no provider",
             code="unavailable",
             retry_after_s=RETRY_S,
-            hint="meshctl worker list shows the workers, meshctl model add gives them a model; "
+            hint=_simpler(demand)
+            + "meshctl worker list shows the workers, meshctl model add gives them a model; "
             "meshctl provider add adds a provider",
         )
     able = bad & ~np.uint32(PASSING | PASSING_TOO)
@@ -163,21 +164,23 @@ def refusal(
                 detail={"reasons": reasons},
                 hint=_LESS if code == "budget_exceeded" else _EXPLAIN,
             )
-    hint = "meshctl route explain shows every candidate and why it was not taken"
-    if demand.work.kind == "chat" and TASKS[request.task].kind == "analysis":
-        hint = (
-            "leave out the system prompt, turns, tools and response_format for the gate's own engine; " + hint
-        )
     return Problem(
         "nothing in the mesh can do this: " + "; ".join(reasons),
         code="no_candidate",
         detail={"reasons": reasons},
-        hint=hint,
+        hint=_simpler(demand) + _EXPLAIN,
     )
 
 
 _EXPLAIN = "meshctl route explain shows every candidate and why it was not taken"
 _LESS = "a smaller max_tokens lowers what it may cost; meshctl budget list shows the budgets"
+
+
+def _simpler(demand: Demand) -> str:
+    """How the gate's own engine could do it, where that is only kept from it by instructions."""
+    if demand.work.kind == "chat" and TASKS[demand.work.request.task].kind == "analysis":
+        return "leave out the system prompt, turns, tools and response_format for the gate's own engine; "
+    return ""
 
 
 def _near(inventory: Inventory, demand: Demand) -> str:

@@ -182,8 +182,9 @@ def test_what_the_gates_own_engine_cannot_obey_is_said(desk: Desk) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     turns = [{"role": "system", "content": "Be brief."}, *SUMMARIZE["messages"]]
     for change in ({"tools": [tool]}, {"messages": turns}, {"response_format": {"type": "json_object"}}):
-        error = desk.refused(SUMMARIZE | change, 422, "no_candidate", "leave out the system prompt")
-        assert error["detail"]["reasons"]
+        desk.refused(
+            SUMMARIZE | change, 503, "unavailable", "leave out the system prompt", "meshctl model add"
+        )
     desk.refused(SUMMARIZE | {"tools": "f"}, 400, "invalid_request", "list of objects", param="tools")
 
 
@@ -207,7 +208,7 @@ def test_who_asks_and_from_where(desk: Desk) -> None:
     desk.refused(GOOD, 403, "misdirected", "http.hosts", host="127.0.0.1.evil.example:80")
     desk.refused(GOOD, 403, "permission_denied", "http.origins", origin="https://evil.example")
     desk.refused(None, 405, "method_not_allowed", "takes POST")
-    desk.refused(GOOD, 404, "not_found", "/v1/chat/completions", path="/v1/chat/completion")
+    desk.refused(GOOD, 404, "not_found", "chat/completions", path="/v1/chat/completion")
 
 
 # --- too much
