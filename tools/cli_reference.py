@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands themselves, or with --check say whether it is current."""
+"""Write docs/cli.md and docs/settings.md from the programs, or with --check say whether they are current."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ import typer.main  # noqa: E402 - after the path above
 
 from meshctl.__main__ import app  # noqa: E402
 from meshctl.errors import ExitCode  # noqa: E402
+from minigate.settings import MinigateSettings  # noqa: E402
+from qdaemon.settings import QdaemonSettings  # noqa: E402
+from qgate.governance.registry import SETTINGS  # noqa: E402
+from qgate.settings import GateSettings  # noqa: E402
+from tunnel_proto.settings import reference  # noqa: E402
 
 PAGE = ROOT / "docs" / "cli.md"
+SETTINGS_PAGE = ROOT / "docs" / "settings.md"
+_TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 SHARED = ("gate_dir", "socket", "output", "yes", "help")
 
 HEAD = """# meshctl
@@ -38,21 +45,55 @@ colour and nothing is cut. A command that destroys asks first; where there is no
 """
 
 
+SETTINGS_HEAD = """# Settings
+
+Generated from the programs by `tools/cli_reference.py`. What a process needs before it can open the store is
+in its file, read once at start (some of it again on SIGHUP, where it says so); unknown keys are refused with
+the nearest known one. The folder `conf.example` holds each file with every key and its default. No
+environment variable is read.
+
+## In the database
+
+What may change while the mesh runs is the same for all gates of a pool and takes effect within a second:
+`meshctl settings list`, `get`, `set` and `reset`.
+"""
+
+
 def main() -> int:
-    """Write or check the page; returns the exit code."""
+    """Write or check the pages; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--check", action="store_true", help="change nothing; fail if the page is not current"
     )
-    text = page()
+    pages = {PAGE: page(), SETTINGS_PAGE: settings_page()}
     if parser.parse_args().check:
-        current = PAGE.exists() and PAGE.read_text() == text
-        if not current:
-            print("docs/cli.md is not current: python tools/cli_reference.py", file=sys.stderr)
-        return 0 if current else 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text)
+        stale = [one for one, text in pages.items() if not one.exists() or one.read_text() != text]
+        for one in stale:
+            print(f"docs/{one.name} is not current: python tools/cli_reference.py", file=sys.stderr)
+        return 1 if stale else 0
+    for one, text in pages.items():
+        one.write_text(text)
     return 0
+
+
+def settings_page() -> str:
+    """Every setting of every program, and those of the database, as Markdown."""
+    lines = [SETTINGS_HEAD, "| setting | type | default | bounds | what it does |", "|---|---|---|---|---|"]
+    for one in sorted(SETTINGS.values(), key=lambda setting: setting.name):
+        bounds = [
+            f"{name} {value:,.10g}"
+            for name, value in (("from", one.minimum), ("to", one.maximum))
+            if value is not None
+        ]
+        shown = ", ".join(one.choices) or " ".join(bounds) or "-"
+        text = one.description.replace("|", "\\|") + (" Needs a restart." if one.restart_needed else "")
+        lines.append(f"| `{one.name}` | {_TYPES[one.type]} | `{one.default}` | {shown} | {text} |")
+    files = (
+        (GateSettings, "qgate.toml"),
+        (MinigateSettings, "minigate.toml"),
+        (QdaemonSettings, "qdaemon.toml"),
+    )
+    return "\n".join(lines) + "\n\n" + "\n".join(reference(cls, title) for cls, title in files)
 
 
 def page() -> str:
