@@ -47,7 +47,7 @@ class Past:
     well_since: float | None = None
     due_since: float | None = None
     stranded_since: float | None = None
-    blurred_until: float = 0.0  # its calendar was set forward: what it wrote down looks older than it is
+    blurred_until: float = 0.0  # its calendar was set: what it wrote down looks older, or newer, than it is
 
 
 class Watch:
@@ -137,8 +137,8 @@ class Watch:
         """A node's process begins; its calendar was set by ``stepped`` since the last one."""
         past = self.past(node)
         past.well_since = past.due_since = past.stranded_since = None
-        if stepped > 0:
-            past.blurred_until = self.world.heap.now + HOLD_S + stepped
+        if stepped:
+            past.blurred_until = self.world.heap.now + HOLD_S + abs(stepped)
 
     def node_stepped(self, node: Node, before: State, event: Event, ready: Ready) -> None:
         """A node's machine has taken an event."""
