@@ -247,7 +247,8 @@ class Pump:
         session = self.session
         session.mux.awake = False
         transport = self._transport
-        if transport is not None:
+        # One that was reset is closed before we are told so, and uvloop's raise when they are written to.
+        if transport is not None and not transport.is_closing():
             now = self._clock()
             room = FLUSH_MAX
             while self._writable and room > 0:

@@ -116,7 +116,15 @@ class PeerLinks:
         """Whether a stream to that pool can be opened now."""
         return self._carrier(pool_key) is not None
 
-    def open(self, pool_key: bytes, kind: str, meta: Mapping[str, Any], receiver: StreamReceiver) -> Stream:
+    def open(
+        self,
+        pool_key: bytes,
+        kind: str,
+        meta: Mapping[str, Any],
+        receiver: StreamReceiver,
+        *,
+        compression: str = "auto",
+    ) -> Stream:
         """Open a stream of a served kind to a peer.
 
         LocalProtocolError where no link is up, or this pool's admin does not let that flow out.
@@ -130,7 +138,7 @@ class PeerLinks:
         carrier = self._carrier(pool_key)
         if carrier is None:
             raise LocalProtocolError(f"no link to the pool {peer.name} is up")
-        return carrier.open_stream(kind, dict(meta), receiver)
+        return carrier.open_stream(kind, dict(meta), receiver, compression=compression)
 
     def serve(self, kind: str, flow: str, accept: Accept) -> None:
         """Take streams of a kind from peers that may send that flow, and let them be opened to others."""

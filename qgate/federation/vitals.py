@@ -219,7 +219,8 @@ class Vitals:
         out = _Out(self, peer.pool_key)
         try:
             meta = {"online_certificate": self._online.certificate}
-            out.stream = self._links.open(peer.pool_key, KIND_HEARTBEAT, meta, out)
+            # Keys, hashes and signatures do not shrink, and 50 contexts would cost more than the beats do.
+            out.stream = self._links.open(peer.pool_key, KIND_HEARTBEAT, meta, out, compression="off")
         except LocalProtocolError:
             return None  # no link; the next beat looks again
         self._out[peer.pool_key] = out
@@ -261,7 +262,7 @@ class Vitals:
         if not self.heard.setdefault(pool_key, Heard()).take(beat, monotonic=now, now=self._clock()):
             return
         self.suspicion = self.suspicion.heard(pool_key, now)
-        self._tell_verdicts()
+        self._tell_verdict(pool_key)
         gates = gates_told(beat)
         if gates and frozenset(gates) != frozenset(peer.gates):
             self._teach(peer, gates, peer.online_certificate)
@@ -311,20 +312,28 @@ class Vitals:
             del self._states[gone]
 
     async def _probe(self, pool_key: bytes) -> None:
-        answered = await self._links.probe(pool_key, PROBE_TIMEOUT_S)
+        try:
+            answered = await self._links.probe(pool_key, PROBE_TIMEOUT_S)
+        except Exception:  # whatever went wrong with a probe, the gate goes on
+            log.exception("a probe failed")
+            answered = False
         self.suspicion = self.suspicion.probed(pool_key, self._monotonic(), answered=answered)
         self._stirred.set()
 
     def _tell_verdicts(self) -> None:
         for pool_key in self.suspicion.peers:
-            standing = self.suspicion.standing(pool_key)
-            peer = self._peers.peer(pool_key)
-            if standing is None or peer is None or self._states.get(pool_key, ALIVE) == standing.state:
-                continue
-            self._states[pool_key] = standing.state
-            log.info("peer", pool=peer.name, verdict=standing.state, doubt=standing.doubt or None)
-            for callback in tuple(self._on_verdict):
-                callback(peer, standing)
+            self._tell_verdict(pool_key)
+
+    def _tell_verdict(self, pool_key: bytes) -> None:
+        one, peer = self.suspicion.peers.get(pool_key), self._peers.peer(pool_key)
+        if one is None or peer is None or self._states.get(pool_key, ALIVE) == one.state:
+            return
+        standing = self.suspicion.standing(pool_key)
+        assert standing is not None
+        self._states[pool_key] = standing.state
+        log.info("peer", pool=peer.name, verdict=standing.state, doubt=standing.doubt or None)
+        for callback in tuple(self._on_verdict):
+            callback(peer, standing)
 
     # --- for people
 
