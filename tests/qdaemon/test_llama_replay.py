@@ -13,7 +13,7 @@ from tests.qdaemon.llama import GREEDY, SEA, Recorder, chat, child, completion, 
 
 pytestmark = needs_model
 
-EVERY = 9
+EVERY = 13
 LONG = "Here is a long story about a village by the sea. " * 9
 SCHEMA = (
     '{"type": "object", "properties": {"name": {"type": "string", "maxLength": 30}, '
