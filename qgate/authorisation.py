@@ -116,7 +116,9 @@ class GateAuthorisation:
         """Why a node of a paired pool is not welcome; gates of peers are no guests."""
         if certificate.role not in GUEST_ROLES:
             return ""
-        return _standing(certificate, self._directory.guest_node(certificate.handshake_public))
+        return _standing(
+            certificate, self._directory.guest_node(certificate.pool, certificate.handshake_public)
+        )
 
     def _unwelcome(self, peer: Peer | None, role: str) -> str:
         """Why a pool's nodes may not come in. A tunnel alone gives no right to anything but to be refused.

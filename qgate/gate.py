@@ -30,6 +30,7 @@ from qgate.control.local import LocalServer
 from qgate.federation.log.replication import Replication
 from qgate.federation.movement import Movement
 from qgate.federation.pairings import rules as pairing_rules
+from qgate.federation.rebalance import PoolLoad
 from qgate.federation.vitals import Own as OwnVitals
 from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.catalogue import Catalogue
@@ -155,7 +156,7 @@ class Gate:
                 health=self._health,
                 load=self._load,
                 heads=self._heads,
-                roster=lambda: 0,
+                roster=lambda: self.movement.serial,
                 gates=lambda: pool_gates(office),
             ),
         )
@@ -185,6 +186,8 @@ class Gate:
             gates=self.gate_addresses,
             sessions=lambda: list(self.tunnel.sessions.values()),
             unfit=lambda: "" if parts.watch.fresh else "its store is away",
+            loads=self._pool_loads,
+            workers=self.capabilities.workers.serving,
             clock=clock,
         )
         for rule in self.movement.exports.rules():
@@ -395,6 +398,16 @@ class Gate:
             waiting=engine.waiting,
             workers=sum(one.peer.role == "daemon" and one.connected for one in self.tunnel.sessions.values()),
         )
+
+    def _pool_loads(self) -> tuple[PoolLoad, dict[bytes, PoolLoad]]:
+        """What waits at this gate, and at each peer that a link is up to."""
+        own = self._load()
+        heard = self.peering.vitals.heard
+        return PoolLoad(own.waiting, own.workers), {
+            pool: PoolLoad(latest.load.waiting, latest.load.workers)
+            for pool, one in heard.items()
+            if self.peering.links.up(pool) and (latest := one.latest) is not None
+        }
 
     def status(self) -> dict[str, Any]:
         """The status document of the control API."""

@@ -324,6 +324,8 @@ def _carry_out(state: State, now: float, rules: Rules, moves: list[Move], incide
     state = replace(state, pending=None, target=order.target)
     if order.verb == "reassign":
         state = replace(state, assigned=order.target, moved_at=now, home_down=False, failed_at=None)
+    if order.verb == "back":
+        state = replace(state, assigned=b"")
     state = replace(state, pinned=order.target != state.home)
     if source != order.target:
         rule = "rebalance" if order.verb == "reassign" else "order"
@@ -384,14 +386,16 @@ def _report(state: State, now: float, rules: Rules, incidents: list[Incident]) -
 def _dial(state: State, now: float, rules: Rules) -> tuple[tuple[bytes, ...], float | None]:
     """Pools to hold tunnels to, and when one more may be due.
 
-    Home and the target always, the pool of an order under way, in manual mode one standby; and while the
-    target is not usable, the others one after the other.
+    Home and the target always, and the pool that issues the roster; the pool of an order under way, in manual
+    mode one standby; and while the target is not usable, the others one after the other.
     """
     if not state.pools:
         return (), None
     found = [state.home]
     if state.target != state.home:
         found.insert(0, state.target)
+    if state.pools[0] not in found:  # whose node it is, and who may call it back
+        found.append(state.pools[0])
     if state.pending is not None and state.pending.target not in found:
         found.append(state.pending.target)
     others = [pool for pool in state.order if pool not in found]

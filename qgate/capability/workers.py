@@ -131,6 +131,14 @@ class Workers:
             link.close("the gate stops")
             self.forget(link)
 
+    def serving(self) -> dict[str, bool]:
+        """Workers of our own pool that take jobs here, each with whether it does nothing now."""
+        return {
+            name: view.jobs_running == 0 and view.jobs_queued == 0
+            for name, view in self.views.items()
+            if view.state == "present" and "/" not in name
+        }
+
     # --- orders
 
     async def ask(

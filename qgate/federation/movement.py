@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import structlog
 
 from qgate.federation.exports import Exports
 from qgate.federation.incidents import Journal, short
+from qgate.federation.rebalance import PAUSE_S, BalanceState, PoolLoad, Sight, step
 from qgate.federation.rosters import Rosters
 from qgate.governance.directory import Directory
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
@@ -20,11 +21,15 @@ from qgate.store import Store, StoreUnavailableError
 from tunnel_proto.certificate import OnlineKey
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.link import PeerSession, Stream
+from tunnel_proto.roster import read_roster
 
 RECONCILE_S: Final = 300.0
 """How often what peers should know is compared although nothing was heard: rosters must be renewed."""
 
 RETRY_S: Final = 1.0
+BALANCE_S: Final = 5.0
+"""How often loads are compared, where workers may be lent."""
+
 _CONCERNS: Final = ("app:", "key:", "node:", "peer:", "setting:failover.", "pool")
 """Changes of the directory after which peers may have to be told something."""
 
@@ -55,7 +60,11 @@ class OrderPlan:
 
 
 class Movement:
-    """The moving parts of one gate."""
+    """The moving parts of one gate.
+
+    ``loads()`` are this pool's and those of peers that are alive, ``workers()`` our workers that serve here,
+    each with whether it does nothing.
+    """
 
     def __init__(
         self,
@@ -68,8 +77,16 @@ class Movement:
         gates: Callable[[], tuple[GateAddress, ...]],
         sessions: Callable[[], Iterable[PeerSession]],
         unfit: Callable[[], str],
+        loads: Callable[[], tuple[PoolLoad, Mapping[bytes, PoolLoad]]],
+        workers: Callable[[], Mapping[str, bool]],
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._loads = loads
+        self._workers = workers
+        self._monotonic = monotonic
+        self._balance = BalanceState()
+        self._serial = (b"", 0)
         self.pool_key = pool_key
         self.directory = directory
         self.journal = Journal(store, gate=gate, name=self.name, setting=directory.setting, clock=clock)
@@ -123,6 +140,56 @@ class Movement:
             tasks.create_task(self._reconcile())
             tasks.create_task(self.rosters.run())
             tasks.create_task(self.journal.run())
+            tasks.create_task(self._rebalance())
+
+    async def _rebalance(self) -> None:
+        """Lend idle workers, and call them back, where the setting says so."""
+        while True:
+            await asyncio.sleep(BALANCE_S)
+            if not self.directory.setting("failover.rebalance"):
+                continue
+            self._balance, order = step(self._balance, self._sight(), self._monotonic())
+            if order is None:
+                continue
+            log.info(
+                "rebalancing", worker=order.worker, to=self.name(order.pool or self.pool_key), why=order.why
+            )
+            try:
+                await self.rosters.order(
+                    "reassign",
+                    home=self.pool_key,
+                    target=order.pool or self.pool_key,
+                    nodes=(order.worker,),
+                    by=f"rebalancing: {order.why}",
+                    pause_s=PAUSE_S,
+                )
+            except StoreUnavailableError:
+                continue
+
+    def _sight(self) -> Sight:
+        own, peers = self._loads()
+        targets = {peer.pool_key for peer in self.exports.targets()}
+        lent: dict[bytes, list[str]] = {}
+        for row in self.rosters.nodes():
+            if row["role"] == "daemon" and row["home"] == self.pool_key and row["target"] in targets:
+                lent.setdefault(row["target"], []).append(row["node"])
+        workers = self._workers()
+        return Sight(
+            own=own,
+            peers={pool: load for pool, load in peers.items() if pool in targets},
+            idle=[name for name, idle in workers.items() if idle],
+            here=len(workers),
+            lent=lent,
+        )
+
+    @property
+    def serial(self) -> int:
+        """The serial number of this pool's roster, 0 without one; peers are told it."""
+        sealed = self.directory.snapshot.roster
+        if sealed and sealed != self._serial[0]:
+            found = read_roster(sealed, pool_key=self.pool_key, now=0.0, check_times=False)
+            self._serial = (sealed, found.serial)
+        return self._serial[1] if sealed else 0
 
     async def _reconcile(self) -> None:
         while True:

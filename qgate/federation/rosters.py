@@ -117,16 +117,27 @@ class Rosters:
     # --- orders
 
     async def order(
-        self, verb: str, *, home: bytes, target: bytes, nodes: Iterable[str], by: str
+        self,
+        verb: str,
+        *,
+        home: bytes,
+        target: bytes,
+        nodes: Iterable[str],
+        by: str,
+        pause_s: float = 0.0,
     ) -> dict[str, Any]:
         """Sign an order, keep it for every gate of the pool, and tell it: `{number, expires_at}`.
 
-        ConfigError for one that no node would take.
+        With ``pause_s`` nothing is ordered, and `{}` returned, where some gate of the pool gave an order with
+        that verb within so many seconds. ConfigError for one that no node would take.
         """
         now = int(self._clock())
         names = frozenset(nodes)
         async with self._store.transaction() as connection:
             number = await table.next_order(connection, now)
+            since = datetime.fromtimestamp(now - pause_s, UTC)
+            if pause_s and await table.ordered_since(connection, verb, since):
+                return {}
             order = Order(
                 issuer=self._pool_key,
                 home=home,

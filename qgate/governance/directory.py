@@ -224,9 +224,9 @@ class Directory:
         peer = self._snapshot.peers.get(pool)
         return guest_name(peer.name if peer is not None else pool.hex()[:8], name)
 
-    def guest_node(self, handshake_public: bytes) -> GuestNode | None:
-        """The node of a paired pool that owns this X25519 public key and may come here."""
-        return self._snapshot.guest_list.nodes.get(handshake_public)
+    def guest_node(self, pool: bytes, handshake_public: bytes) -> GuestNode | None:
+        """The node of that paired pool that owns this X25519 public key and may come here."""
+        return self._snapshot.guest_list.nodes.get((pool, handshake_public))
 
     def guest_roster(self, pool: bytes) -> bytes | None:
         """The sealed roster of a paired pool, for its nodes that are here."""
@@ -241,7 +241,7 @@ class Directory:
         digest = digest_of(key)
         if pool and self._pool_key and pool != self._pool_key:
             digest = guest_digest(digest, home=pool, at=self._pool_key)
-            found = self._snapshot.guest_list.keys.get(digest)
+            found = self._snapshot.guest_list.keys.get((pool, digest))
         else:
             found = self._snapshot.keys.get(digest)
         if found is None or not hmac.compare_digest(found.digest, digest) or not found.usable(now):
@@ -386,9 +386,9 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
         if before.nodes.get(public) != after.nodes.get(public):
             yield f"node:{(after.nodes.get(public) or before.nodes[public]).name}"
     old_guests, new_guests = before.guest_list, after.guest_list
-    for public in old_guests.nodes.keys() | new_guests.nodes.keys():
-        if old_guests.nodes.get(public) != new_guests.nodes.get(public):
-            yield f"node:{(new_guests.nodes.get(public) or old_guests.nodes[public]).name}"
+    for at in old_guests.nodes.keys() | new_guests.nodes.keys():
+        if old_guests.nodes.get(at) != new_guests.nodes.get(at):
+            yield f"node:{(new_guests.nodes.get(at) or old_guests.nodes[at]).name}"
     if (before.roster, old_guests.rosters) != (after.roster, new_guests.rosters):
         yield "rosters"
     if before.orders != after.orders:
@@ -398,10 +398,12 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for pool_key in before.peers.keys() | after.peers.keys():
         if before.peers.get(pool_key) != after.peers.get(pool_key):
             yield f"peer:{(after.peers.get(pool_key) or before.peers[pool_key]).name}"
-    for old_keys, new_keys in ((before.keys, after.keys), (old_guests.keys, new_guests.keys)):
-        for digest in old_keys.keys() | new_keys.keys():
-            if old_keys.get(digest) != new_keys.get(digest):
-                yield f"key:{(new_keys.get(digest) or old_keys[digest]).app}"
+    for digest in before.keys.keys() | after.keys.keys():
+        if before.keys.get(digest) != after.keys.get(digest):
+            yield f"key:{(after.keys.get(digest) or before.keys[digest]).app}"
+    for place in old_guests.keys.keys() | new_guests.keys.keys():
+        if old_guests.keys.get(place) != new_guests.keys.get(place):
+            yield f"key:{(new_guests.keys.get(place) or old_guests.keys[place]).app}"
     for key in before.passwords.keys() | after.passwords.keys():
         if before.passwords.get(key) != after.passwords.get(key):
             yield f"password:{key[0]}"

@@ -24,14 +24,15 @@ GUEST_DATABASES: Final = "failover.guest_databases"
 
 @dataclass(frozen=True, slots=True)
 class GuestList:
-    """`apps` are GuestApps by "POOL/APP", `keys` by the digest that is good here, `nodes` by X25519 key.
+    """`apps` are GuestApps by "POOL/APP", `keys` by pool and the digest that is good here, `nodes` by pool
+    and X25519 key: what one pool says never counts for another's.
 
     `rosters` are the sealed rosters of the pools whose nodes may come, by pool.
     """
 
     apps: Mapping[str, GuestApp] = field(default_factory=dict)
-    keys: Mapping[bytes, ApiKey] = field(default_factory=dict, repr=False)
-    nodes: Mapping[bytes, GuestNode] = field(default_factory=dict)
+    keys: Mapping[tuple[bytes, bytes], ApiKey] = field(default_factory=dict, repr=False)
+    nodes: Mapping[tuple[bytes, bytes], GuestNode] = field(default_factory=dict)
     rosters: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)
 
 
@@ -53,11 +54,11 @@ def welcome(
     return GuestList(
         apps=listed,
         keys={
-            digest: ApiKey(identifier, name, prefix, digest, until)
+            (app.pool, digest): ApiKey(identifier, name, prefix, digest, until)
             for name, app in listed.items()
             for digest, identifier, prefix, until in app.keys
         },
-        nodes={node.handshake_public: node for node in nodes if node.pool in names},
+        nodes={(node.pool, node.handshake_public): node for node in nodes if node.pool in names},
         rosters={pool: sealed for pool, sealed in rosters.items() if pool in names},
     )
 

@@ -238,6 +238,13 @@ _DECLARED = (
         maximum=32,
     ),
     Setting(
+        "failover.rebalance",
+        bool,
+        False,
+        "Whether an idle worker of this pool is lent to a paired pool where work has been waiting for half a "
+        "minute, and called back when work waits here.",
+    ),
+    Setting(
         "incident.escalate_s",
         float,
         900.0,

@@ -215,6 +215,14 @@ async def next_order(connection: Connection, now: int) -> int:
     return max(int(newest or 0) + 1, now)
 
 
+async def ordered_since(connection: Connection, verb: str, since: datetime) -> bool:
+    """Whether an order with that verb was given after ``since``."""
+    found = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM failover_orders WHERE verb = $1 AND issued_at > $2)", verb, since
+    )
+    return bool(found)
+
+
 async def keep_order(
     connection: Connection,
     order: KeptOrder,

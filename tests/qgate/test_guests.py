@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -203,8 +204,27 @@ def test_a_key_opens_where_its_digest_was_made_for() -> None:
 def test_a_peer_below_level_2_sends_nobody() -> None:
     lowered = directory(level=1)
     assert lowered.app_from(node_of(HQ), "web") is None
-    assert lowered.guest_node(NODE.handshake_public) is None
+    assert lowered.guest_node(HQ, NODE.handshake_public) is None
     assert lowered.guest_roster(HQ) is None
+
+
+def test_what_one_pool_says_never_counts_for_anothers_nodes_and_keys() -> None:
+    peers = {HQ: Peer(HQ, "hq", level=2), BRANCH: Peer(BRANCH, "branch", level=2)}
+    revoked = dataclasses.replace(NODE, revoked=True)
+    copied = dataclasses.replace(NODE, pool=BRANCH, revoked=False)
+    evil = dataclasses.replace(at(GPU), pool=BRANCH, name="evil")
+    guests = welcome(peers, apps=[at(GPU), evil], nodes=[revoked, copied], rosters={})
+    from qgate.governance.directory import Limits
+
+    snapshot = Snapshot(peers=peers, guest_list=guests, guests=_guest_apps(guests, {}, "*", Limits()))
+    both = Directory(snapshot, pool_key=GPU)
+    ours = both.guest_node(HQ, NODE.handshake_public)
+    assert ours is not None
+    assert ours.revoked
+    found = both.app_of_key(KEY, 1e9, HQ)
+    assert found is not None
+    assert found.name == "hq/web"
+    assert both.app_of_key(KEY, 1e9, BRANCH) is None, "its digest was made for another home"
 
 
 def test_databases_are_opened_by_pattern() -> None:

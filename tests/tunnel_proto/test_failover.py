@@ -215,12 +215,21 @@ def test_rebalancing_is_refused_where_it_would_fight_something() -> None:
     node.see(NEXT, "well")
     (move,) = node.order("reassign", NEXT, number=1)
     assert (move.rule, node.state.home) == ("rebalance", NEXT)
+    assert node.dial() == (NEXT, HOME), "whose node it is can call it back"
     node.wait(10)
     assert node.order("reassign", HOME, number=2) == ()
     assert "10 s ago" in node.incidents()[0].cause
     node.wait(300)
     (move,) = node.order("reassign", HOME, number=3)
     assert (move.to, node.state.home) == (HOME, HOME)
+
+
+def test_a_node_that_was_lent_is_called_back_for_good() -> None:
+    node = settled()
+    node.see(NEXT, "well")
+    node.order("reassign", NEXT, number=1)
+    (move,) = node.order("back", HOME, number=2)
+    assert (move.to, node.state.home, node.state.pinned) == (HOME, HOME, False)
 
 
 def test_a_pool_that_the_roster_drops_is_left() -> None:
