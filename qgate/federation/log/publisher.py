@@ -106,6 +106,8 @@ class Publisher:
                     await ear.send(Sorry(number, "store-unavailable", error.message[:400]))
         except TunnelError as error:
             log.debug("a log stream ended", pool=peer.name, reason=error.message)
+        except Exception as error:
+            log.error("serving a log failed", pool=peer.name, exc_info=error)
         finally:
             self._streams.pop(ear, None)
             ear.close()

@@ -11,6 +11,7 @@ meanwhile are duplicates and cost nothing but their bytes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ LOOK_S: Final = 30.0
 RETRY_FIRST_S: Final = 0.5
 RETRY_MOST_S: Final = 60.0
 FILL_MAX: Final = 500
+ASK_AGAIN_S: Final = 60.0
+"""Between two questions for contents that were lost: a peer may have got them meanwhile."""
 SNAPSHOT_BYTES_MAX: Final = 256 * 1024 * 1024
 
 log = structlog.get_logger(__name__)
@@ -120,6 +123,7 @@ class Puller:
         self._pace = Pace(0.0)
         self._number = 0
         self._ear: LogStream | None = None
+        self._ask_again_at = 0.0
 
     def look(self) -> None:
         """Something may have changed: ask now."""
@@ -138,14 +142,15 @@ class Puller:
         try:
             while True:
                 self.stir.clear()
-                if not self._links.up(self._key):
-                    self.progress.state = "waiting"
-                    self._disappoint()
-                    await self._pause(LOOK_S)
-                    continue
                 try:
-                    await self._session()
-                    wait = RETRY_FIRST_S
+                    if self._links.up(self._key):
+                        await self._session()
+                        wait = RETRY_FIRST_S
+                    else:
+                        self.progress.state = "waiting"
+                        self._disappoint()
+                        await self._pause(LOOK_S)
+                        continue
                 except StoreUnavailableError as error:
                     self.progress.problem = error.message
                 except MeshError as error:
@@ -153,7 +158,14 @@ class Puller:
                     if self.progress.state not in {"refused", "quarantined"}:
                         self.progress.state = "waiting"
                     self._disappoint()
-                await self._pause(wait)
+                except Exception as error:
+                    log.error("fetching a log failed", pool=self._key.hex()[:8], exc_info=error)
+                    self.progress.state, self.progress.problem = (
+                        "waiting",
+                        "a defect; the gate's log has more",
+                    )
+                    self._disappoint()
+                await self._rest(wait)
                 wait = min(2 * wait, RETRY_MOST_S)
         finally:
             self._close()
@@ -177,6 +189,7 @@ class Puller:
                 if await self._leased():
                     await self._catch_up(peer, ear, inbox)
                     await self._fill(peer, ear, inbox)
+                    await self._fill_own(peer, ear, inbox)
                 if reader.done():
                     raise TunnelError("the log stream ended")
                 await self._pause(LOOK_S)
@@ -302,6 +315,24 @@ class Puller:
             if filled < len(places):
                 return
 
+    async def _fill_own(
+        self, peer: Peer, ear: LogStream, inbox: asyncio.Queue[LogMessage | TunnelError]
+    ) -> None:
+        """Ask for contents of our own log that came back without them from another peer."""
+        places = await self._sequencer.lost(FILL_MAX)
+        now = time.monotonic()
+        if not places or now < self._ask_again_at:
+            return
+        self._ask_again_at = now + ASK_AGAIN_S
+        self._number += 1
+        await ear.send(Fill(self._number, self._own, tuple(places)))
+        answer = await self._next(inbox)
+        if isinstance(answer, Filled) and answer.id == self._number:
+            self._spend(answer)
+            came = [(one.entry, one.contents) for one in arrived(answer.items)]
+            if filled := await self._sequencer.refill(came, self._reclaim):
+                log.info("contents of our own log came back", pool=peer.name, entries=filled)
+
     async def _fetch_own(
         self, peer: Peer, ear: LogStream, inbox: asyncio.Queue[LogMessage | TunnelError]
     ) -> None:
@@ -333,7 +364,9 @@ class Puller:
                 if not entries:
                     break
                 head = await self._sequencer.reclaimed(
-                    [(one.entry, one.contents) for one in entries], self._reclaim
+                    [(one.entry, one.contents) for one in entries],
+                    self._reclaim,
+                    erased=frozenset(one.entry.seq for one in entries if one.missing == "erased"),
                 )
             log.warning("our own log came back from a peer", pool=peer.name, head=head.seq if head else None)
         finally:
@@ -403,20 +436,22 @@ class Puller:
             await asyncio.sleep(wait)
 
     async def _pause(self, seconds: float) -> None:
+        """Wait for news, for `look`, or until something held is due; then let that go on."""
         if self.progress.held_until is not None:
             due = self.progress.held_until - self._clock()
             seconds = max(0.01, min(seconds, due))
-        try:
-            async with asyncio.timeout(seconds):
-                await self.stir.wait()
-        except TimeoutError:
-            pass
+        await self._rest(seconds)
         held = self.progress.held_until
         if held is not None and held <= self._clock():
             self.progress.held_until = None
             peer = self._peer(self._key)
             if peer is not None:
                 self.progress.held_until = (await self._replicas.release(peer)).wake_at
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.stir.wait()
 
     def _disappoint(self) -> None:
         if self.wanted is not None and not self.wanted.done():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -149,12 +149,24 @@ class Replication:
         """Until cancelled: sign, serve, fetch."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._listen(), name="log: listen")
-                tasks.create_task(self._sequence(), name="log: sequence")
-                tasks.create_task(self._keep_pullers(), name="log: fetch")
-                tasks.create_task(self._upkeep(), name="log: upkeep")
+                for name, work in (
+                    ("listen", self._listen),
+                    ("sequence", self._sequence),
+                    ("fetch", self._keep_pullers),
+                    ("upkeep", self._upkeep),
+                ):
+                    tasks.create_task(self._keep(name, work), name=f"log: {name}")
         finally:
             await self.close()
+
+    async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """A defect here must not end the gate, which serves without replication."""
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                log.error("replication failed", part=name, exc_info=error)
+            await asyncio.sleep(LOOK_S)
 
     async def close(self) -> None:
         """End every stream and give up what other gates may fetch now."""
@@ -239,6 +251,7 @@ class Replication:
             for puller in self.pullers.values():
                 puller.look()
         await self._refresh(own=False)
+        self.publisher.news(facts.own.head)  # who hears it asks, and so says what it has of us
 
     def _believed(self, pool: bytes) -> bool:
         return self._disbelieved.get(pool, 0.0) <= time.monotonic()
@@ -297,6 +310,7 @@ class Replication:
                 if self.ready.publish:
                     await self._settle()
                     self.signed += await sign_all(self.sequencer)
+                    await self.sequencer.give_up_lost()
             except StoreUnavailableError:
                 pass  # the directory's watch has said so already
             except MeshError as error:
@@ -329,20 +343,20 @@ class Replication:
                 if (peer := self.peers.peer(key)) != self._seen.get(key) and peer is not None:
                     self._seen[key] = peer
                     self._link_changed(key)
-                await self._release(key)
+            await self._release(paired)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._changed.wait()
 
-    async def _release(self, key: bytes) -> None:
+    async def _release(self, paired: frozenset[bytes]) -> None:
         """Trust, rules or masters may have changed: what is held may go on."""
-        peer = self.peers.peer(key)
-        if peer is None:
-            return
         with contextlib.suppress(StoreUnavailableError):
-            taken = await self.replicas.release(peer)
-            if taken.wake_at is not None:
-                self.pullers[key].progress.held_until = taken.wake_at
+            async with self.store.connection() as connection:
+                waiting = await table.origins_waiting(connection)
+            for key in waiting & paired:
+                peer = self.peers.peer(key)
+                if peer is not None and (taken := await self.replicas.release(peer)).wake_at is not None:
+                    self.pullers[key].progress.held_until = taken.wake_at
 
     def _puller(self, key: bytes) -> Puller:
         return Puller(

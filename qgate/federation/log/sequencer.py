@@ -13,14 +13,21 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from qgate.federation.log import hlc
-from qgate.federation.log.entry import INCARNATION_BYTES, SALT_BYTES, Contents, Entry, make_entry
+from qgate.federation.log.entry import (
+    INCARNATION_BYTES,
+    SALT_BYTES,
+    Contents,
+    Entry,
+    check_contents,
+    make_entry,
+)
 from qgate.federation.log.erasure import erasure_payload
 from qgate.federation.log.incarnation import incarnation_payload
 from qgate.federation.log.snapshot import kept_of, make_snapshot
@@ -35,6 +42,10 @@ from tunnel_proto.packing import unpack
 
 BATCH: Final = 200
 """Entries of one transaction: about 30 ms of signing, during which the gate does nothing else."""
+
+LOST: Final = "lost"
+LOST_PATIENCE_S: Final = 3600.0
+"""How long peers may take to give contents back that were lost with the store."""
 
 log = structlog.get_logger(__name__)
 
@@ -143,9 +154,14 @@ class Sequencer:
         self,
         entries: Sequence[tuple[Entry, Contents | None]],
         into: Callable[[Connection, Row], Awaitable[None]],
+        *,
+        erased: frozenset[int] = frozenset(),
     ) -> Head:
         """Add entries of our own that came back from a peer, whose signatures the caller has checked;
         ``into`` is called for each that is new, in the same transaction. Returns the head after them.
+
+        Contents that are missing and not ``erased`` were withheld from that peer: they are lost until another
+        one has them (`refill`), or for good (`give_up_lost`).
         """
         async with self._store.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", table.SEQUENCER_LOCK)
@@ -155,7 +171,9 @@ class Sequencer:
             for entry, contents in entries:
                 if entry.seq != head.seq + 1 or entry.previous != head.hash:
                     continue
-                row = Row(entry, contents, "mine", "" if contents else "erased")
+                row = Row(
+                    entry, contents, "mine", "" if contents else "erased" if entry.seq in erased else LOST
+                )
                 await into(connection, row)
                 fresh.append(row)
                 head = Head(entry.incarnation, entry.seq, entry.hash)
@@ -164,6 +182,40 @@ class Sequencer:
                 await self._commit(connection, own.head, fresh, stamp, settled=False)
             await table.clear_claims(connection, self._pool)
         return head
+
+    async def lost(self, limit: int) -> list[int]:
+        """Entries of our own whose contents no peer has given back yet."""
+        async with self._store.connection() as connection:
+            return [row.entry.seq for row in await table.lost_entries(connection, self._pool, limit=limit)]
+
+    async def refill(
+        self,
+        entries: Sequence[tuple[Entry, Contents | None]],
+        into: Callable[[Connection, Row], Awaitable[None]],
+    ) -> int:
+        """Put contents back that were lost; ``into`` is called for those that are their records' newest."""
+        async with self._store.transaction() as connection:
+            lost = {row.entry.hash: row for row in await table.lost_entries(connection, self._pool)}
+            found: list[Row] = []
+            for entry, contents in entries:
+                row = lost.get(entry.hash)
+                if row is None or contents is None:
+                    continue
+                check_contents(row.entry, contents)
+                found.append(replace(row, contents=contents, reason=""))
+                if await table.newest_of(connection, row.entry) == row.entry.seq:
+                    await into(connection, found[-1])
+            await table.set_states(connection, self._pool, found)
+        return len(found)
+
+    async def give_up_lost(self) -> int:
+        """Erase what has been lost for `LOST_PATIENCE_S`, so that nobody waits for it; returns how many."""
+        async with self._store.connection() as connection:
+            rows = await table.lost_entries(connection, self._pool, older_s=LOST_PATIENCE_S)
+        if not rows:
+            return 0
+        await self.erase([row.entry.seq for row in rows], "lost with the store, and no peer has it")
+        return len(rows)
 
     async def settle(self) -> None:
         """The store is another, and nothing was lost: go on."""
