@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.request import urlopen
 
 import tomli_w
@@ -36,6 +36,8 @@ from tunnel_proto.identity import Identity, load_identity, save_identity
 
 _REPOSITORY = Path(__file__).parents[2]
 _VALID_S = 30 * 86400
+PATIENCE_S: Final = 90.0
+"""How long anything may take to start or to be seen: a bound for machines with too much to do."""
 
 
 def _tool(name: str) -> str:
@@ -131,7 +133,7 @@ class GateProcess(Daemon):
             return False
         return True
 
-    def start(self, *, timeout_s: float = 30.0) -> None:
+    def start(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Start and wait until it serves."""
         self.launch().wait_ready(self.ready, timeout_s=timeout_s, what="to serve")
 
@@ -151,7 +153,7 @@ class SidecarProcess(Daemon):
         self.port = port
         self.in_namespace = bool(command)
 
-    def start(self, *, timeout_s: float = 20.0) -> None:
+    def start(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Start and wait until its port is open (whether or not a gate is there)."""
         program = self.launch()
         if self.in_namespace:
@@ -173,7 +175,7 @@ class DaemonProcess(Daemon):
         store.open()
         store.add(file, name, now=time.time())
 
-    def start(self, *, timeout_s: float = 20.0) -> None:
+    def start(self, *, timeout_s: float = PATIENCE_S) -> None:
         """Start and wait until its metrics port answers (whether or not a gate is there)."""
         program = self.launch()
         program.wait_ready(
@@ -393,7 +395,9 @@ class Mesh:
         reply = self.control.post("/apps", {"name": name, "databases": list(databases)} | options)
         return Login("127.0.0.1", self.sidecar.port, name, str(reply["password"]), databases[0])
 
-    def wait_worker(self, name: str, gate: GateProcess | None = None, *, timeout_s: float = 20.0) -> None:
+    def wait_worker(
+        self, name: str, gate: GateProcess | None = None, *, timeout_s: float = PATIENCE_S
+    ) -> None:
         """Wait until a daemon has reported to a gate (default the first)."""
         control = (gate or self.gate).control
         wait_until(
@@ -437,7 +441,7 @@ class Mesh:
         """Return the tunnel sessions that a gate shows in its status."""
         return list((gate or self.gate).control.get("/status")["sessions"])
 
-    def wait_linked(self, gate: GateProcess | None = None, *, timeout_s: float = 15.0) -> None:
+    def wait_linked(self, gate: GateProcess | None = None, *, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a sidecar's tunnel is up at the gate."""
         wait_until(
             lambda: any(session["connected"] for session in self.sessions(gate)),
