@@ -186,7 +186,10 @@ class Vitals:
                     self._gates = tuple(sorted(await self._own.gates(), key=lambda one: (one.name, one.host)))
                 except MeshError as error:
                     log.debug("gates are not known", reason=error.message)
-            self._send()
+            try:
+                self._send()
+            except MeshError as error:
+                log.error("no heartbeat could be sent", reason=error.message)
             await asyncio.sleep(self._tempo().beat_s)
 
     def _send(self) -> None:
@@ -275,6 +278,8 @@ class Vitals:
                 await self._learn(peer, gates, certificate)
             except MeshError as error:
                 log.info("what a peer says of itself was not kept", pool=peer.name, reason=error.message)
+            except Exception:
+                log.exception("what a peer says of itself was not kept", pool=peer.name)
 
         if self._tasks is not None:
             self._tasks.create_task(learn())
@@ -333,7 +338,10 @@ class Vitals:
         self._states[pool_key] = standing.state
         log.info("peer", pool=peer.name, verdict=standing.state, doubt=standing.doubt or None)
         for callback in tuple(self._on_verdict):
-            callback(peer, standing)
+            try:
+                callback(peer, standing)
+            except Exception:  # one listener's fault is not the others', nor the gate's end
+                log.exception("a verdict was not taken", pool=peer.name)
 
     # --- for people
 
