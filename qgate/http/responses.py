@@ -164,16 +164,17 @@ class ResponseFace:
     # --- streamed
 
     def opening(self, answer: Answer) -> bytes:
-        """The response as it begins."""
+        """The response as it begins; its message begins with its first text, for there may be none."""
         response = self._document(answer, [], None)
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
+        )
+
+    def _message_begins(self, answer: Answer) -> bytes:
         item = self._text_item(answer, "", "in_progress")
         part = {"item_id": item["id"], "output_index": 0, "content_index": 0, "part": _part("")}
-        return (
-            self._event("response.created", response=response)
-            + self._event("response.in_progress", response=response)
-            + self._event("response.output_item.added", output_index=0, item={**item, "content": []})
-            + self._event("response.content_part.added", **part)
-        )
+        added = self._event("response.output_item.added", output_index=0, item={**item, "content": []})
+        return added + self._event("response.content_part.added", **part)
 
     def piece(self, answer: Answer, chunk: Chunk) -> bytes:
         """More text; pieces of tool calls are kept until they are whole."""
@@ -186,8 +187,9 @@ class ResponseFace:
             text = content if isinstance(content, str) else text
         if not text:
             return b""
+        begins = b"" if self._texts else self._message_begins(answer)
         self._texts.append(text)
-        return self._event(
+        return begins + self._event(
             "response.output_text.delta",
             item_id=self._item_id(answer, "msg"),
             output_index=0,
@@ -200,27 +202,35 @@ class ResponseFace:
         """What is whole now, and the complete response."""
         out = b"" if self._texts or self._deltas else self.piece(answer, Chunk(text=answer.text))
         text = "".join(self._texts)
-        item = self._text_item(answer, text, "completed")
-        place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
-        out += self._event("response.output_text.done", **place, text=text, logprobs=[])
-        out += self._event("response.content_part.done", **place, part=_part(text))
-        out += self._event("response.output_item.done", output_index=0, item=item)
-        calls = merged_tool_calls(self._deltas)
-        output = [item, *self._call_items(answer, calls)]
-        for at, call in enumerate(output[1:], 1):
-            begun = {**call, "arguments": "", "status": "in_progress"}
-            out += self._event("response.output_item.added", output_index=at, item=begun)
-            out += self._event(
-                "response.function_call_arguments.done",
-                item_id=call["id"],
-                name=call["name"],
-                output_index=at,
-                arguments=call["arguments"],
-            )
-            out += self._event("response.output_item.done", output_index=at, item=call)
+        output = self._output(answer, text, merged_tool_calls(self._deltas))
+        for at, item in enumerate(output):
+            ends = self._message_ends if item["type"] == "message" else self._call_comes
+            out += ends(answer, item, at)
         response = self._document(answer, output, answer.end.usage)
         name = "response.incomplete" if response["status"] == "incomplete" else "response.completed"
         return out + self._event(name, response=response)
+
+    def _message_ends(self, answer: Answer, item: dict[str, Any], at: int) -> bytes:
+        text = item["content"][0]["text"]
+        place = {"item_id": item["id"], "output_index": at, "content_index": 0}
+        return (
+            (b"" if self._texts else self._message_begins(answer))
+            + self._event("response.output_text.done", **place, text=text, logprobs=[])
+            + self._event("response.content_part.done", **place, part=_part(text))
+            + self._event("response.output_item.done", output_index=at, item=item)
+        )
+
+    def _call_comes(self, answer: Answer, call: dict[str, Any], at: int) -> bytes:
+        del answer
+        place = {"item_id": call["id"], "output_index": at}
+        told = {"name": call["name"], "arguments": call["arguments"]}
+        begun = {**call, "arguments": "", "status": "in_progress"}
+        return (
+            self._event("response.output_item.added", output_index=at, item=begun)
+            + self._event("response.function_call_arguments.delta", **place, delta=call["arguments"])
+            + self._event("response.function_call_arguments.done", **place, **told)
+            + self._event("response.output_item.done", output_index=at, item=call)
+        )
 
     def failing(self, problem: Problem) -> bytes:
         """An error event; no response.completed follows."""

@@ -232,7 +232,18 @@ async def test_tools_pass_through_both_ways(tmp_path: Path) -> None:
         events = [
             e async for e in await sdk.responses.create(model="smol", input="x", tools=flat, stream=True)
         ]
-        assert "response.function_call_arguments.done" in [event.type for event in events]
+        assert [event.type.removeprefix("response.") for event in events] == [
+            "created",
+            "in_progress",
+            "output_item.added",
+            "function_call_arguments.delta",
+            "function_call_arguments.done",
+            "output_item.done",
+            "completed",
+        ]
+        last = events[-1]
+        assert last.type == "response.completed"
+        assert [one.type for one in last.response.output] == ["function_call"]
 
 
 async def test_a_providers_chunks_pass_through_and_the_receipt_joins_the_last(tmp_path: Path) -> None:

@@ -123,7 +123,6 @@ async def test_structured_output_is_asked_for_as_the_sdk_asks_for_it(gate: Gate)
 ERRORS: list[tuple[int, dict[str, Any], type[openai.APIStatusError]]] = [
     (400, {"message": "no such field", "code": "unknown_field"}, openai.BadRequestError),
     (400, {"message": "too long", "code": "context_length_exceeded"}, openai.BadRequestError),
-    (500, {"message": "oops"}, openai.InternalServerError),
     (429, {"message": "slow down"}, openai.RateLimitError),
 ]
 
@@ -141,6 +140,13 @@ async def test_errors_are_the_sdks_own(gate: Gate) -> None:
         assert waits.value.status_code in {429, 503}
         assert 1 <= int(waits.value.response.headers["retry-after"]) <= 3
         assert len(api.seen) == asked
+
+
+async def test_a_provider_that_fails(gate: Gate) -> None:
+    async with asking(gate, answer({"error": {"message": "oops"}}, 500)) as (sdk, _):
+        with pytest.raises(openai.InternalServerError) as failed:
+            await sdk.chat.completions.create(model="big", messages=HELLO)
+        assert failed.value.status_code == 502
 
 
 async def test_a_budget_that_is_spent(gate: Gate) -> None:
