@@ -111,7 +111,7 @@ class Sidecar:
         metrics = self._settings.metrics
         if metrics.enabled:
             await self.monitor.start(metrics.host, metrics.port)
-        self.uplink.open(self._bundle.chain)
+        self.uplink.open(self._bundle.chain, self._bundle.roster)
         self._watch_expiry()
         log.info("listening", addresses=self.listener.addresses, metrics_port=self.monitor.port or None)
 

@@ -17,21 +17,19 @@ from prometheus_client import CollectorRegistry
 
 from qdaemon.catalogue import Catalogue
 from qdaemon.enrolment import node
-from qdaemon.hardware.measurement import due
 from qdaemon.hardware.nvml import Gpus
-from qdaemon.hardware.probe import Probe, same_hardware
+from qdaemon.hardware.probe import Probe
 from qdaemon.interrogation import Interrogation
 from qdaemon.inventory import Inventory
 from qdaemon.job_stream import JobStream
 from qdaemon.jobs import Jobs
+from qdaemon.machine import Machine
 from qdaemon.metrics import QdaemonCollector, status
 from qdaemon.models.gguf_facts import ModelFileError
 from qdaemon.models.store import Entry, ModelStore
 from qdaemon.orders import DRAINED_FILE, Orders
 from qdaemon.residency import Residency, ResidencyError
 from qdaemon.runtimes.engine import Runtime
-from qdaemon.runtimes.llama import confinement
-from qdaemon.self_check import Condition, checks
 from qdaemon.settings import QdaemonSettings
 from qdaemon.uplink import Uplink
 from qdaemon.uploads import Upload
@@ -52,9 +50,6 @@ from tunnel_proto.whereabouts import Whereabouts
 log = structlog.get_logger()
 
 EXPIRY_LOOK_S: Final = 86_400.0
-HARDWARE_EVERY_S: Final = 60.0
-"""How often GPUs and network cards are looked for again."""
-
 CLOSE_S: Final = 2.0
 
 
@@ -77,9 +72,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads: set[Upload] = set()
         self._expiry_timer: asyncio.TimerHandle | None = None
-        self._hardware_at = 0.0
         self.fault: asyncio.Future[BaseException] = loop.create_future()
-        self.probe = Probe(
+        probe = Probe(
             threads=settings.llama.threads,
             folder=settings.model_folder,
             gpus=Gpus() if settings.probe.gpus else None,
@@ -91,14 +85,12 @@ class Daemon:
             store=self.store,
             catalogue=self.catalogue,
             settings=settings,
-            memory_available=self.probe.memory_available,
+            memory_available=probe.memory_available,
             changed=self._changed,
         )
         self.jobs = Jobs(self.catalogue, self.residency, settings.jobs, self._changed)
         self.jobs.draining = (settings.state_dir / DRAINED_FILE).exists()
         self.residency.ready = self.jobs.pump
-        self.residency.accelerator = self._accelerator
-        self._offloads = engine_offloads()
         self._make_runtime(runtime)
         self.inventory = Inventory(
             worker=self._bundle.name, version=program_version(), catalogue=self.catalogue, jobs=self.jobs
@@ -111,6 +103,16 @@ class Daemon:
             share=self._identity.handshake_public[0] / 256,
             act=self._act,
         )
+        self.machine = Machine(
+            settings=settings,
+            catalogue=self.catalogue,
+            store=self.store,
+            probe=probe,
+            inventory=self.inventory,
+            offloads=engine_offloads(),
+            changed=self._hardware_changed,
+        )
+        self.residency.accelerator = self.machine.accelerator
         self.uplink = Uplink(
             connect=self._connect,
             inventory=self.inventory,
@@ -131,7 +133,7 @@ class Daemon:
             jobs=self.jobs,
             settings=settings,
             refresh=self.refresh,
-            probe=self._measure_on_demand,
+            probe=self.machine.measure_on_demand,
             interrogate=self.interrogation.look,
         )
         registry = CollectorRegistry()
@@ -153,12 +155,11 @@ class Daemon:
             await self.monitor.start(metrics.host, metrics.port)
         await self._in_thread(self.store.open)
         await self._take_entries()
-        self.inventory.load = await self._in_thread(self.probe.load)
-        await self._read_hardware()
+        await self.machine.start()
         self._keep(self.residency.run())
         self._keep(self._beat())
         self._keep(self._begin())
-        self.uplink.open(self._bundle.chain)
+        self.uplink.open(self._bundle.chain, self._bundle.roster)
         self._watch_expiry()
         log.info(
             "started",
@@ -194,7 +195,7 @@ class Daemon:
             ),
         )
         self.store.disk_reserve = settings.models.disk_reserve
-        self.residency.settings = self.orders.settings = self._settings
+        self.residency.settings = self.orders.settings = self.machine.settings = self._settings
         self.jobs.settings = self._settings.jobs
         self._bundle = enrolment.bundle
         self.uplink.configure(self._bundle.gates, self._bundle.chain)
@@ -225,7 +226,7 @@ class Daemon:
         await self.residency.close()
         await self.interrogation.close()
         await self.monitor.close()
-        self.probe.close()
+        self.machine.close()
         self._mark.close()
 
     # --- models
@@ -278,7 +279,7 @@ class Daemon:
     async def _begin(self) -> None:
         """What a start does while it already serves: measure, read files, look around, preload."""
         if self._settings.probe.bandwidth:
-            await self._measure()
+            await self.machine.measure()
         await self._read_facts()
         self._keep(self.interrogation.run())
         for name in self._settings.models.preload:
@@ -315,80 +316,19 @@ class Daemon:
 
     # --- the machine
 
-    def _accelerator(self) -> tuple[int, float]:
-        """Free bytes of the GPUs together, and the slowest one's bandwidth; nought without an engine."""
-        if not self._offloads:
-            return 0, 0.0
-        gpus = {gpu.index: gpu for gpu in self.inventory.hardware.gpus if not gpu.problem}
-        used = {load.index: load.vram_used for load in self.inventory.load.gpus}
-        free = sum(max(0, gpu.vram - used.get(index, 0)) for index, gpu in gpus.items())
-        return free, min((gpu.bandwidth for gpu in gpus.values()), default=0.0)
-
-    async def _measure_on_demand(self) -> Hardware:
-        await self._in_thread(self.probe.reopen_gpus)
-        return await self._measure()
-
-    async def _measure(self) -> Hardware:
-        problem = await self._in_thread(self.probe.measure, self._settings.probe.bandwidth_mib)
-        if problem:
-            log.warning("memory bandwidth not measured", cause=problem)
-        await self._read_hardware()
-        hardware = self.inventory.hardware
-        log.info(
-            "measured",
-            memory_bandwidth=hardware.memory_bandwidth,
-            beside=round(hardware.measured_beside, 2),
-            gpus=len(hardware.gpus),
-        )
-        return hardware
-
-    def _measurement_due(self) -> bool:
-        return self._settings.probe.bandwidth and due(
-            self.probe.measured,
-            tried=self.probe.tried,
-            now=time.time(),
-            busy=self.inventory.load.cpu,
-            jobs=len(self.jobs.live),
-        )
-
-    async def _read_hardware(self) -> None:
-        self._hardware_at = self.loop.time()
-        hardware = await self._in_thread(self._described)
-        if same_hardware(self.inventory.hardware, hardware):
-            return
-        self.inventory.hardware = self.residency.hardware = hardware
+    def _hardware_changed(self, hardware: Hardware) -> None:
+        self.residency.hardware = hardware
         for model in self.catalogue.stored():
             self.residency.describe(model)
         self._changed()
 
-    def _described(self) -> Hardware:
-        """The machine, and what is wrong with it. Blocks for milliseconds."""
-        hardware = self.probe.hardware()
-        settings = self._settings
-        engine = self.catalogue.runtimes["llama"]
-        condition = Condition(
-            lock_wanted=settings.llama.lock_memory,
-            lock_problem=confinement.unlockable(),
-            swap=self.probe.swap(),
-            core_dumps=confinement.core_dumps(),
-            folder=settings.model_folder,
-            folder_problem=self.store.problem(),
-            disk_free=self.inventory.load.disk_free,
-            disk_reserve=settings.models.disk_reserve,
-            engine=engine.build if engine.state == "up" else "",
-            engines_up=sum(one.state == "up" for one in self.catalogue.runtimes.values()) - 1,
-            offloads=self._offloads,
-        )
-        return replace(hardware, checks=checks(condition, hardware))
-
     async def _beat(self) -> None:
         """Read the load and report, at the rate of the settings."""
         while True:
-            self.inventory.load = await self._in_thread(self.probe.load)
-            if self._measurement_due():
-                self._keep(self._measure())
-            if self.loop.time() - self._hardware_at > HARDWARE_EVERY_S:
-                await self._read_hardware()
+            await self.machine.read_load()
+            if self.machine.measurement_due(len(self.jobs.live)):
+                self._keep(self.machine.measure())
+            await self.machine.look_if_due()
             self.uplink.beat()
             await asyncio.sleep(self._settings.probe.report_s)
 

@@ -119,10 +119,10 @@ class Uplink:
     _looks: asyncio.TimerHandle | None = None
     _closed: bool = False
 
-    def open(self, chain: bytes) -> None:
-        """Begin where the last process was."""
+    def open(self, chain: bytes, roster: bytes = b"") -> None:
+        """Begin where the last process was; ``roster`` is the bundle's."""
         self._chain = chain
-        self.where.open()
+        self.where.open(roster)
 
     def configure(self, gates: tuple[GateAddress, ...], chain: bytes) -> None:
         """Use a newer bundle: the home pool's gates, and this node's certificate."""

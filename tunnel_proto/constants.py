@@ -25,6 +25,7 @@ CERTIFICATE_CHAIN_MAX: Final = 1024  # the longest valid chain has about 430 byt
 CERTIFICATE_CLOCK_SKEW_S: Final = 120  # how far a sibling's clock may run ahead of ours when it signs
 ENROLMENT_FILE_MAX: Final = 65536  # characters; a bundle with every gate it may name has about 9,000
 BUNDLE_GATES_MAX: Final = 16  # a client tries them in order; more would only lengthen its patience
+BUNDLE_ROSTER_MAX: Final = 32768  # bytes; a longer roster comes over the tunnel alone
 HELLO_MAX: Final = 1536  # bytes: the longest chain fits with 16 long feature names; a usual Hello has 400
 WELCOME_MAX: Final = 4096  # bytes; 16 addresses of 200 characters and 16 feature names fit
 FEATURES_MAX: Final = 16

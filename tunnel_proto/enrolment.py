@@ -24,7 +24,7 @@ from tunnel_proto.certificate import (
     read_online,
     verify_chain,
 )
-from tunnel_proto.constants import BUNDLE_GATES_MAX, ENROLMENT_FILE_MAX
+from tunnel_proto.constants import BUNDLE_GATES_MAX, BUNDLE_ROSTER_MAX, ENROLMENT_FILE_MAX
 from tunnel_proto.errors import AuthenticationFailed, ConfigError
 from tunnel_proto.identity import KEY_BYTES, Identity, fingerprint, verify
 
@@ -49,6 +49,7 @@ _OFFER_FIELDS: Final = frozenset(
 _BUNDLE_FIELDS: Final = frozenset(
     {"type", "version", "pool_key", "chain", "gates", "name", "issued", "signature"}
 )
+_OPTIONAL_FIELDS: Final = {_BUNDLE_TYPE: frozenset({"roster"})}
 _GATE_FIELDS: Final = frozenset({"name", "host", "port", "handshake_public"})
 _HOST_MAX: Final = 253  # RFC 1035: the longest domain name in text
 _PORT_MAX: Final = 65535
@@ -81,13 +82,18 @@ class GateAddress:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What an enrolled node starts from; ``issued`` is in unix seconds."""
+    """What an enrolled node starts from; ``issued`` is in unix seconds.
+
+    ``roster`` is the pool's sealed roster of that day (`tunnel_proto.roster`), or empty: a node whose home is
+    gone before it was ever there can go elsewhere all the same.
+    """
 
     pool_key: bytes
     chain: bytes
     gates: tuple[GateAddress, ...]
     name: str
     issued: float
+    roster: bytes = b""
 
 
 def make_offer(identity: Identity, *, role: str, name: str, now: float) -> str:
@@ -143,6 +149,7 @@ def make_bundle(
     serial: int,
     not_before: int,
     not_after: int,
+    roster: bytes = b"",
 ) -> str:
     """Certify an offer's keys and write the bundle file that takes the certificate to its node.
 
@@ -170,6 +177,7 @@ def make_bundle(
             gates=tuple(gates),
             name=offer.name,
             issued=float(not_before),
+            roster=roster if len(roster) <= BUNDLE_ROSTER_MAX else b"",
         ),
     )
 
@@ -198,6 +206,7 @@ def seal_bundle(online: Identity, bundle: Bundle) -> str:
             ],
             "name": bundle.name,
             "issued": math.floor(bundle.issued),
+            **({"roster": _encode(bundle.roster)} if bundle.roster else {}),
         },
         online,
         _BUNDLE_DOMAIN,
@@ -220,6 +229,7 @@ def read_bundle(
         gates=tuple(_read_gate(gate) for gate in gates),
         name=_field(document, "name", str, "bundle"),
         issued=float(_time(document, "issued", "bundle")),
+        roster=_bytes(document, "roster", "bundle") if "roster" in document else b"",
     )
     if pool_key is not None and bundle.pool_key != pool_key:
         raise ConfigError("the bundle belongs to another pool than this node does")
@@ -294,7 +304,7 @@ def _open(text: str, kind: str, fields: frozenset[str], what: str) -> dict[str, 
         raise ConfigError(f"this file is no {what}")
     if document.get("version") != _FORMAT:
         raise ConfigError(f"the {what} was written by another version of this program")
-    if document.keys() != fields:
+    if document.keys() - _OPTIONAL_FIELDS.get(kind, frozenset()) != fields:
         raise ConfigError(f"the {what} is damaged: it has missing or unknown fields")
     return document
 

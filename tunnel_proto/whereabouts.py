@@ -153,8 +153,11 @@ class Whereabouts:
 
     # --- life
 
-    def open(self) -> None:
-        """Read the files and take the first step. A damaged file is reported and left out."""
+    def open(self, enrolled: bytes = b"") -> None:
+        """Read the files and take the first step. A damaged file is reported and left out.
+
+        ``enrolled`` is the roster that came with the bundle; the newer of the two counts.
+        """
         self._read_state()
         path = self._directory / ROSTER_FILE
         try:
@@ -164,12 +167,17 @@ class Whereabouts:
         except OSError as error:
             log.warning("the roster cannot be read", path=str(path), cause=error.strerror)
             sealed = b""
-        if sealed:
+        for place, found in (("on disk", sealed), ("in the bundle", enrolled)):
+            if not found:
+                continue
+            newest = self.roster.serial if self.roster is not None else 0
             try:
-                self.roster = read_roster(sealed, pool_key=self.pool_key, now=self._wall())
-                self.sealed = sealed
+                roster = read_roster(found, pool_key=self.pool_key, now=self._wall(), newest=newest)
             except RosterError as error:
-                log.warning("the roster on disk is not used", cause=error.message, reason=error.reason)
+                if error.reason != "stale":
+                    log.warning("a roster is not used", place=place, cause=error.message, reason=error.reason)
+                continue
+            self.roster, self.sealed = roster, found
         self._configure()
 
     def close(self) -> None:

@@ -75,6 +75,7 @@ class Sidecars:
                 serial=serial,
                 not_before=max(now - BACKDATE_S, terms.not_before),
                 not_after=ends,
+                roster=office.directory.snapshot.roster,
             )
             node = Node(
                 name=asked.name,
@@ -128,6 +129,7 @@ class Sidecars:
             serial=row["serial"],
             not_before=max(now - BACKDATE_S, terms.not_before),
             not_after=ends,
+            roster=office.directory.snapshot.roster,
         )
         named = sorted({gate.name for gate in gates})
         await office.changed("sidecar.bundle", name, by, {"serial": row["serial"], "gates": named})

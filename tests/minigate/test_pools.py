@@ -162,6 +162,23 @@ async def test_damaged_files_are_left_out(tmp_path: Path) -> None:
     await setup.pools.close(0)
 
 
+async def test_the_bundles_roster_helps_a_node_that_was_never_at_home(tmp_path: Path) -> None:
+    setup = Setup(tmp_path)
+    setup.pools.open(b"chain", sealed_roster(GPU, serial=5))
+    setup.gate(HQ).become("closed", "no route to host")
+    setup.gate(GPU).become("up")
+    assert setup.used() == "gpu-1"
+    await setup.pools.close(0)
+
+
+async def test_the_newer_of_two_rosters_counts(tmp_path: Path) -> None:
+    (tmp_path / ROSTER_FILE).write_bytes(sealed_roster(BRANCH, serial=6))
+    setup = Setup(tmp_path)
+    setup.pools.open(b"chain", sealed_roster(GPU, serial=5))
+    assert setup.where.standing().serial == 6
+    await setup.pools.close(0)
+
+
 async def test_a_roster_that_has_expired_leaves_only_home(tmp_path: Path) -> None:
     (tmp_path / ROSTER_FILE).write_bytes(sealed_roster(GPU, issued=int(time.time()) - ROSTER_LIFE_S - 10))
     setup = Setup(tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel_proto.certificate import issue_online, verify_chain
+from tunnel_proto.constants import BUNDLE_ROSTER_MAX
 from tunnel_proto.enrolment import (
     Bundle,
     GateAddress,
@@ -243,3 +244,38 @@ def test_a_changed_character_is_noticed_or_meaningless(position: int, letter: st
 def test_noise_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         read_bundle(text, NODE)
+
+
+def test_a_bundle_may_bring_the_roster_of_its_day() -> None:
+    made = make_bundle(
+        ONLINE,
+        ONLINE_CERTIFICATE,
+        read_offer(OFFER),
+        gates=GATES,
+        serial=7,
+        not_before=2_000,
+        not_after=50_000,
+        roster=b"sealed",
+    )
+    assert read_bundle(made, NODE).roster == b"sealed"
+    assert read_bundle(BUNDLE, NODE).roster == b""
+    with pytest.raises(ConfigError, match="signature"):
+        read_bundle(changed(made, lambda document: document.pop("roster")), NODE)
+    with pytest.raises(ConfigError, match="unknown fields"):
+        read_bundle(changed(made, lambda document: document.update(surplus=1)), NODE)
+    with pytest.raises(ConfigError, match="roster"):
+        read_bundle(changed(made, lambda document: document.update(roster="***")), NODE)
+
+
+def test_a_roster_that_is_too_long_for_a_bundle_stays_out_of_it() -> None:
+    made = make_bundle(
+        ONLINE,
+        ONLINE_CERTIFICATE,
+        read_offer(OFFER),
+        gates=GATES,
+        serial=7,
+        not_before=2_000,
+        not_after=50_000,
+        roster=bytes(BUNDLE_ROSTER_MAX + 1),
+    )
+    assert read_bundle(made, NODE).roster == b""
