@@ -23,6 +23,8 @@ from tests.kit.pools import name_pool, pair, wait_guests
 from tests.kit.process import wait_until
 from tests.kit.proxy import Proxy
 
+pytestmark = pytest.mark.timeout(400)
+
 AIM_S = 3.0
 """From the end of the home gate to the next successful query, at default settings."""
 
@@ -148,6 +150,7 @@ def go_home(hq: Mesh, login: Login) -> None:
     wait_home(login)
 
 
+@pytest.mark.slow
 def test_a_killed_home_is_left_within_three_seconds_and_returned_to(
     pools: tuple[Mesh, Mesh], login: Login
 ) -> None:
