@@ -269,6 +269,10 @@ STREAM_COLUMNS = (
 )
 
 
+POLICY_FIRST = ("models", "tasks", "data", "providers", "pools", "isolation", "max_tokens")
+"""What of a policy is shown first; the rest follows as it comes."""
+
+
 def app(record: Record) -> list[Table]:
     """One app, what it may ask of models, and its keys."""
     hidden = {"policy", "keys"}
@@ -281,8 +285,9 @@ def app(record: Record) -> list[Table]:
             }
         )
     ]
-    if record.get("policy"):
-        shown.append(card(record["policy"], title="may ask of models"))
+    if policy := record.get("policy"):
+        ordered = {name: policy[name] for name in (*POLICY_FIRST, *policy) if name in policy}
+        shown.append(card(ordered, title="may ask of models"))
     if record.get("keys"):
         shown.append(table(record["keys"], KEY_COLUMNS, title="keys"))
     return shown
