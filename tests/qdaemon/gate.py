@@ -43,6 +43,7 @@ from tunnel_proto.messages import (
     Report,
     encode,
 )
+from tunnel_proto.movement import KIND_MOVED, Record, decode_records
 
 T = TypeVar("T", bound=Message)
 
@@ -121,6 +122,23 @@ class Line:
         return [number for one in self.said if isinstance(one, JobTokens) for number in one.ids]
 
 
+class _Moved(Line):
+    """What the worker tells of its moves, taken at once."""
+
+    def __init__(self, gate: WorkerGate, stream: Stream) -> None:
+        super().__init__(stream)
+        self._gate = gate
+        self._told = b""
+
+    def data_received(self, data: bytes, boundary: bool) -> None:
+        self._told += data
+
+    def eof_received(self) -> None:
+        assert self.stream is not None
+        self._gate.records += decode_records(self._told)
+        self.stream.write_eof()
+
+
 @dataclass
 class WorkerGate:
     """A gate that a daemon dials: it keeps the reports and opens jobs and uploads."""
@@ -135,6 +153,7 @@ class WorkerGate:
     control: Line | None = None
     models: dict[str, ModelState] = field(default_factory=dict)
     asked: int = 0
+    records: list[Record] = field(default_factory=list)
     _came: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
@@ -175,6 +194,9 @@ class WorkerGate:
         self.session = session
 
     def _stream(self, session: PeerSession, stream: Stream) -> None:
+        if stream.kind == KIND_MOVED:
+            stream.receiver = _Moved(self, stream)
+            return
         assert stream.kind == "daemon"
         self.control = Line(stream)
         stream.receiver = self.control
