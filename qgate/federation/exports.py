@@ -7,6 +7,7 @@ change came about, and whichever gate saw it, peers hear of it once. The stream 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +43,9 @@ from tunnel_proto.roster import (
 
 GATE_DAYS: Final = 30
 """Gates that were alive within so many days are in the roster."""
+
+TURN: Final = 256
+"""Records compared in one turn of the event loop."""
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +119,9 @@ class Exports:
         known: Mapping[bytes, bytes],
     ) -> int:
         count = 0
-        for record, payload in wanted.items():
+        for number, (record, payload) in enumerate(wanted.items()):
+            if number % TURN == TURN - 1:
+                await asyncio.sleep(0)  # thousands of nodes are looked at without holding everybody up
             digest = hashlib.blake2b(pack(payload), digest_size=16).digest()
             if known.get(record) == digest or (payload.get("gone") and record not in known):
                 continue

@@ -27,6 +27,9 @@ RECONCILE_S: Final = 300.0
 """How often what peers should know is compared although nothing was heard: rosters must be renewed."""
 
 RETRY_S: Final = 1.0
+MERGE_S: Final = 0.1
+"""Changes that follow one another closely are compared together."""
+
 BALANCE_S: Final = 5.0
 """How often loads are compared, where workers may be lent."""
 
@@ -203,6 +206,7 @@ class Movement:
                 self._stir.set()
                 await asyncio.sleep(RETRY_S)
                 continue
+            await asyncio.sleep(MERGE_S)
             if count:
                 log.info("peers are told", entries=count, apps_without_verifier=self.exports.lacking)
 
