@@ -52,7 +52,7 @@ class Catalogue:
     def rules(self) -> tuple[StreamRule, ...]:
         """The rules of the streams "authority" and "catalogue"."""
         return (
-            StreamRule(AUTHORITY, self._hear_document, reclaim=self._reclaim_document),
+            StreamRule(AUTHORITY, self._hear_document, forget=self._relay, reclaim=self._reclaim_document),
             StreamRule(
                 STREAM,
                 self._apply,
@@ -354,12 +354,20 @@ class Catalogue:
     async def _hear_document(
         self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
     ) -> None:
-        del entry
+        del peer, entry  # whoever relays it, its promoter signed it
         document = payload_document(payload)
-        if document.promoter != peer.pool_key:
-            raise LogProblem("authority", "a pool publishes what another one decided")
         if await table.put_document(connection, document):
             await self._refold(connection)
+
+    async def _relay(self, connection: Connection, peer: Peer) -> None:
+        """A peer lost part of its log. What it had decided there still holds: say it for it."""
+        del peer
+        said = await table.said_documents(connection)
+        for document in await table.documents(connection):
+            if document.digest not in said:
+                await publish(
+                    connection, stream=AUTHORITY, record=document.digest, payload=document_payload(document)
+                )
 
     async def _reclaim_document(self, connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
         del entry

@@ -69,15 +69,11 @@ async def row_named(connection: Connection, name: str) -> CatalogueRow | None:
 async def put_row(connection: Connection, row: CatalogueRow) -> None:
     """Write a record unless a later epoch's is there; a record of the same name gives way."""
     await connection.execute(
-        "DELETE FROM catalogue WHERE name = $1 AND record <> $2 AND epoch <= $3",
-        row.name,
-        row.record,
-        row.epoch,
-    )
-    await connection.execute(
         """
+        WITH given_way AS (DELETE FROM catalogue WHERE name = $1 AND record <> $2 AND epoch <= $4)
         INSERT INTO catalogue AS c (name, record, document, epoch, origin, changed_by, changed_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7)
+        SELECT $1, $2, $3, $4, $5, $6, $7
+        WHERE NOT EXISTS (SELECT FROM catalogue WHERE name = $1 AND record <> $2 AND epoch > $4)
         ON CONFLICT (record) DO UPDATE SET name = excluded.name, document = excluded.document,
             epoch = excluded.epoch, origin = excluded.origin, changed_by = excluded.changed_by,
             changed_at = excluded.changed_at
@@ -106,6 +102,17 @@ async def drop_rows_of(connection: Connection, origin: bytes) -> None:
 async def drop_all(connection: Connection) -> None:
     """Empty the catalogue, to fold it anew."""
     await connection.execute("DELETE FROM catalogue")
+
+
+async def said_documents(connection: Connection) -> set[bytes]:
+    """Digests of the documents that somebody's log has, or ours is about to have."""
+    rows = await connection.fetch(
+        """
+        SELECT record FROM log_entries WHERE stream = 'authority'
+        UNION SELECT record FROM outbox WHERE stream = 'authority'
+        """
+    )
+    return {row["record"] for row in rows}
 
 
 async def writes(connection: Connection) -> list[Row]:

@@ -164,22 +164,6 @@ async def entries_at(connection: Connection, origin: bytes, places: Iterable[int
     return [row_of(row) for row in rows]
 
 
-async def lost_entries(
-    connection: Connection, origin: bytes, *, limit: int = 10_000, older_s: float = 0.0
-) -> list[Row]:
-    """Entries of our own whose contents were lost, for ``older_s`` or longer, in order."""
-    rows = await connection.fetch(
-        """
-        SELECT entry, salt, payload, state, reason, wake_at FROM log_entries
-        WHERE origin = $1 AND reason = 'lost' AND at <= now() - make_interval(secs => $3) ORDER BY seq LIMIT $2
-        """,
-        origin,
-        limit,
-        older_s,
-    )
-    return [row_of(row) for row in rows]
-
-
 async def waiting_entries(connection: Connection, origin: bytes) -> list[Row]:
     """Held and failed entries of an origin, in order."""
     rows = await connection.fetch(

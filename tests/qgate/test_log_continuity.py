@@ -320,3 +320,41 @@ async def _quarantine(pool: TestPool, origin: TestPool) -> str:
 
     async with pool.store.connection() as connection:
         return (await table.replica(connection, origin.key)).quarantine
+
+
+async def test_contents_that_the_asked_peer_never_had_come_back_from_another(stores: Stores) -> None:
+    """The peer that gives our tail back was not trusted with its contents; the next one was."""
+    hq, branch, gpu = await stores.new("hq"), await stores.new("branch"), await stores.new("gpu")
+    pair(hq, branch)
+    pair(hq, gpu)
+    hq.trust(branch, 1)
+    async with running(hq, branch, gpu):
+        await hq.say("nodes", {"n": 1})
+        await gpu.has(hq, 1)
+    await stores.back_up(hq)
+    async with running(hq, branch, gpu):
+        await hq.say("nodes", {"n": 2})
+        await gpu.has(hq, 2)
+        await until(lambda: _head(branch, hq) == _own_head(hq))
+    await stores.restore(hq)
+    hq.make()
+    async with running(hq, branch):
+        await until(lambda: hq.replication.sequencer.lost(10))
+    async with running(hq, branch, gpu):
+        await until(lambda: _all_found(hq))
+        hq.trust(branch, 2)
+        branch.links.changed(hq.key)
+        await branch.has(hq, 2)
+        assert [one["n"] for one in await branch.heard(hq)] == [1, 2]
+
+
+async def _all_found(pool: TestPool) -> bool:
+    return not await pool.replication.sequencer.lost(10)
+
+
+def _own_head(pool: TestPool) -> object:
+    return pool.replication.heads().get(pool.key)
+
+
+def _head(pool: TestPool, origin: TestPool) -> object:
+    return pool.replication.heads().get(origin.key)

@@ -86,6 +86,26 @@ async def test_a_promotion_moves_the_pen_and_strands_what_nobody_had(
         await has(hq, "shared", "new", "stranded")
 
 
+async def test_what_a_pool_decided_is_said_for_it_where_it_lost_its_log(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
+        await pair(hq, branch, level=3)
+        await hq.catalogue.promote(None, by="test")
+        await until(lambda: _epoch(branch, 1))
+        for gate in (hq, branch):
+            async with gate.parts.store.store.transaction() as connection:
+                await connection.execute("DELETE FROM log_entries WHERE stream = 'authority'")
+        async with hq.parts.store.store.transaction() as connection:
+            await connection.execute("DELETE FROM catalogue_authority")
+        await branch.replication.replicas.rebuild(peer_of(hq, level=3))
+        await until(lambda: _epoch(hq, 1))
+
+
+async def _epoch(gate: Gate, epoch: int) -> bool:
+    return bool((await gate.catalogue.status())["epoch"] == epoch)
+
+
 async def _reviews(gate: Gate, count: int) -> bool:
     return len(await gate.catalogue.reviews()) == count
 

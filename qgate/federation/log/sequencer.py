@@ -37,6 +37,7 @@ from qgate.store import Store, outbox
 from qgate.store import log as table
 from qgate.store.database import Connection
 from qgate.store.log import OwnHead, Row
+from qgate.store.log_lost import lost_entries
 from tunnel_proto.certificate import OnlineKey
 from tunnel_proto.packing import unpack
 
@@ -186,7 +187,7 @@ class Sequencer:
     async def lost(self, limit: int) -> list[int]:
         """Entries of our own whose contents no peer has given back yet."""
         async with self._store.connection() as connection:
-            return [row.entry.seq for row in await table.lost_entries(connection, self._pool, limit=limit)]
+            return [row.entry.seq for row in await lost_entries(connection, self._pool, limit=limit)]
 
     async def refill(
         self,
@@ -195,7 +196,7 @@ class Sequencer:
     ) -> int:
         """Put contents back that were lost; ``into`` is called for those that are their records' newest."""
         async with self._store.transaction() as connection:
-            lost = {row.entry.hash: row for row in await table.lost_entries(connection, self._pool)}
+            lost = {row.entry.hash: row for row in await lost_entries(connection, self._pool)}
             found: list[Row] = []
             for entry, contents in entries:
                 row = lost.get(entry.hash)
@@ -211,7 +212,7 @@ class Sequencer:
     async def give_up_lost(self) -> int:
         """Erase what has been lost for `LOST_PATIENCE_S`, so that nobody waits for it; returns how many."""
         async with self._store.connection() as connection:
-            rows = await table.lost_entries(connection, self._pool, older_s=LOST_PATIENCE_S)
+            rows = await lost_entries(connection, self._pool, older_s=LOST_PATIENCE_S)
         if not rows:
             return 0
         await self.erase([row.entry.seq for row in rows], "lost with the store, and no peer has it")

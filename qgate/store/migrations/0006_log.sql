@@ -59,6 +59,7 @@ CREATE TABLE log_entries (
     PRIMARY KEY (origin, seq)
 );
 CREATE INDEX log_entries_waiting ON log_entries (origin, seq) WHERE state IN ('held', 'failed');
+CREATE INDEX log_entries_lost ON log_entries (origin, seq) WHERE reason = 'lost';
 CREATE INDEX log_entries_record ON log_entries (origin, stream, record, seq);
 
 -- What no longer is, or never was, of a log's line: the tail of a parent incarnation, the other half of a fork.
@@ -135,13 +136,14 @@ CREATE TRIGGER append_only BEFORE UPDATE ON log_entries
 
 -- The replicated model catalogue, and who may write it.
 CREATE TABLE catalogue (
-    name       text PRIMARY KEY,
-    record     bytea NOT NULL UNIQUE,
+    record     bytea PRIMARY KEY,
+    name       text NOT NULL,
     document   jsonb NOT NULL,
     epoch      bigint NOT NULL,
     origin     bytea NOT NULL,
     changed_by text NOT NULL,
-    changed_at timestamptz NOT NULL
+    changed_at timestamptz NOT NULL,
+    UNIQUE (name) DEFERRABLE INITIALLY DEFERRED  -- one statement may put a record in another's place
 );
 
 -- Promotions and group documents of every pool that published one, as they were signed.
