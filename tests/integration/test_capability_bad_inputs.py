@@ -224,7 +224,8 @@ def peak(pid: int) -> int:
 
 def forget_peak(pid: int) -> int:
     """Begin a new peak; gives what the process has now."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    with contextlib.suppress(OSError):  # without root the peak since its start has to do
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
     return peak(pid)
 
 

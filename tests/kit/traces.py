@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import contextlib
 import os
 import re
 import shutil
@@ -140,15 +141,17 @@ def files_below(*folders: Path) -> Iterator[Path]:
 
 
 def open_files(pids: Iterable[int]) -> set[Path]:
-    """Files that these processes have open now, also those that have no name any more."""
+    """Files that these processes have open now, also those that have no name any more; as root."""
     found = set()
     for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            try:
+        try:
+            links = list(Path(f"/proc/{pid}/fd").iterdir())
+        except OSError:  # not ours to look at, or gone
+            continue
+        for link in links:
+            with contextlib.suppress(OSError):
                 if stat.S_ISREG(link.stat().st_mode):
                     found.add(link)
-            except OSError:
-                continue
     return found
 
 
