@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 BATCH = 50
+LOST_PATIENCE_S = 200.0
 Place = tuple[Entry, Contents | None, Missing]
 """An entry as it travels: with its contents, or with the word why they are missing."""
 
@@ -254,6 +255,8 @@ class Pool:
         for entry, contents, _ in fresh:
             if entry.seq == store.head.seq + 1 and entry.previous == store.head.hash:
                 store.rows.append(Row(entry, contents))
+                if contents is None:
+                    self.world.heap.after(LOST_PATIENCE_S, partial(self._give_up, entry))
                 store.head = Head(entry.incarnation, entry.seq, entry.hash)
                 store.hlc = max(store.hlc, entry.hlc)
                 if contents is not None and entry.stream == AUTHORITY:
@@ -355,6 +358,12 @@ class Pool:
             {"catalogue": self.authority.standing.mastership},
         )
 
+    def _give_up(self, entry: Entry) -> None:
+        """Nobody gave these contents back: they are erased, so that nobody waits for them."""
+        place = entry.seq - 1
+        if self.store.hash_at(entry.seq) == entry.hash and self.store.rows[place].contents is None:
+            self.store.rows[place] = replace(self.store.rows[place], reason="erased")
+
     def refill(self, rows: list[Row]) -> None:
         """Take contents of our own entries that had come back without."""
         if not self.serving or self.store.full:
@@ -418,7 +427,7 @@ class Pool:
 def _place(row: Row, level: int) -> Place:
     """A row as it is told to somebody trusted that much."""
     if row.contents is None:
-        return row.entry, None, "erased"
+        return row.entry, None, "erased" if row.reason == "erased" else "withheld"
     if STREAMS[row.entry.stream].level > level:
         return row.entry, None, "withheld"
     return row.entry, row.contents, ""
