@@ -3,15 +3,17 @@
     python -m tests.bench.llama [--rounds 9] [--tokens 96] [--only NAME]... [--json FILE] [--markdown FILE]
 
 Whatever computes is pinned to the first core, everything else (client, minigate, gate and its store, qdaemon)
-to the others. Each round runs every contender once, in turns; a ratio is the median of the rounds' ratios
-with a bootstrap interval of 95 %, so that a machine whose speed drifts does not decide.
+to the others. All run the same file, since where its pages lie in memory makes a difference. Each round runs
+every contender once, in turns; a ratio is the median of the rounds' ratios with a bootstrap interval of 95 %,
+so that a machine whose speed drifts does not decide. Tokens/s are all tokens over the time from the request
+to the last one (a network may deliver the first few at once); the time to the first is a figure of its own.
 
 - mesh: HTTP at minigate, tunnel, gate, tunnel, qdaemon, child. child: the child process alone.
 - one stream: a greedy chat request. Direct: ``Llama.create_chat_completion(stream=True)`` in a process of its
-  own. Tokens/s count from the first token to the last; the time to the first token is its own figure.
-- four streams: four completions at once, all tokens over the time from the first request to the last token.
-  Beside it a minimal loop over llama.cpp's batch interface in a process of its own (four sequences, greedy,
-  text put together), and llama-cpp-python's own server where its extra is installed.
+  own.
+- four streams: four completions at once. Beside it a minimal loop over llama.cpp's batch interface in a
+  process of its own (four sequences, greedy, text put together), and llama-cpp-python's own server where its
+  extra is installed.
 
 What the kernel says that the engine had to wait for its processor is taken off, so that other programs there
 do not decide; on a quiet machine that is next to nothing. What the processes between had to wait is not, so a
@@ -54,7 +56,7 @@ from tests.bench.llama_peers import (
 from tests.bench.report import Check, write
 from tests.kit.mesh import Mesh
 from tests.kit.process import descendants
-from tests.qdaemon.llama import Recorder, packaged, why_not
+from tests.qdaemon.llama import File, Recorder, packaged, why_not
 
 MODEL = "smollm2"
 Run = Callable[[int], Awaitable[Sample]]
@@ -78,7 +80,7 @@ async def child_one(model: LlamaChild, tokens: int, number: int) -> Sample:
     model.submit(job, sink)
     await sink.end()
     assert len(sink.ids) == tokens, (len(sink.ids), sink.problem)
-    return watch.sample(tokens - 1, whole=False)
+    return watch.sample(tokens)
 
 
 async def child_four(model: LlamaChild, tokens: int, number: int) -> Sample:
@@ -90,15 +92,15 @@ async def child_four(model: LlamaChild, tokens: int, number: int) -> Sample:
         model.submit(LlamaJob(name, "bench", "completion", prompt=prompt, sampling=_sampling(tokens)), sink)
     for sink in sinks:
         await sink.end()
-    return watch.sample(STREAMS * tokens, whole=True)
+    return watch.sample(STREAMS * tokens)
 
 
 @contextlib.asynccontextmanager
-async def child() -> AsyncIterator[LlamaChild]:
+async def child(file: File) -> AsyncIterator[LlamaChild]:
     """A loaded model in a child process of this one."""
     runtime = LlamaRuntime(settings=_SETTINGS)
     try:
-        model = await runtime.load(packaged())
+        model = await runtime.load(file)
         pin(model.pid, ENGINE_CORE)
         yield model
     finally:
@@ -109,8 +111,8 @@ async def child() -> AsyncIterator[LlamaChild]:
 
 
 @contextlib.asynccontextmanager
-async def mesh() -> AsyncIterator[Endpoint]:
-    """A minigate's port, behind which are a gate, a worker and the same model."""
+async def mesh() -> AsyncIterator[tuple[Endpoint, File]]:
+    """A minigate's port, behind which are a gate, a worker and the same model; and the file that it runs."""
     with Mesh() as made:
         llama = {"slots": STREAMS, "context": CONTEXT, "threads": _SETTINGS.threads}
         daemon = made.add_daemon("worker", settings={"llama": llama})
@@ -122,11 +124,12 @@ async def mesh() -> AsyncIterator[Endpoint]:
         warm = Endpoint(made.sidecar.port, daemon.pid, model=MODEL, key=key)
         await warm.one(8)
         await warm.close()
+        (stored,) = (daemon.directory / "models" / "blobs").glob("*.gguf")
         computing = next(pid for pid in descendants(daemon.pid) if _computes(pid))
         pin(computing, ENGINE_CORE)
         endpoint = Endpoint(made.sidecar.port, computing, model=MODEL, key=key)
         try:
-            yield endpoint
+            yield endpoint, replace(packaged(), path=stored)
         finally:
             await endpoint.close()
 
@@ -167,12 +170,12 @@ async def measure(rounds: int, tokens: int, only: Sequence[str]) -> dict[str, li
 
 
 async def _contenders(stack: contextlib.AsyncExitStack, tokens: int) -> dict[str, Run]:
-    through = await stack.enter_async_context(mesh())
-    model = await stack.enter_async_context(child())
+    through, file = await stack.enter_async_context(mesh())
+    model = await stack.enter_async_context(child(file))
     await child_one(model, 8, -1)
     peers = {}
     for role in ("direct", "batch"):
-        peers[role] = await asyncio.to_thread(Contender, role, tokens)
+        peers[role] = await asyncio.to_thread(Contender, role, tokens, file.path)
         stack.callback(peers[role].close)
     runs: dict[str, Run] = {
         "mesh one": lambda _: through.one(tokens),
@@ -183,7 +186,7 @@ async def _contenders(stack: contextlib.AsyncExitStack, tokens: int) -> dict[str
         "child four": partial(child_four, model, tokens),
     }
     if not server_missing():
-        server = await stack.enter_async_context(own_server())
+        server = await stack.enter_async_context(own_server(file.path))
         await server.four(8)
         runs["server four"] = lambda _: server.four(tokens)
     return runs
@@ -237,6 +240,7 @@ def report(
         ]
         ratios[name] = statistics.median(pairs)
         low, high = interval(pairs)
+        firsts = [one.first_s if by_clock else one.first for one in samples]
         each = tokens * (STREAMS if load == "four" else 1)
         rows.append(
             [
@@ -244,7 +248,7 @@ def report(
                 who,
                 "" if by_clock else f"{statistics.median(one.rate for one in samples):.1f}",
                 f"{statistics.median(one.rate_by_clock for one in samples):.1f}",
-                f"{statistics.median(one.first for one in samples) * 1000:.1f} ms",
+                f"{statistics.median(firsts) * 1000:.1f} ms",
                 f"{statistics.median(one.cpu_s for one in samples) / each * 1000:.2f}",
                 "" if who == "mesh" else f"{ratios[name]:.3f}",
                 "" if who == "mesh" else f"{low:.3f}–{high:.3f}",

@@ -1,7 +1,7 @@
 """What `tests.bench.llama` compares with: llama-cpp-python called directly, batching in process, its server.
 
 Those that run in a process of their own are this module again: ``python -m tests.bench.llama_peers ROLE
-TOKENS`` prints "ready" and then a line of JSON for each line that it reads.
+TOKENS MODEL`` prints "ready" and then a line of JSON for each line that it reads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 import aiohttp
 
 from tests.kit.process import accepts, free_port
-from tests.qdaemon.llama import packaged
 
 CONTEXT = 512
 STREAMS = 4
@@ -95,14 +94,13 @@ class Watch:
         self._last = read(self._pid)
         self._first = self._first or self._last
 
-    def sample(self, count: int, *, whole: bool) -> Sample:
-        """The run is over: ``count`` tokens since the first one came, or from the start (``whole``)."""
+    def sample(self, count: int) -> Sample:
+        """The run is over, with so many tokens."""
         assert self._first is not None
-        begin = self._start if whole else self._first
         return Sample(
             count,
-            self._last.at - begin.at,
-            max(self._last.waited_s - begin.waited_s, 0.0),  # a thread that ended takes its part along
+            self._last.at - self._start.at,
+            max(self._last.waited_s - self._start.waited_s, 0.0),  # a thread that ended takes its part along
             self._first.at - self._start.at,
             max(self._first.waited_s - self._start.waited_s, 0.0),
             self._last.cpu_s - self._start.cpu_s,
@@ -118,12 +116,12 @@ def pin(pid: int, core: int) -> None:
 # --- in a process of their own ------------------------------------------------------------------------------
 
 
-def direct(tokens: int) -> Callable[[], Sample]:
+def direct(tokens: int, model_file: str) -> Callable[[], Sample]:
     """One stream from llama-cpp-python's high-level interface."""
     import llama_cpp
 
     llama = llama_cpp.Llama(
-        str(packaged().path), n_ctx=CONTEXT, n_threads=1, n_threads_batch=1, verbose=False, n_gpu_layers=0
+        model_file, n_ctx=CONTEXT, n_threads=1, n_threads_batch=1, verbose=False, n_gpu_layers=0
     )
     bias = {int(token): value for token, value in NO_END.items()}
 
@@ -150,18 +148,18 @@ def direct(tokens: int) -> Callable[[], Sample]:
         for chunk in chunks:
             if chunk["choices"][0]["delta"].get("content"):
                 watch.token()
-        return watch.sample(tokens - 1, whole=False)
+        return watch.sample(tokens)
 
     return run
 
 
-def batch(tokens: int) -> Callable[[], Sample]:
+def batch(tokens: int, model_file: str) -> Callable[[], Sample]:
     """Four streams from a minimal loop over the batch interface: batching with nothing around it."""
     import numpy as np
 
     from qdaemon.runtimes.llama.library import Context, Model
 
-    model = Model(str(packaged().path))
+    model = Model(model_file)
     context = Context(model, size=CONTEXT, slots=STREAMS, threads=1, batch=64)
     model.log.close()
     ends = [int(token) for token in NO_END]
@@ -191,15 +189,15 @@ def batch(tokens: int) -> Callable[[], Sample]:
                 positions[one] += 1
                 texts[one] += model.piece(current[one])
         watch.token()
-        return watch.sample(STREAMS * tokens, whole=True)
+        return watch.sample(STREAMS * tokens)
 
     return run
 
 
-def serve(role: str, tokens: int) -> None:
+def serve(role: str, tokens: int, model_file: str) -> None:
     """Be a contender: a line for each run."""
     os.sched_setaffinity(0, {ENGINE_CORE})
-    run = {"direct": direct, "batch": batch}[role](tokens)
+    run = {"direct": direct, "batch": batch}[role](tokens, model_file)
     run()
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -209,8 +207,8 @@ def serve(role: str, tokens: int) -> None:
 class Contender:
     """One of the above in its process."""
 
-    def __init__(self, role: str, tokens: int) -> None:
-        command = [sys.executable, "-m", "tests.bench.llama_peers", role, str(tokens)]
+    def __init__(self, role: str, tokens: int, model_file: Path) -> None:
+        command = [sys.executable, "-m", "tests.bench.llama_peers", role, str(tokens), str(model_file)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -255,7 +253,7 @@ class Endpoint:
         messages = [{"role": "user", "content": QUESTION}]
         watch = Watch(self._pid)
         await self._stream("chat/completions", {"messages": messages}, tokens, watch)
-        return watch.sample(tokens - 1, whole=False)
+        return watch.sample(tokens)
 
     async def four(self, tokens: int) -> Sample:
         """Four completions at once."""
@@ -263,7 +261,7 @@ class Endpoint:
         await asyncio.gather(
             *(self._stream("completions", {"prompt": prompt}, tokens, watch) for prompt in PROMPTS)
         )
-        return watch.sample(STREAMS * tokens, whole=True)
+        return watch.sample(STREAMS * tokens)
 
     async def _stream(self, path: str, asked: dict[str, Any], tokens: int, watch: Watch) -> None:
         body = {"model": self._model, "max_tokens": tokens, "temperature": 0, "stream": True, **asked}
@@ -290,11 +288,11 @@ def server_missing() -> str:
 
 
 @contextlib.asynccontextmanager
-async def own_server() -> AsyncIterator[Endpoint]:
+async def own_server(model_file: Path) -> AsyncIterator[Endpoint]:
     """llama-cpp-python's server on a free port, pinned as the others are."""
     port = free_port()
     command = [
-        sys.executable, "-m", "llama_cpp.server", "--model", str(packaged().path), "--n_threads", "1",
+        sys.executable, "-m", "llama_cpp.server", "--model", str(model_file), "--n_threads", "1",
         "--n_threads_batch", "1", "--n_ctx", str(CONTEXT), "--port", str(port),
         "--interrupt_requests", "False",
     ]  # fmt: skip
@@ -317,4 +315,4 @@ async def own_server() -> AsyncIterator[Endpoint]:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])
