@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
 import sys
@@ -24,14 +25,16 @@ from typing import Any
 import structlog
 
 from qgate.gate import Gate
+from qgate.store.database import Connection
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.outbox import publish
+from tests.kit.proxy import Proxy, Shape
 from tests.qgate.log_pools import until
 from tests.qgate.peering import know, pair, peer_of, pools
 
 _MODELS = 600
-_AT_ONCE = 200
 _PATIENCE_S = 600.0
+_LINE = Shape(delay_s=0.020, bytes_per_s=2_500_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +61,18 @@ class Figures:
         )
 
 
-async def _write(gate: Gate, count: int, models: int) -> None:
-    """Write to the catalogue as its master."""
-    for start in range(0, count, _AT_ONCE):
-        async with gate.parts.store.store.transaction() as connection:
-            for n in range(start, min(start + _AT_ONCE, count)):
-                model = n % models
-                document = {"quant": "Q4_K_M", "context": 8192, "size": 4_000_000_000 + n, "copies": 2}
-                await publish(
-                    connection,
-                    stream="catalogue",
-                    record=model.to_bytes(16, "big"),
-                    payload={"name": f"model-{model}", "document": document, "by": "uid=0", "at": n},
-                    epoch=1,
-                )
+async def _write(connection: Connection, count: int, models: int) -> None:
+    """Write to the catalogue as its master, all at once."""
+    for n in range(count):
+        model = n % models
+        document = {"quant": "Q4_K_M", "context": 8192, "size": 4_000_000_000 + n, "copies": 2}
+        await publish(
+            connection,
+            stream="catalogue",
+            record=model.to_bytes(16, "big"),
+            payload={"name": f"model-{model}", "document": document, "by": "uid=0", "at": n},
+            epoch=1,
+        )
 
 
 def _sent(gate: Gate, key: bytes) -> int:
@@ -110,17 +111,21 @@ async def _run(directory: Path, server: EmbeddedPostgres, entries: int, hour: in
         await hq.catalogue.promote(None, by="bench")
         before = await signed()
         await until(lambda: branch.replication.head(key).seq == before, _PATIENCE_S)
-        await _write(hq, entries, entries)
+        async with hq.parts.store.store.transaction() as connection:
+            await _write(connection, entries, entries)
         found.append(await _measured("signed, sent and applied", entries, hq, branch, before + entries))
 
         await know(branch, peer_of(hq, level=3, state="unpaired"))
         await know(hq, peer_of(branch, level=3, state="unpaired"))
         before = await signed()
-        await _write(hq, hour, _MODELS)
+        async with hq.parts.store.store.transaction() as connection:
+            await _write(connection, hour, _MODELS)
         target = await signed()
-        await know(hq, peer_of(branch, level=3))
-        await know(branch, peer_of(hq, level=3))
-        found.append(await _measured("caught up after an hour", hour, hq, branch, target))
+        async with Proxy(("127.0.0.1", hq.port), shape=_LINE) as line:
+            far = dataclasses.replace(hq.gate_addresses()[0], port=line.port)
+            await know(hq, peer_of(branch, level=3))
+            await know(branch, peer_of(hq, level=3, gates=(far,)))
+            found.append(await _measured("caught up after an hour", hour, hq, branch, target))
         checked = await branch.logs.verify("hq")
         assert checked["ok"], checked
     return found
