@@ -112,7 +112,7 @@ def models(port: int, key: str) -> int:
 
 
 def query(login: Login) -> tuple[Any, ...] | None:
-    with psycopg.connect(login.url(), connect_timeout=10) as connection:
+    with psycopg.connect(**login.keywords(), connect_timeout=10) as connection:  # type: ignore[arg-type]
         return connection.execute("SELECT current_setting('application_name')").fetchone()
 
 
