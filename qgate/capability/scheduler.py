@@ -472,11 +472,16 @@ class Scheduler:
         if random is not None and equals.size > 1:
             drawn = (int(equals[random.randrange(equals.size)]), int(equals[random.randrange(equals.size)]))
             best = min(drawn, key=lambda at: (float(left[at]), at))
+        most = min(ORDERED, judged.rows.size)
+        if equals.size >= most:  # the best of all are among them
+            by_score = equals[left[equals].argsort(kind="stable")[: most + 1]]
+            following = [int(at) for at in by_score if at != best]
+            return [best, *following][:most], int(equals.size)
         order = [best]
         left[best] = np.inf
-        while len(order) < min(ORDERED, judged.rows.size):
+        while len(order) < most:
             at = int(left.argmin())
-            if not np.isfinite(left[at]):
+            if not left[at] < np.inf:
                 break
             order.append(at)
             left[at] = np.inf
