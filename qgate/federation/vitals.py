@@ -43,11 +43,11 @@ from tunnel_proto.peer_messages import (
     sign_heartbeat,
 )
 
-REFUSED_RETRY_S: Final = 30.0
-"""How long after a refusal a stream of heartbeats is tried again, where nothing changes before."""
+REFUSED_RETRY_S: Final = (1.0, 30.0)
+"""How long after a refusal a stream of heartbeats is tried again: at first, and at most."""
 
 PROBE_TIMEOUT_S: Final = 2.0
-GATES_EVERY_S: Final = 20.0
+GATES_EVERY_S: Final = 5.0
 """How often the addresses of this pool's gates are looked up."""
 
 log = structlog.get_logger(__name__)
@@ -100,11 +100,12 @@ class Vitals:
         self._own = own
         self._tempo = tempo
         self._learn = learn
-        self._clock = clock
+        self.clock = clock
         self._monotonic = monotonic
         self._pulse = Pulse(pool_key, gate, os.urandom(16))
         self._out: dict[bytes, _Out] = {}
         self._retry_at: dict[bytes, float] = {}
+        self._refusals: dict[bytes, int] = {}
         self._gates: tuple[GateAddress, ...] = ()
         self._states: dict[bytes, str] = {}
         self._on_beat: list[Callable[[Peer, Heartbeat], None]] = []
@@ -205,7 +206,7 @@ class Vitals:
         """The next heartbeat, not signed yet."""
         heads = sorted(self._own.heads().items())[:HEADS_MAX]
         return self._pulse.beat(
-            self._clock(),
+            self.clock(),
             health=self._own.health(),
             load=self._own.load(),
             heads=[LogHead(pool, incarnation, seq) for pool, (incarnation, seq) in heads],
@@ -233,11 +234,19 @@ class Vitals:
     def refused(self, pool_key: bytes, error: StreamError | None) -> None:
         """A stream of ours ended; a refusal is not hammered at."""
         if error is not None and error.code in {StreamCode.REFUSED, StreamCode.REVOKED}:
-            self._retry_at[pool_key] = self._monotonic() + REFUSED_RETRY_S
+            first, most = REFUSED_RETRY_S
+            count = self._refusals.get(pool_key, 0)
+            self._refusals[pool_key] = count + 1
+            self._retry_at[pool_key] = self._monotonic() + min(most, first * 2.0 ** min(count, 8))
 
     def _changed(self, pool_key: bytes) -> None:
-        self._retry_at.pop(pool_key, None)
+        self._ask_again(pool_key)
         self._stirred.set()
+
+    def _ask_again(self, pool_key: bytes) -> None:
+        """Something tells that a peer which refused our heartbeats may take them now."""
+        self._retry_at.pop(pool_key, None)
+        self._refusals.pop(pool_key, None)
 
     # --- listening
 
@@ -247,11 +256,12 @@ class Vitals:
         try:
             if not isinstance(offered, bytes):
                 raise TunnelError("heartbeats begin with the online certificate")
-            certificate = check_certificate(offered, peer, now=self._clock())
+            certificate = check_certificate(offered, peer, now=self.clock())
         except TunnelError as error:
             stream.reset(StreamCode.PROTOCOL, error.message)
             return
         stream.receiver = _In(self, peer.pool_key, stream, certificate)
+        self._ask_again(peer.pool_key)  # who sends has set a level for us
         if offered != peer.online_certificate:
             self._teach(peer, peer.gates, offered)
 
@@ -262,7 +272,7 @@ class Vitals:
             raise TunnelError("heartbeats are not accepted from your pool here")
         beat = check_heartbeat(frame, peer, certificate)
         now = self._monotonic()
-        if not self.heard.setdefault(pool_key, Heard()).take(beat, monotonic=now, now=self._clock()):
+        if not self.heard.setdefault(pool_key, Heard()).take(beat, monotonic=now, now=self.clock()):
             return
         self.suspicion = self.suspicion.heard(pool_key, now)
         self._tell_verdict(pool_key)
