@@ -84,6 +84,12 @@ def test_a_driver_asks_in_sql(mesh: Mesh) -> None:
     ) as connection:
         row = connection.execute("SELECT * FROM qg('task=keywords', %s)", (ARTICLE,)).fetchone()
         assert row is not None
+        status = mesh.control.get("/status")
+        (seen,) = [one for one in status["streams"] if one["app"] == "sql-asker"]
+        assert (seen["database"], seen["state"], seen["queries"]) == ("qg", "idle", 1)
+        assert status["capability"]["requests"] >= 1
+        (app,) = [one for one in mesh.control.items("/apps") if one["name"] == "sql-asker"]
+        assert app["sessions"] == 1
         for refused in (
             "SELECT * FROM qg('task=language', 'a') a JOIN qg('task=language', 'b') b ON true",
             "CREATE TABLE t (i int)",
