@@ -194,6 +194,24 @@ def _of_itself(name: str, hardware: Mapping[str, Any]) -> list[Verdict]:
     ]
 
 
+def peers(rows: Iterable[Mapping[str, Any]]) -> list[Verdict]:
+    """A line a peer: whether it is reached and heard, and what is wrong where it is not."""
+    found = []
+    for row in rows:
+        name, state = f"pool {row.get('name')}", row.get("state")
+        if state in {"answered", "confirmed"}:
+            following = f"meshctl pool trust {row.get('name')} --level LEVEL --string STRING"
+            found.append(warning(name, "its pairing is not finished", following))
+        elif state == "paired":
+            problem, health = row.get("problem"), row.get("health")
+            detail = f"level {row.get('level')}, link {row.get('link')}" + (f", {health}" if health else "")
+            well = row.get("link") == "up" and not problem and health in {None, "alive"}
+            following = f"meshctl pool show {row.get('name')}"
+            shown = f"{detail}: {problem}" if problem else detail
+            found.append(passed(name, detail) if well else warning(name, shown, following))
+    return found
+
+
 def route(name: str, reply: Mapping[str, Any]) -> Verdict:
     """Whether a database can be reached and logged in to."""
     if reply.get("ok"):

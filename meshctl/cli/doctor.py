@@ -95,6 +95,8 @@ def _gate(gate: Gate, status: dict[str, object]) -> Iterator[Verdict]:
     machines = _asked("workers", lambda: gate.items("/workers"))
     found = [machines] if isinstance(machines, Verdict) else checks.workers(machines, now)
     yield from found
+    pools = _asked("pools", lambda: gate.items("/pools"))
+    yield from [pools] if isinstance(pools, Verdict) else checks.peers(pools)
     routes = _asked("databases", lambda: gate.items("/databases"))
     if isinstance(routes, Verdict):
         yield routes

@@ -79,3 +79,21 @@ def test_workers_connected_gone_ending_and_what_they_say_of_themselves() -> None
 @pytest.mark.parametrize(("value", "seconds"), [(5, 5.0), (None, None), ("", None), ("soon", None)])
 def test_times_in_each_form(value: object, seconds: float | None) -> None:
     assert checks.unix_time(value) == seconds
+
+
+def test_peers_are_told_by_what_is_wrong_with_them() -> None:
+    def row(**changes: object) -> dict[str, object]:
+        well = {"name": "hq", "state": "paired", "level": 2, "link": "up", "health": "alive", "problem": ""}
+        return {**well, **changes}
+
+    assert {one.verdict for one in checks.peers([row(), row(health=None)])} == {"PASSED"}
+    for changes, detail in (
+        ({"link": "down", "problem": "connection refused"}, "connection refused"),
+        ({"health": "silent"}, "silent"),
+        ({"problem": "its clock is -600 s off ours"}, "-600 s"),
+        ({"state": "confirmed"}, "not finished"),
+    ):
+        (verdict,) = checks.peers([row(**changes)])
+        assert verdict.verdict == "WARNING"
+        assert detail in verdict.detail
+    assert checks.peers([row(state="unpaired"), row(state="revoked")]) == []
