@@ -223,7 +223,7 @@ class Scene:
     def crash(self) -> None:
         """Children that die with a client's words in them."""
         for name, number in (("killed", signal.SIGKILL), ("crashed", signal.SIGSEGV)):
-            stream = Streaming(self.port, self.key, asked(self.words[name], tokens=200))
+            stream = Streaming(self.port, self.key, asked(self.words[name], tokens=40))
             stream.until(3)
             for pid in self.processes(of="qdaemon.runtimes.llama.child"):
                 os.kill(pid, number)
