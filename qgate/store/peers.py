@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from qgate.federation.log.digest import record_digest
 from qgate.federation.peer import OwnPool, Peer, Permissions
 from qgate.store.database import Connection
 from tunnel_proto.enrolment import GateAddress
@@ -259,6 +259,11 @@ async def end_pairings_with(
     )
 
 
+async def drop_old_pairings(connection: Connection, before: datetime) -> None:
+    """Forget ceremonies that ended, or came to nothing, before a time; finished ones are kept."""
+    await connection.execute("DELETE FROM pairings WHERE state <> 'done' AND expires_at < $1", before)
+
+
 # --- what peers say of their pairings
 
 
@@ -300,8 +305,8 @@ async def foreign_pairing_digests(connection: Connection, origin: bytes) -> dict
         "SELECT record, peer, name, kind, state FROM foreign_pairings WHERE origin = $1", origin
     )
     return {
-        bytes(row["record"]): hashlib.blake2b(
-            "\n".join((row["peer"].hex(), row["name"], row["kind"], row["state"])).encode(), digest_size=16
-        ).digest()
+        bytes(row["record"]): record_digest(
+            {"pool": bytes(row["peer"]), "name": row["name"], "kind": row["kind"], "state": row["state"]}
+        )
         for row in rows
     }

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from qgate.federation.log.problems import LogConflict
+from qgate.federation.pairings import announce
 from qgate.gate import Gate
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.outbox import publish
@@ -216,8 +217,13 @@ async def test_a_table_that_differs_from_its_log_is_found_and_mended(
         await hq.catalogue.promote(None, by="test")
         for name in ("llama", "qwen", "gemma"):
             await hq.catalogue.put(name, {"quant": "Q4", "limits": {"b": 1, "a": [2, 3.5]}}, by="test")
+        async with hq.parts.store.store.transaction() as connection:
+            await announce(connection, peer_of(branch))
         await has(branch, "llama", "qwen", "gemma")
-        assert (await branch.logs.verify("hq"))["ok"]
+        key = hq.parts.keys.pool_key
+        await until(lambda: hq.replication.head(key).seq == branch.replication.head(key).seq > 6)
+        found = await branch.logs.verify("hq")
+        assert found["ok"], found
         assert await branch.replication.compare() == 0
         for damage in (
             "DELETE FROM catalogue WHERE name = 'qwen'",

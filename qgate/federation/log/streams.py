@@ -79,8 +79,8 @@ class StreamRule:
     of that peer's entries: it is called before they are applied anew (a repair, a restored origin, an
     unpairing). ``reclaim`` takes an entry of our own that came back from a peer after our store was restored.
     ``erased`` removes what was made of an entry whose payload is erased, where nothing newer took its place.
-    ``rejected`` hears of an entry that does not count, and why. ``rows`` gives, for anti-entropy, a digest of
-    each applied record by the record's id.
+    ``rejected`` hears of an entry that does not count, and why. ``rows`` gives, for anti-entropy, the
+    `digest.record_digest` of each record's payload, as its table has it now, by the record's id.
     """
 
     name: str
