@@ -209,12 +209,12 @@ class _Attended:
         self._left = False
 
     async def __aenter__(self) -> None:
-        if self._presence.gone:
-            raise ClientLeftError
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._presence.watch(self._leaves)
+        if self._presence.gone:
+            self._leaves()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
