@@ -32,8 +32,15 @@ ROSTER_LIFE_S: Final = 7 * 86_400
 """Longest life of a roster: how long a node may go on at other pools without having heard from home."""
 
 ORDER_MAX: Final = 4096
-ORDER_LIFE_S: Final = 600
-"""Longest life of an order: a node that is reached later than this needs another one."""
+ROSTER_BACKDATE_S: Final = 3600
+"""How far a roster's beginning lies before the moment of its issue: a node's clock may run behind so much."""
+
+ORDER_LIFE_S: Final = 1800
+"""Longest life of an order. Half of it lies before the moment of its issue, so that a node whose clock is a
+quarter of an hour off obeys all the same; the number sees to it that it is obeyed once."""
+
+ORDER_GOOD_S: Final = ORDER_LIFE_S // 2
+"""How long an order is told to nodes: one that is reached later needs another."""
 
 ORDER_NODES_MAX: Final = 32
 """Nodes that one order names; an order that names none is for every node that it reaches."""

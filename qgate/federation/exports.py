@@ -33,6 +33,7 @@ from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError, RemoteProtocolError
 from tunnel_proto.packing import pack
 from tunnel_proto.roster import (
+    ROSTER_BACKDATE_S,
     ROSTER_LIFE_S,
     ROSTER_POOLS_MAX,
     Roster,
@@ -146,7 +147,8 @@ class Exports:
         if not pools[0].gates:
             return 0  # this gate has not said yet where it is reached
         serial = max(now, kept.serial + 1 if kept is not None else 0)
-        roster = Roster(self._pool_key, pools[0].name, serial, now, now + ROSTER_LIFE_S, mode, pools)
+        issued = now - ROSTER_BACKDATE_S
+        roster = Roster(self._pool_key, pools[0].name, serial, issued, issued + ROSTER_LIFE_S, mode, pools)
         try:
             sealed = seal_roster(self._online.identity, self._online.certificate, roster)
         except ConfigError as error:

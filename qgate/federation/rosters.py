@@ -33,7 +33,7 @@ from tunnel_proto.movement import (
     Standing,
     decode_records,
 )
-from tunnel_proto.roster import ORDER_LIFE_S, Order, seal_order
+from tunnel_proto.roster import ORDER_GOOD_S, ORDER_LIFE_S, Order, seal_order
 
 NODE_ROLES: Final = frozenset({"client", "daemon"})
 """Roles that go by a roster."""
@@ -142,8 +142,8 @@ class Rosters:
                 issuer=self._pool_key,
                 home=home,
                 number=number,
-                issued=now,
-                expires=now + ORDER_LIFE_S,
+                issued=now + ORDER_GOOD_S - ORDER_LIFE_S,
+                expires=now + ORDER_GOOD_S,
                 verb=verb,
                 target=target,
                 nodes=tuple(sorted(names)),
