@@ -16,10 +16,14 @@ from qgate.postgres.rotation import Rotation
 from qgate.store import StoreUnavailableError
 from qgate.store.budgets import forget_before
 from qgate.store.gates import announce_gate
+from qgate.store.peers import drop_old_pairings
 from qgate.store.receipts import drop_receipts
 from tunnel_proto.errors import MeshError
 
 EVERY_S: Final = 60.0
+PAIRINGS_KEPT_DAYS: Final = 30
+"""How long it can be seen why a pairing came to nothing."""
+
 RETIRE_EVERY_S: Final = 3600.0
 
 log = structlog.get_logger(__name__)
@@ -82,6 +86,7 @@ class Upkeep:
         before = self._office.now() - timedelta(days=self._office.directory.setting("finops.keep_days"))
         async with self._office.store.transaction() as connection:
             await drop_receipts(connection, before)
+            await drop_old_pairings(connection, self._office.now() - timedelta(days=PAIRINGS_KEPT_DAYS))
             await forget_before(connection, before)
 
     async def _announce(self) -> None:

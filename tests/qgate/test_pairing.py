@@ -7,6 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from qgate.governance.pools import Pools
 from qgate.governance.problems import ConflictError
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
+from qgate.store.peers import drop_old_pairings, open_pairings
 from qgate.vault import KEY_BYTES, Vault
 from tests.qgate.pool import BY, DAY, Pool
 from tunnel_proto.errors import ConfigError
@@ -287,3 +289,16 @@ async def test_names_are_ones_own_affair(sites: list[Site]) -> None:
     assert {row["name"] for row in await branch.pools.list()} == {"hq", "other"}
     nobody = Pools(Pool(hq.pool.store, hq.pool.vault).office)
     assert (await nobody.own())["named"] is False
+
+
+async def test_what_came_to_nothing_is_forgotten_after_a_while(sites: list[Site]) -> None:
+    hq, branch, _ = sites
+    shown, _ = await strings(hq, branch)
+    await branch.trust("hq", 2, shown)
+    await hq.offer(new=True, valid_s=60)
+    async with hq.pool.store.transaction() as connection:
+        await drop_old_pairings(connection, hq.pool.office.now() + timedelta(days=1))
+        assert len(await open_pairings(connection)) == 1  # good for seven days
+    async with branch.pool.store.transaction() as connection:
+        await drop_old_pairings(connection, hq.pool.office.now() + timedelta(days=365))
+        assert await connection.fetchval("SELECT count(*) FROM pairings WHERE state = 'done'") == 1
