@@ -190,6 +190,7 @@ class Gate:
             workers=self.capabilities.workers.serving,
             clock=clock,
         )
+        self.peering.vitals.on_verdict(self.movement.peer_verdict)
         for rule in self.movement.exports.rules():
             self.replication.register(rule)
         self.upkeep = Upkeep(

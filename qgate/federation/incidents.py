@@ -121,6 +121,11 @@ class Journal:
             )
             return number
 
+    async def settle(self, kind: str, subject: str, note: str) -> None:
+        """A trouble is over by itself; nothing happens where there is none."""
+        async with self._store.transaction() as connection:
+            await table.resolve_incidents(connection, kind=kind, subject=subject, note=note, at=self._now())
+
     # --- for people
 
     async def history(self, *, limit: int = 100, node: str | None = None) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ import structlog
 
 from qgate.federation.exports import Exports
 from qgate.federation.incidents import Journal, short
+from qgate.federation.peer import Peer
 from qgate.federation.rebalance import PAUSE_S, BalanceState, PoolLoad, Sight, step
 from qgate.federation.rosters import Rosters
+from qgate.federation.suspicion import ALIVE, DEAD, Standing
 from qgate.governance.directory import Directory
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
 from qgate.store import Store, StoreUnavailableError
@@ -90,6 +92,7 @@ class Movement:
         self._monotonic = monotonic
         self._balance = BalanceState()
         self._serial = (b"", 0)
+        self._tasks: set[asyncio.Task[None]] = set()
         self.pool_key = pool_key
         self.directory = directory
         self.journal = Journal(store, gate=gate, name=self.name, setting=directory.setting, clock=clock)
@@ -132,6 +135,26 @@ class Movement:
     def session_closed(self, session: PeerSession) -> None:
         """A session is over."""
         self.rosters.session_closed(session)
+
+    def peer_verdict(self, peer: Peer, standing: Standing) -> None:
+        """What this gate thinks of a peer has changed: a dead one is an incident until it is alive again."""
+        if standing.state in {ALIVE, DEAD}:
+            task = asyncio.get_running_loop().create_task(self._note_verdict(peer, standing))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _note_verdict(self, peer: Peer, standing: Standing) -> None:
+        try:
+            if standing.state == ALIVE:
+                await self.journal.settle("peer_dead", peer.name, "it is alive again")
+                return
+            silent = round(standing.since - standing.heard_at, 1)
+            saw = f"no heartbeat for {silent} s, and a probe failed"
+            if standing.doubt:
+                saw += "; nobody else answers either, so it may be this gate"
+            await self.journal.raise_incident("peer_dead", peer.name, {"saw": saw})
+        except StoreUnavailableError as error:
+            log.warning("a verdict is not in the journal", pool=peer.name, cause=error.message)
 
     def accept(self, session: PeerSession, stream: Stream) -> None:
         """Take a node's stream of the kind "moved"."""

@@ -155,6 +155,16 @@ async def test_a_hook_that_does_not_work_stops_nothing(desk: Desk, hook: str) ->
     assert len(await desk.journal.escalate()) == 1
 
 
+async def test_a_peer_that_is_dead_is_an_incident_until_it_is_heard_again(desk: Desk) -> None:
+    for _ in range(2):  # two gates of the pool see it
+        await desk.journal.raise_incident("peer_dead", "hq", {"saw": "no heartbeat for 3 s"})
+    (incident,) = await desk.journal.incidents()
+    assert (incident["kind"], incident["seen"]) == ("peer_dead", 2)
+    await desk.journal.settle("peer_dead", "hq", "it is alive again")
+    await desk.journal.settle("peer_dead", "hq", "it is alive again")
+    assert await desk.journal.incidents() == []
+
+
 async def test_a_gates_own_sight_is_an_incident_too(desk: Desk) -> None:
     number = await desk.journal.raise_incident("disk_full", "gpu-1", {"saw": "no space left"})
     assert (await desk.journal.show(number))["evidence"][0]["saw"] == "no space left"
