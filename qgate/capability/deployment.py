@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qgate.capability import columns
 from qgate.capability.breaker import Breaker
 from qgate.capability.candidate import Candidate
+from qgate.capability.claims import tasks_of
+from qgate.capability.columns import Rows
 from qgate.capability.estimates import Estimate, Trust
 from qgate.capability.work import Kind, NodeKind, Price
 from tunnel_proto.messages import Hardware, ModelState
@@ -43,6 +46,35 @@ class Deployment:
     def busy(self) -> int:
         """Requests there now: what the node said, and what we have sent since."""
         return max(self.mine, self.reported + self.mine - self.mine_reported)
+
+    def candidate(self, rows: Rows, quality: float) -> Candidate:
+        """What it looks like to those who place a request on it."""
+        row, node, group = self.row, self.node, self.group
+        local = bool(rows.can.item(row) & columns.LOCAL)
+        decode, prefill = rows.decode.item(row), rows.prefill.item(row)
+        return Candidate(
+            kind=node.kind,
+            node=node.name,
+            model=group.name,
+            version=group.version,
+            kinds=self.kinds,
+            tasks=frozenset(self.quality) if self.quality else tasks_of(self.kinds),
+            context=rows.context.item(row),
+            resident=self.resident,
+            load_cost_s=0.0 if self.resident else rows.load.item(row),
+            queue_s=rows.queue.item(row),
+            speed=1 / decode if decode else 0.0,
+            prefill=1 / prefill if prefill else 0.0,
+            quality=quality,
+            price=self.price,
+            isolation=self.isolation,
+            fingerprint=self.fingerprint,
+            tokenizer=self.tokenizer,
+            local=local,
+            data_levels=frozenset({"any", "local-only"} if local else {"any"}),
+            pool=node.pool,
+            engine=self.engine,
+        )
 
 
 @dataclass(slots=True, eq=False)

@@ -26,7 +26,7 @@ from qgate.capability.candidate import (
     exact_class,
     prior_of,
 )
-from qgate.capability.claims import claimed_speed, fits, isolated, isolation_of, load_cost, tasks_of
+from qgate.capability.claims import claimed_speed, fits, isolated, isolation_of, load_cost
 from qgate.capability.columns import GroupColumns, NodeColumns, Rows
 from qgate.capability.deployment import Deployment, Group, Place
 from qgate.capability.estimates import Estimate
@@ -337,36 +337,10 @@ class Inventory:
     def candidate(self, row: int, quality: float | None = None) -> Candidate:
         """The deployment of `row` as a candidate, as it is now."""
         deployment = self.deployments[row]
-        node, group, rows = deployment.node, deployment.group, self.rows
-        wanted = group.quality if quality is None else quality
+        wanted = deployment.group.quality if quality is None else quality
         shown = deployment.shown
-        if shown is not None and shown.quality == wanted:
-            return shown
-        local = bool(rows.can[row] & columns.LOCAL)
-        decode, prefill = float(rows.decode[row]), float(rows.prefill[row])
-        shown = deployment.shown = Candidate(
-            kind=node.kind,
-            node=node.name,
-            model=group.name,
-            version=group.version,
-            kinds=deployment.kinds,
-            tasks=frozenset(deployment.quality) if deployment.quality else tasks_of(deployment.kinds),
-            context=int(rows.context[row]),
-            resident=deployment.resident,
-            load_cost_s=0.0 if deployment.resident else float(rows.load[row]),
-            queue_s=float(rows.queue[row]),
-            speed=1 / decode if decode else 0.0,
-            prefill=1 / prefill if prefill else 0.0,
-            quality=wanted,
-            price=deployment.price,
-            isolation=deployment.isolation,
-            fingerprint=deployment.fingerprint,
-            tokenizer=deployment.tokenizer,
-            local=local,
-            data_levels=frozenset({"any", "local-only"} if local else {"any"}),
-            pool=node.pool,
-            engine=deployment.engine,
-        )
+        if shown is None or shown.quality != wanted:
+            shown = deployment.shown = deployment.candidate(self.rows, wanted)
         return shown
 
     def offer(self, deployment: Deployment) -> Candidate:
