@@ -245,6 +245,8 @@ async def test_a_table_that_differs_from_its_log_is_found_and_mended(
         assert found["items"][0]["first_bad_seq"] == 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_ten_thousand_catalogue_entries_over_a_tunnel(
     tmp_path: Path, store_server: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,7 +267,7 @@ async def test_ten_thousand_catalogue_entries_over_a_tunnel(
                     epoch=1,
                 )
         began, cpu = time.monotonic(), os.times()
-        await until(lambda: branch.replication.head(key).seq >= 10_003, timeout_s=100)
+        await until(lambda: branch.replication.head(key).seq >= 10_003, timeout_s=240)
         seconds, spent = time.monotonic() - began, os.times().user - cpu.user
         assert len(await names(branch)) == 10_000
         session = next(iter(branch.peering.links.carriers(key)))
