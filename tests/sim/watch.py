@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qgate.federation.log import hlc
@@ -44,7 +44,7 @@ class Past:
     flapped: float | None = None
     rebalanced: float | None = None
     home_down: bool = False
-    well_since: float | None = None
+    well: dict[bytes, float] = field(default_factory=dict)  # since when pools are seen to be well
     due_since: float | None = None
     stranded_since: float | None = None
     blurred_until: float = 0.0  # its calendar was set: what it wrote down looks older, or newer, than it is
@@ -136,15 +136,16 @@ class Watch:
     def node_started(self, node: Node, stepped: float) -> None:
         """A node's process begins; its calendar was set by ``stepped`` since the last one."""
         past = self.past(node)
-        past.well_since = past.due_since = past.stranded_since = None
+        past.well.clear()
+        past.due_since = past.stranded_since = None
         if stepped:
             past.blurred_until = self.world.heap.now + HOLD_S + abs(stepped)
 
     def node_stepped(self, node: Node, before: State, event: Event, ready: Ready) -> None:
         """A node's machine has taken an event."""
         past, now, state = self.past(node), self.world.heap.now, ready.state
-        if isinstance(event, Seen) and event.pool == before.home:
-            self._saw_home(past, event, now)
+        if isinstance(event, Seen):
+            self._saw(past, event, now, home=event.pool == before.home)
         blurred = now < past.blurred_until
         for move in ready.moves:
             if before.mode == "manual" and state.mode == "manual":
@@ -152,7 +153,7 @@ class Watch:
             if move.rule == "return":
                 held = past.flapped is not None and now - past.flapped < HOLD_S - 1
                 self.check("3 hold", blurred or not held, f"{node.name} returned into a hold")
-                ran = 0.0 if past.well_since is None else now - past.well_since
+                ran = now - past.well.get(state.home, now)
                 self.check("2 unbroken", ran >= RETURN_LEAST_S - 1, f"{node.name} returned after {ran:.0f} s")
             if move.rule == "rebalance":
                 last = past.rebalanced
@@ -162,9 +163,11 @@ class Watch:
                     "4 calm", before.sight(before.target).word == "well", f"{node.name} left a dead pool"
                 )
                 past.rebalanced = now
-                past.failed, past.home_down, past.well_since = None, False, None
+                past.failed, past.home_down = None, False
             if move.to == state.home and move.rule in {"return", "order", "emergency"}:
                 past.returned = now
+        if state.home != before.home and before.pools:
+            past.blurred_until = now + HOLD_S  # of which home were its failures?
         target = state.sight(state.target)
         other = any(state.sight(pool).word == "well" for pool in state.pools if pool != state.target)
         if state.mode == "auto":
@@ -173,11 +176,13 @@ class Watch:
             )
         self.check("known", not state.pools or state.target in state.pools, f"{node.name} is nowhere")
 
-    def _saw_home(self, past: Past, event: Seen, now: float) -> None:
-        if event.sight != "well":
-            past.well_since = None
-        elif past.well_since is None:
-            past.well_since = now
+    def _saw(self, past: Past, event: Seen, now: float, *, home: bool) -> None:
+        if event.sight == "well":
+            past.well.setdefault(event.pool, now)
+        else:
+            past.well.pop(event.pool, None)
+        if not home:
+            return
         if event.sight == "well":
             past.home_down = False
         elif event.sight == "dead" and not past.home_down:
@@ -189,7 +194,7 @@ class Watch:
         """Time passes: what must happen by itself has happened in time."""
         past, now, state = self.past(node), self.world.heap.now, node.state
         auto = state.mode == "auto" and not state.pinned and state.pending is None
-        home_well = past.well_since is not None and now - past.well_since > RETURN_MOST_S
+        home_well = now - past.well.get(state.home, now) > RETURN_MOST_S
         held = past.flapped is not None and now - past.flapped <= HOLD_S + 5
         due = auto and state.target != state.home and home_well and not held and now >= past.blurred_until
         past.due_since = (past.due_since or now) if due else None
