@@ -153,7 +153,7 @@ def test_ctrl_c_ends_the_foreground_with_zero_and_a_dead_gate_with_one(tmp_path:
             assert stack.stdout is not None
             assert stack.stderr is not None
             for line in stack.stdout:
-                if line.startswith("links 1/1 up"):
+                if line.startswith("links 2/2 up"):  # the sidecar and the daemon
                     break
             held = DevState(tmp_path).read()
             assert held is not None
