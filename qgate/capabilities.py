@@ -6,7 +6,7 @@ drain    HTTP and SQL sessions end; requests that run may finish
 close    whatever is left
 
 http stream ──▶ HttpFront ─┐
-database qg ──▶ VirtualFront ─┼─▶ Desk ─▶ Engine ─▶ workers | the gate's own text engine | providers
+database qg ──▶ VirtualFront ─┼─▶ Desk ─▶ Engine ─▶ workers | the gate's own engine | providers | pools
 /v1 on the control socket ─┘
 """
 
@@ -82,12 +82,12 @@ class Capabilities:
             on_shift=self.ledger.shifted,
             clock=clock,
         )
-        executors: dict[str, Executor] = {"worker": self.workers, "provider": self.providers}
+        self.executors: dict[str, Executor] = {"worker": self.workers, "provider": self.providers}
         if self.nlp is not None:
-            executors["nlp"] = NlpExecutor(self.nlp, settings.nlp)
+            self.executors["nlp"] = NlpExecutor(self.nlp, settings.nlp)
         self.engine = Engine(
             inventory=self.inventory,
-            executors=executors,
+            executors=self.executors,
             ledger=self.ledger,
             receipts=self.receipts,
             settings=directory.setting,

@@ -25,6 +25,7 @@ import structlog
 from qgate.administration import Administration
 from qgate.authorisation import GateAuthorisation
 from qgate.capabilities import Capabilities
+from qgate.compute import Compute
 from qgate.control.api import control_api
 from qgate.control.local import LocalServer
 from qgate.federation.log.replication import Replication
@@ -160,6 +161,7 @@ class Gate:
                 gates=lambda: pool_gates(office),
             ),
         )
+        self.compute = Compute(self.capabilities, self.peering, parts.directory)
         self.replication = Replication(
             parts.store.store,
             online=parts.online,
@@ -238,6 +240,7 @@ class Gate:
             await gate.capabilities.open(stack)
             await gate._listen(stack)
             await gate.peering.open(stack)
+            stack.push_async_callback(gate.compute.close)
             gate._stack = stack.pop_all()
         gate.state = "ready"
         return gate
@@ -270,6 +273,7 @@ class Gate:
             tasks.create_task(self.upkeep.run(), name="upkeep")
             tasks.create_task(self.capabilities.run(), name="capabilities")
             tasks.create_task(self.peering.run(), name="peering")
+            tasks.create_task(self.compute.run(), name="compute")
             tasks.create_task(self.replication.run(), name="replication")
             tasks.create_task(self.movement.run(), name="movement")
 
@@ -282,6 +286,7 @@ class Gate:
             tasks.create_task(self.tunnel.drain(patience))
             tasks.create_task(self.parts.front.drain(patience))
             tasks.create_task(self.capabilities.drain(patience))
+            tasks.create_task(self.compute.jobs.drain(patience))
 
     async def close(self) -> None:
         """End everything, the last sessions' audit entries included."""

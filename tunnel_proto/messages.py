@@ -9,6 +9,9 @@ type. What arrives is checked field by field against bounds, and a frame that br
     daemon  daemon     daemon: Report, LoadProgress, Answer                 gate: Ask
     job     gate       gate: one JobStart, then the end of its direction    daemon: the other Job... messages
     blob    gate       gate: the bytes of a model file, then the end        daemon: LoadProgress, one Answer
+
+Gates of paired pools (docs/federation.md) say the same of jobs on streams of the kind "jobs", and `Offer` on
+"inventory".
 """
 
 from __future__ import annotations
@@ -58,6 +61,8 @@ JOB_SECONDS_MAX: Final = 7 * 86_400.0
 KIND_DAEMON: Final = "daemon"
 KIND_JOB: Final = "job"
 KIND_BLOB: Final = "blob"
+KIND_JOBS: Final = "jobs"
+KIND_INVENTORY: Final = "inventory"
 
 KINDS: Final = ("chat", "completion", "embedding")
 VERBS: Final = (
@@ -249,6 +254,23 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What one pool lets another use: each model as if all its workers that have it were one.
+
+    ``jobs``: requests for them are taken. It says nothing of single workers but how many there are.
+    """
+
+    seq: int = has(whole())
+    jobs: bool = has(flag, False)
+    models: tuple[ModelState, ...] = has(listed(record(ModelState), MODELS_MAX), ())
+    workers: int = has(whole(0, 1_000_000), 0)
+    jobs_running: int = has(whole(0, 1_000_000), 0)
+    jobs_queued: int = has(whole(0, 1_000_000), 0)
+    slots: int = has(whole(0, 1_000_000), 0)
+    draining: bool = has(flag, False)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadProgress:
     """How far a load or an upload is; ``share`` of 1."""
 
@@ -434,10 +456,11 @@ class JobFailed:
 
 
 JobMessage = JobAccepted | JobRefused | JobProgress | JobTokens | JobVectors | JobDone | JobFailed
-Message = Report | LoadProgress | Ask | Answer | JobStart | JobMessage
+Message = Report | Offer | LoadProgress | Ask | Answer | JobStart | JobMessage
 
 TYPES: Final[Mapping[str, type]] = {
     "report": Report,
+    "offer": Offer,
     "load-progress": LoadProgress,
     "ask": Ask,
     "answer": Answer,

@@ -131,8 +131,9 @@ def list_workers(
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
-    """List the enrolled workers with what the connected ones report."""
-    rows = options.connect(gate_dir, socket).items("/workers")
+    """List the enrolled workers with what the connected ones report, and what other pools offer."""
+    reply = options.connect(gate_dir, socket).get("/workers")
+    rows = [*reply["items"], *reply.get("pools", ())]
     none = "No workers. Next, on a machine that should be one: meshctl worker offer --name NAME"
     emit(rows, worker_view.workers(rows), output, empty=none)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from qgate.capability import columns
 from qgate.capability.breaker import Breaker
@@ -14,6 +14,9 @@ from qgate.capability.columns import Rows
 from qgate.capability.estimates import Estimate, Trust
 from qgate.capability.work import Kind, NodeKind, Price
 from tunnel_proto.messages import Hardware, ModelState
+
+REMEMBERED: Final = 1024
+"""Deployments of one node whose measurements are kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +95,7 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """A worker, the gate's engine or a provider; it stays known when its connection ends."""
+    """A worker, the gate's engine, a provider or another pool; it stays known when its connection ends."""
 
     index: int
     kind: NodeKind
@@ -102,6 +105,7 @@ class Place:
     live: bool = False
     draining: bool = False
     local: bool = True
+    distance_s: float = 0.0  # the round trip to another pool
     hardware: Hardware | None = None
     deployments: dict[tuple[str, str], Deployment] = field(default_factory=dict)  # by (model, version)
     estimates: dict[tuple[str, str], Estimate] = field(default_factory=dict)
@@ -112,3 +116,9 @@ class Place:
     capacity: int = 0
     truncated: int = 0  # models beyond the bound, not looked at
     ordered: Any = None  # its rows as an array, until one comes or goes
+
+
+def bound(kept: dict[Any, Any]) -> None:
+    """Make room for one more of what is remembered: the oldest goes."""
+    if len(kept) >= REMEMBERED:
+        del kept[next(iter(kept))]

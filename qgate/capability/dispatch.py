@@ -377,8 +377,8 @@ class Dispatch:
         live = self.live
         assert live is not None
         candidate = live.candidate
-        served = fact.version.lower()
-        if candidate.kind == "worker" and len(served) == SHA_LENGTH and served != candidate.version.lower():
+        served, by_bytes = fact.version.lower(), candidate.kind in {"worker", "pool"}
+        if by_bytes and len(served) == SHA_LENGTH and served != candidate.version.lower():
             failure = Failure("wrong_version", "the node served other weights than it was asked for", True)
             self._blind = True  # nobody can go on from the ids of a model that was not asked for
             return self._broke(failure, now)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from qgate.capability.candidate import (
 )
 from qgate.capability.claims import claimed_speed, fits, isolated, isolation_of, load_cost
 from qgate.capability.columns import GroupColumns, NodeColumns, Rows
-from qgate.capability.deployment import Deployment, Group, Place
+from qgate.capability.deployment import Deployment, Group, Place, bound
 from qgate.capability.estimates import Estimate
 from qgate.capability.work import Kind, NodeKind, Price
 from tunnel_proto.messages import ModelState
@@ -41,9 +41,6 @@ __all__ = ["Candidate", "Inventory", "NlpEngine", "ProviderModel"]
 
 MODELS_PER_WORKER: Final = 512
 """Models of one worker that are looked at; a daemon that lists more is not believed about the rest."""
-
-REMEMBERED: Final = 1024
-"""Deployments of one node whose measurements are kept."""
 
 BATCH_SLOWDOWN: Final = 0.4
 """How much each further sequence in a batch slows every other: 209 tokens/s alone and 4 x 91 with four, as
@@ -100,9 +97,21 @@ class Inventory:
 
     # --- workers
 
-    def workers_changed(self, name: str, report: InventoryReport, now: float = 0.0) -> None:
-        """Take a worker's report: with `full` its models are all there are, else those that changed."""
-        node = self._node("worker", name)
+    def workers_changed(
+        self,
+        name: str,
+        report: InventoryReport,
+        now: float = 0.0,
+        *,
+        kind: NodeKind = "worker",
+        distance_s: float = 0.0,
+    ) -> None:
+        """Take a worker's report: with `full` its models are all there are, else those that changed.
+
+        Another pool (`kind` "pool") is taken for one worker, a round trip of `distance_s` away.
+        """
+        node = self._node(kind, name)
+        node.distance_s = distance_s
         if report.hardware is not None:
             node.hardware = report.hardware
         came = not node.live
@@ -156,9 +165,9 @@ class Inventory:
             node.live = False
             self._weigh(node)
 
-    def worker_gone(self, name: str) -> None:
+    def worker_gone(self, name: str, kind: NodeKind = "worker") -> None:
         """Its connection is over; what was learned of it stays."""
-        node = self.nodes.get(("worker", name))
+        node = self.nodes.get((kind, name))
         if node is None:
             return
         node.live = False
@@ -311,7 +320,7 @@ class Inventory:
         key = (candidate.model, candidate.version)
         count = node.refusals.get(key, (0, 0.0))[0] + 1
         pause = min(REFUTED_FIRST_S * 2.0 ** min(count - 1, 16), REFUTED_MOST_S)
-        _bound(node.refusals)
+        bound(node.refusals)
         node.refusals[key] = (count, now + pause)
         deployment = node.deployments.get(key)
         if deployment is not None:
@@ -372,8 +381,8 @@ class Inventory:
         node = self.nodes.get((kind, name))
         if node is None:
             index = self.node_columns.take()
-            node = Place(index, kind, name, self.pool, Breaker(self.limits))
-            node.local = kind != "provider"
+            node = Place(index, kind, name, name if kind == "pool" else self.pool, Breaker(self.limits))
+            node.local = kind not in {"provider", "pool"}
             self.node_columns.slow[index] = 1.0
             self.nodes[kind, name] = node
         return node
@@ -389,7 +398,7 @@ class Inventory:
             self.epoch += 1
         estimate = node.estimates.get((name, version))
         if estimate is None:
-            _bound(node.estimates)
+            bound(node.estimates)
             estimate = node.estimates[name, version] = Estimate()
         row = self.rows.take()
         deployment = Deployment(node, group, row, estimate, Breaker(self.limits))
@@ -444,14 +453,16 @@ class Inventory:
         deployment.fingerprint = exact_class(model)
         deployment.tokenizer = model.tokenizer_sha if model.engine == "llama" else ""
         deployment.kinds = frozenset(cast("Kind", kind) for kind in model.kinds if kind in _KINDS)
-        can = columns.LOCAL | sum(_KINDS[kind] for kind in deployment.kinds) | isolated(deployment.isolation)
+        can = sum(_KINDS[kind] for kind in deployment.kinds) | isolated(deployment.isolation)
+        can |= columns.LOCAL if deployment.node.local else 0
         # Our own runtime gives a request a child of its own where it is asked to.
         can |= columns.DEDICATED if model.engine == "llama" else 0
         can |= columns.FITS if deployment.resident or fits(model, deployment.node.hardware) else 0
         rows.can[row] = can
         rows.context[row] = min(model.context or model.context_train or CONTEXT_MAX, CONTEXT_MAX)
-        rows.fingerprint[row] = columns.token(deployment.fingerprint)
-        rows.tokenizer[row] = columns.token(deployment.tokenizer)
+        if deployment.node.kind != "pool":  # a stream may go on after it, and never at it
+            rows.fingerprint[row] = columns.token(deployment.fingerprint)
+            rows.tokenizer[row] = columns.token(deployment.tokenizer)
         left = 0.0 if deployment.resident else load_cost(model, deployment.estimate, model.progress)
         rows.load[row] = left
         if before is None:
@@ -485,6 +496,9 @@ class Inventory:
             prefill = state.prefill_tps if state is not None else 0.0
             rows.decode[row] = 1.0 / speed
             rows.prefill[row] = 1.0 / estimate.prefill_of(prefill, speed, trust)
+            if node.kind == "pool" and state is not None:
+                load = 0.0 if deployment.resident else load_cost(state, estimate, state.progress)
+                rows.load[row] = load + node.distance_s
         deployment.shown = None
         self._requeue(deployment, now)
 
@@ -555,8 +569,3 @@ class Inventory:
             node.ordered = np.array(rows, np.intp)
         self.rows.fault[node.ordered] = bad
         self.rows.slow[node.ordered] = slow
-
-
-def _bound(kept: dict[Any, Any]) -> None:
-    if len(kept) >= REMEMBERED:
-        del kept[next(iter(kept))]

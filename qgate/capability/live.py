@@ -62,7 +62,7 @@ class LiveAttempt:
         `ids` are those of the whole answer so far (0: it has none), `prompt` is the guess of its length, and
         `answer` the most tokens that were asked for. A provider's bill is not ours to doubt.
         """
-        if self.candidate.kind != "worker":
+        if self.candidate.kind not in {"worker", "pool"}:
             return usage
         completion = ids or min(usage.completion_tokens, answer)
         asked = min(usage.prompt_tokens, PROMPT_MARGIN * prompt + TEMPLATE_TOKENS)

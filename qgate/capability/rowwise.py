@@ -64,7 +64,7 @@ def judge(
     work = demand.work
     policy, request = work.app.policy, work.request
     providers = policy.providers if policy is not None else None
-    everywhere = columns.POOL if elsewhere(inventory, demand) else 0
+    here = columns.POOL if elsewhere(inventory, demand) else 0
     input_tokens, output_tokens, room = demand.input_tokens, demand.output_tokens, demand.room
     deadline_s, tried = demand.deadline_s, demand.tried
     moves = bool(demand.fingerprint or demand.tokenizer or demand.version)
@@ -80,7 +80,11 @@ def judge(
         if can & columns.PROVIDED:
             can |= waived
         bad = need & ~can
-        bad |= table.bad.item(row) | nodes.bad.item(at) | group_bad.item(of) | everywhere
+        bad |= table.bad.item(row) | nodes.bad.item(at) | group_bad.item(of)
+        if node.kind != "pool":
+            bad |= here
+        elif abroad(demand, node.name):
+            bad |= columns.POOL
         if request.worker is not None and (node.kind != "worker" or node.name != request.worker):
             bad |= columns.WORKER
         if providers is not None and node.kind == "provider" and node.name not in providers:
@@ -113,6 +117,8 @@ def judge(
                 same = deployment.tokenizer == demand.tokenizer
             else:
                 same = group.version == demand.version
+            if node.kind == "pool" and not demand.version:
+                same = False
             bad |= 0 if same else columns.MOVE
         if tried and (node.kind, node.name, group.name, group.version) in tried:
             bad |= columns.TRIED
@@ -128,9 +134,16 @@ def elsewhere(inventory: Inventory, demand: Demand) -> bool:
     """Whether another pool than this one is wanted, or this one is not allowed."""
     request, policy, own = demand.work.request, demand.work.app.policy, inventory.pool
     if not own:
-        return False
+        return request.pool is not None and ("pool", request.pool) in inventory.nodes
     pools = policy.pools if policy is not None else None
     return (request.pool is not None and request.pool != own) or (pools is not None and own not in pools)
+
+
+def abroad(demand: Demand, pool: str) -> bool:
+    """Whether the request wants another pool than that one, or its app is not let there."""
+    request, policy = demand.work.request, demand.work.app.policy
+    pools = policy.pools if policy is not None else None
+    return request.pool not in {None, pool} or (pools is not None and pool not in pools)
 
 
 def charge(inventory: Inventory, ledger: Ledger, demand: Demand, lines: Lines, weights: Weights) -> str:

@@ -347,8 +347,13 @@ class Scheduler:
             place = inventory.nodes.get(("worker", wanted))
             other = column(inventory.rows.node) != (-1 if place is None else place.index)
             bad |= other * np.uint32(columns.WORKER)
-        if rowwise.elsewhere(inventory, demand):
-            bad |= np.uint32(columns.POOL)
+        here = rowwise.elsewhere(inventory, demand)
+        barred_pools = np.full(inventory.node_columns.size, columns.POOL if here else 0, np.uint32)
+        for (kind, name), place in inventory.nodes.items():
+            if kind == "pool":
+                barred_pools[place.index] = columns.POOL if rowwise.abroad(demand, name) else 0
+        if barred_pools.any():
+            bad |= barred_pools.take(column(inventory.rows.node))
         if policy is not None and policy.providers is not None:
             barred = np.zeros(inventory.node_columns.size, np.uint32)
             for (kind, name), place in inventory.nodes.items():

@@ -1,6 +1,6 @@
 """What the parts of the capability side say to each other: one request, its attempts, events and errors.
 
-    surface ──Work──▶ Engine ──Attempt──▶ Executor         (worker, nlp, provider)
+    surface ──Work──▶ Engine ──Attempt──▶ Executor         (worker, nlp, provider, pool)
        ◀──Event──────┘   ◀──────Sink─────┘
                      Engine ──▶ Ledger, ReceiptIssuer
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tunnel_proto.request import CapabilityRequest
 
 Kind = Literal["chat", "completion", "embedding", "analysis"]
-NodeKind = Literal["worker", "nlp", "provider"]
+NodeKind = Literal["worker", "nlp", "provider", "pool"]
 Blame = Literal["request", "node", "provider", "network"]
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})

@@ -55,7 +55,7 @@ def control_api(gate: Gate) -> FastAPI:
     for noun in (resources, providers, budgets, receipts, pools):
         for router in noun.routers(gate.administration):
             application.include_router(router, prefix=PREFIX)
-    for router in workers.routers(gate.capabilities.workers, gate.administration):
+    for router in workers.routers(gate.capabilities.workers, gate.administration, gate.compute.rows):
         application.include_router(router, prefix=PREFIX)
     for router in failover.routers(gate.movement, gate.administration, gate.catalogue):
         application.include_router(router, prefix=PREFIX)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -100,19 +100,21 @@ class FitBody(Body):
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
 
 
-def routers(workers: Workers, administration: Administration) -> tuple[APIRouter, ...]:
-    """One router a noun."""
+def routers(
+    workers: Workers, administration: Administration, offered: Callable[[], list[dict[str, Any]]]
+) -> tuple[APIRouter, ...]:
+    """One router a noun. ``offered()`` are rows of what other pools offer, one a pool."""
     desk = _Desk(workers, administration)
-    return (_workers(desk), _models(desk))
+    return (_workers(desk, offered), _models(desk))
 
 
-def _workers(desk: _Desk) -> APIRouter:
+def _workers(desk: _Desk, offered: Callable[[], list[dict[str, Any]]]) -> APIRouter:
     router = APIRouter(prefix="/workers", tags=["workers"])
 
     @router.get("")
     async def list_workers() -> dict[str, Any]:
-        """Every worker that is enrolled, with what the connected ones report."""
-        return {"items": await desk.rows()}
+        """Every worker that is enrolled, with what the connected ones report; and what other pools offer."""
+        return {"items": await desk.rows(), "pools": offered()}
 
     @router.get("/{name:path}")
     async def show_worker(name: str) -> dict[str, Any]:

@@ -431,6 +431,14 @@ _DECLARED = (
         maximum=3600.0,
     ),
     Setting(
+        "federation.jobs",
+        int,
+        8,
+        "How many requests of one paired pool a gate has under way at once; 0: none are taken.",
+        minimum=0,
+        maximum=10000,
+    ),
+    Setting(
         "sidecar.certificate_days",
         int,
         365,
