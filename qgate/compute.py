@@ -101,16 +101,16 @@ class Compute:
         peer, heard = self._directory.peer(pool_key), self.offers.heard.get(pool_key)
         now = asyncio.get_running_loop().time()
         known = self._names.get(pool_key)
-        usable = (
-            peer is not None
-            and heard is not None
-            and heard.offer.jobs
-            and may(peer, "jobs", "send")
-            and self._links.up(pool_key)
+        refused = (
+            peer is None or not may(peer, "jobs", "send") or (heard is not None and not heard.offer.jobs)
         )
-        if known is not None and (not usable or peer is None or peer.name != known):
+        if known is not None and (refused or peer is None or peer.name != known):
             self._inventory.worker_gone(self._names.pop(pool_key), "pool")
-        if not usable or peer is None or heard is None:
+        if refused or peer is None:
+            return
+        if heard is None or not self._links.up(pool_key):
+            # Its models are still known of, so that a request hears that they cannot be reached.
+            self._inventory.worker_away(peer.name, "pool")
             return
         offer = heard.offer
         self._names[pool_key] = peer.name

@@ -158,9 +158,9 @@ class Inventory:
                 deployment.shown = None
         del now
 
-    def worker_away(self, name: str) -> None:
+    def worker_away(self, name: str, kind: NodeKind = "worker") -> None:
         """It is silent: it takes no new work until its next report."""
-        node = self.nodes.get(("worker", name))
+        node = self.nodes.get((kind, name))
         if node is not None:
             node.live = False
             self._weigh(node)
