@@ -49,7 +49,7 @@ MODELS = st.builds(
 
 @st.composite
 def fleets(draw: st.DrawFn) -> Inventory:
-    """Workers, providers and the gate's own engine, with a history of attempts."""
+    """Workers, other pools, providers and the gate's own engine, with a history of attempts."""
     inventory = Inventory(pool=draw(st.sampled_from(("", "main"))))
     for name in draw(st.lists(st.sampled_from(NODES), max_size=6)):
         models: dict[tuple[str, str], ModelState] = {}
@@ -64,6 +64,11 @@ def fleets(draw: st.DrawFn) -> Inventory:
             hardware=Hardware(memory=16 << 30),
         )
         inventory.workers_changed(name, told, 0.0)
+    for name in draw(st.lists(st.sampled_from(("other", "third")), unique=True)):
+        offered = {(one.name, one.sha256): one for one in draw(st.lists(MODELS, max_size=4))}
+        away_s = draw(st.floats(0.0, 2.0))
+        told = report(name, *offered.values(), hardware=None)
+        inventory.workers_changed(name, told, 0.0, kind="pool", distance_s=away_s)
     inventory.providers_changed(
         [
             provided(
@@ -91,7 +96,7 @@ def fleets(draw: st.DrawFn) -> Inventory:
         elif act == "refuted":
             inventory.refuted(candidate, 1.0)
         elif act == "away":
-            inventory.worker_away(candidate.node)
+            inventory.worker_away(candidate.node, candidate.kind)
     return inventory
 
 
@@ -117,6 +122,7 @@ def demands(draw: st.DrawFn, inventory: Inventory) -> Demand:
                 *[CapabilityPolicy()] * 4,
                 CapabilityPolicy(models=("m1*", "large"), providers=frozenset({"c1"})),
                 CapabilityPolicy(tasks=frozenset({"chat"}), pools=frozenset({"main"})),
+                CapabilityPolicy(pools=frozenset({"other"})),
             )
         )
     )
