@@ -361,11 +361,15 @@ class JobStart:
 
 @dataclass(frozen=True, slots=True)
 class JobAccepted:
-    """The daemon takes the job; ``queue`` jobs are before it, ``state`` is the model's."""
+    """The daemon takes the job; ``queue`` jobs are before it, ``state`` is the model's.
+
+    Another pool says it once more when it has placed the job: ``node`` is its worker.
+    """
 
     job: str = has(_JOB)
     queue: int = has(whole(0, 1_000_000), 0)
     state: str = has(text(32, r"[a-z-]*"), "")
+    node: str = has(_LINE, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -311,6 +311,7 @@ class Dispatch:
         if self.state == "starting":
             self.state = "waiting"
         live.accepted = True
+        live.worker = fact.worker or live.worker
         if fact.queue:
             live.idle, live.queued = False, True
             live.queue_until = now + self.settings.queue_wait_s

@@ -39,6 +39,7 @@ class Accepted:
     attempt: int
     queue: int = 0
     state: str = ""
+    worker: str = ""  # another pool's
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class JobStream:
                 logprobs = list(message.logprobs) if message.logprobs is not None else None
                 sink.chunk(Chunk(message.text, message.ids, message.delta, logprobs=logprobs))
             case JobAccepted():
-                sink.accepted(queue=message.queue, state=message.state)
+                sink.accepted(queue=message.queue, state=message.state, worker=message.node)
             case JobProgress():
                 sink.progress(message.state, message.share, message.eta_s)
             case JobVectors():

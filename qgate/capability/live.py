@@ -42,6 +42,7 @@ class LiveAttempt:
     load_until: float | None = None
     queue_until: float | None = None
     progress: tuple[str, float, float | None] = ("", 0.0, None)
+    worker: str = ""
 
     def observed(self, fact: Completed, now: float) -> Observe:
         """What its clean end shows of the candidate."""
@@ -109,7 +110,8 @@ class LiveAttempt:
     def hop(self, usage: Usage | None, reason: str) -> Hop:
         """Its line in the receipt."""
         one = self.candidate
-        return Hop(one.node, one.kind, one.model, one.version, usage, one.price, reason)
+        worker = self.worker if one.kind == "pool" else ""
+        return Hop(one.node, one.kind, one.model, one.version, usage, one.price, reason, worker)
 
 
 @dataclass(slots=True)

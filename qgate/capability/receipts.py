@@ -171,6 +171,8 @@ def _hop(hop: Hop) -> dict[str, Any]:
     shown: dict[str, Any] = {"node": hop.node, "kind": hop.kind, "model": hop.model, "version": hop.version}
     if hop.usage is not None:
         shown |= {"tokens_in": hop.usage.prompt_tokens, "tokens_out": hop.usage.completion_tokens}
+    if hop.worker:
+        shown["worker"] = hop.worker
     if hop.reason:
         shown["left_because"] = hop.reason
     return shown

@@ -430,8 +430,8 @@ class _Ear:
         self._run = run
         self._attempt = attempt
 
-    def accepted(self, *, queue: int = 0, state: str = "") -> None:
-        self._run.feed(Accepted(self._attempt, queue, state))
+    def accepted(self, *, queue: int = 0, state: str = "", worker: str = "") -> None:
+        self._run.feed(Accepted(self._attempt, queue, state, worker))
 
     def progress(self, state: str, share: float, eta_s: float | None) -> None:
         self._run.feed(Progressed(self._attempt, state, share, eta_s))

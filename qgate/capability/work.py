@@ -202,8 +202,11 @@ class Sink(Protocol):
     what comes after that, and everything after `Running.cancel`.
     """
 
-    def accepted(self, *, queue: int = 0, state: str = "") -> None:
-        """The node took it; `queue` requests are before it, `state` is the model's."""
+    def accepted(self, *, queue: int = 0, state: str = "", worker: str = "") -> None:
+        """The node took it; `queue` requests are before it, `state` is the model's.
+
+        `worker`: another pool's, once that has placed it; may be said again.
+        """
 
     def progress(self, state: str, share: float, eta_s: float | None) -> None:
         """A cold load goes on; `share` of 1."""
@@ -384,6 +387,7 @@ class Hop:
     usage: Usage | None = None
     price: Price | None = None
     reason: str = ""  # why the request left it; "" for the last
+    worker: str = ""  # another pool's, where it said so
 
 
 @dataclass(frozen=True, slots=True)

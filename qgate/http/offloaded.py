@@ -207,11 +207,11 @@ class _Job:
                         self._say(_tokens(self._job, event))
                     case Begun():
                         version = event.version
-                        log.info("job of another pool", pool=self.peer.name, job=self._job, node=event.node)
+                        self._say(JobAccepted(self._job, node=event.node))
                     case Finished():
                         self._finish(event, version)
                     case Moved():
-                        pass
+                        self._say(JobAccepted(self._job, node=event.to_node))
                 await self._flowing.wait()
 
     def fail(self, problem: Problem) -> None:

@@ -33,7 +33,7 @@ class Ear:
     over: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     ends: int = 0
 
-    def accepted(self, *, queue: int = 0, state: str = "") -> None:
+    def accepted(self, *, queue: int = 0, state: str = "", worker: str = "") -> None:
         self.took = True
 
     def progress(self, state: str, share: float, eta_s: float | None) -> None:

@@ -152,7 +152,8 @@ async def test_a_chat_is_answered_by_the_other_pool(tmp_path: Path, store_server
             own = (await client.get(f"/v1/receipts/{reply.headers['x-qgate-receipt']}")).json()
         async with asking(branch) as client:
             theirs = (await client.get(f"/v1/receipts/{receipt_id(key(hq), own['id'] + '.1')}")).json()
-        assert [(one["node"], one["kind"]) for one in own["nodes"]] == [("branch", "pool")]
+        (hop,) = own["nodes"]
+        assert (hop["node"], hop["kind"], hop["worker"]) == ("branch", "pool", "gpu0")
         assert (own["tokens_in"], own["tokens_out"]) == (7, 2)
         assert (theirs["app"], theirs["tokens_out"]) == ("pool:hq", 2)
         assert [one["node"] for one in theirs["nodes"]] == ["gpu0"]

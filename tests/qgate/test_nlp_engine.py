@@ -230,7 +230,7 @@ class Ear:
         self.said: list[tuple[str, Any]] = []
         self.over = asyncio.Event()
 
-    def accepted(self, *, queue: int = 0, state: str = "") -> None:
+    def accepted(self, *, queue: int = 0, state: str = "", worker: str = "") -> None:
         self.said.append(("accepted", queue))
 
     def progress(self, state: str, share: float, eta_s: float | None) -> None:
