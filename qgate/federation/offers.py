@@ -137,6 +137,7 @@ class Offers:
 
     def _accept(self, peer: Peer, carrier: Carrier, stream: Stream) -> None:
         del carrier
+        self._refusals.pop(peer.pool_key, None)  # whoever offers us something may well take an offer now
         stream.receiver = _In(self, peer.pool_key, stream)
 
     def took(self, pool_key: bytes, offer: Offer) -> None:

@@ -60,6 +60,9 @@ REMEMBERED: Final = 65_536
 """How long, and of how many jobs, it is known that they came."""
 
 BUSY_RETRY_S: Final = 1.0
+READING_MAX: Final = 32
+"""Streams of one peer on which no whole job has come yet: each may hold a message of 16 MiB."""
+
 ID_BYTES: Final = 12
 VECTORS_BYTES: Final = 4 * 1024 * 1024  # in one message
 MESSAGE_MAX: Final = 2000
@@ -75,6 +78,7 @@ class OffloadedJobs:
         self._directory = directory
         self._clock = clock
         self._running: Counter[bytes] = Counter()
+        self._reading: Counter[bytes] = Counter()
         self._seen: OrderedDict[tuple[bytes, str], float] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -85,6 +89,10 @@ class OffloadedJobs:
         if self._closing:
             stream.reset(StreamCode.GATE_SHUTDOWN, "the gate shuts down")
             return
+        if self._reading[peer.pool_key] >= READING_MAX:
+            stream.reset(StreamCode.LIMIT, f"{READING_MAX} of your jobs are not whole yet")
+            return
+        self._reading[peer.pool_key] += 1
         stream.receiver = _Job(self, peer, stream)
 
     def running(self, pool_key: bytes) -> int:
@@ -106,6 +114,10 @@ class OffloadedJobs:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- for jobs
+
+    def was_read(self, pool_key: bytes) -> None:
+        """A stream has brought its job, or ended without one."""
+        self._reading[pool_key] -= 1
 
     def begin(self, job: _Job, start: JobStart) -> asyncio.Task[None]:
         """Run it."""
@@ -192,6 +204,7 @@ class _Job:
         self._task: asyncio.Task[None] | None = None
         self._job = ""
         self._said = False  # a piece of the answer
+        self._reading = True
         self._flowing = asyncio.Event()
         self._flowing.set()
 
@@ -242,20 +255,24 @@ class _Job:
                 if not isinstance(message, JobStart) or self._task is not None:
                     raise RemoteProtocolError("one job is said on this stream, and nothing else")
                 self._job = message.job
+                self._was_read()
                 self._task = self._jobs.begin(self, message)
         except RemoteProtocolError as error:
             log.warning("a peer broke the protocol", pool=self.peer.name, stream="jobs", error=error.message)
             self.end(StreamCode.PROTOCOL, error.message)
+            self._was_read()
             self._cancel()
 
     def eof_received(self) -> None:
         """The other gate has said all; without a job there is nothing to answer."""
         if self._task is None:
             self.end(StreamCode.PROTOCOL, "a stream without a job")
+            self._was_read()
 
     def stream_closed(self, error: StreamError | None) -> None:
         """Nobody waits for the answer any more."""
         self._stream = None
+        self._was_read()
         self._cancel()
 
     def pause_writing(self) -> None:
@@ -273,6 +290,11 @@ class _Job:
         """As above."""
 
     # --- its own
+
+    def _was_read(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._jobs.was_read(self.peer.pool_key)
 
     def _cancel(self) -> None:
         if self._task is not None:

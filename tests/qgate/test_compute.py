@@ -21,12 +21,13 @@ from qgate.federation.peer import Permissions
 from qgate.gate import Gate
 from qgate.governance.directory import App
 from qgate.governance.policy import CapabilityPolicy
-from qgate.http.offloaded import receipt_id
+from qgate.http.offloaded import READING_MAX, receipt_id
 from qgate.store.embedded import EmbeddedPostgres
 from tests.qgate.calling import Ear as Calling
 from tests.qgate.capability import model, report, work
 from tests.qgate.gates import Ear, until
 from tests.qgate.peering import know, pair, peer_of, pools
+from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.messages import Decoder, JobRefused, encode
 
@@ -327,6 +328,30 @@ async def test_a_job_runs_once_and_only_so_many(tmp_path: Path, store_server: Em
         reply = await ask(hq)
         assert reply.status_code == 429, reply.text
         assert branch.compute.jobs.running(key(hq)) == 1
+
+
+async def test_what_is_no_job_is_turned_away(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
+    async with two(tmp_path, store_server) as (hq, branch, stage):
+        halves = [Ear() for _ in range(READING_MAX + 1)]
+        opened = [hq.peering.links.open(key(branch), "jobs", {}, ear) for ear in halves]
+        for stream in opened:
+            stream.write(b"\xff\xff")
+        await until(halves[-1].closed.is_set)
+        assert halves[-1].error is not None
+        assert "not whole yet" in halves[-1].error.message
+        opened[0].write_eof()
+        opened[1].write(b"\xff\xff")
+        for ear in halves[:2]:
+            await until(ear.closed.is_set)
+        for stream in opened[2:-1]:
+            stream.reset(StreamCode.CANCELLED, "")
+        later = Ear()
+        hq.peering.links.open(key(branch), "inventory", {}, later).write(encode(JobRefused("x", "no", "no")))
+        await until(later.closed.is_set)
+        assert later.error is not None
+        assert later.error.message == "only offers are said on this stream"
+        assert (await ask(hq)).status_code == 200
+        assert len(stage.plays) == 1
 
 
 async def test_a_cancelled_request_is_cancelled_there(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
