@@ -167,7 +167,7 @@ def test_a_time_from_far_ahead_does_not_move_the_clock(lead: float, now: float) 
 def test_two_ends_find_what_they_share(length: int, shared: int) -> None:
     shared = min(shared, length)
     mine = {n: n.to_bytes(32, "big") for n in range(1, length + 1)}
-    theirs = {n: mine[n] if n <= shared else bytes(31) + b"\xff" for n in range(1, length + 1)}
+    theirs = {n: mine[n] if n <= shared else b"\xff" * 32 for n in range(1, length + 1)}
     asked = points(Head(bytes(16), length, mine[length]), mine.get)
     assert len(asked) <= 64
     assert [seq for seq, _ in asked[1:]] == list(wanted(Head(bytes(16), length, b"")))
