@@ -315,5 +315,9 @@ def test_a_killed_gate_ends_no_stream_clean(stage: Stage) -> None:
     stage.mesh.gate.start()
     stream.end().check_broken()
     wait_until(lambda: stage.running("left") == 0, timeout_s=30, what="the job to be cancelled")
-    assert stage.daemons["left"].metric("qdaemon_jobs_cancelled_total") == before + 1
+    wait_until(
+        lambda: stage.daemons["left"].metric("qdaemon_jobs_cancelled_total") == before + 1,
+        timeout_s=10,
+        what="the cancelled job to be counted",
+    )
     stage.mesh.wait_worker("left")

@@ -24,7 +24,7 @@ from tests.kit.mesh import GateProcess, Mesh
 from tests.kit.process import wait_until
 
 _OWNER = "rotated_owner"
-_LOAD_S = 25
+_LOAD_S = 60
 
 
 @dataclass(slots=True)
