@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qgate.federation import catalogue
 from qgate.federation.catalogue import Group, Promotion, Standing
 from qgate.federation.log.entry import Contents
-from qgate.federation.log.problems import LogConflict
+from qgate.federation.log.problems import LogConflict, LogProblem
 from tests.sim.store import Row
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ class Authority:
 
     def hear(self, contents: Contents) -> bool:
         """Add a document; whether it is new."""
-        document = catalogue.payload_document(contents.value())
+        try:
+            document = catalogue.payload_document(contents.value())
+        except LogProblem:
+            return False  # the program notes that it could not be applied
         known = self._pool.store.documents
         new = document.digest not in known
         known[document.digest] = document

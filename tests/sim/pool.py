@@ -397,10 +397,7 @@ class Pool:
             return False
         replica.applied[entry.stream, entry.record] = accepted.contents.payload
         self.world.watch.applied(self, peer, entry, accepted.contents, gate)
-        try:
-            return entry.stream == AUTHORITY and self.authority.hear(accepted.contents)
-        except LogProblem:
-            return False  # the program notes that it could not be applied
+        return entry.stream == AUTHORITY and self.authority.hear(accepted.contents)
 
     def _apply_anew(self, peer: Pool, replica: Replica, gate: Gate) -> None:
         replica.applied.clear()
