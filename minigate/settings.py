@@ -11,10 +11,6 @@ from tunnel_proto.errors import ConfigError
 from tunnel_proto.monitor import is_loopback
 from tunnel_proto.settings import option
 
-KEY_FILE = "node.key"
-BUNDLE_FILE = "bundle.json"
-MARK_FILE = "mark"
-OFFER_FILE = "offer.json"
 SETTINGS_FILE = "minigate.toml"
 
 

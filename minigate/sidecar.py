@@ -17,7 +17,7 @@ from minigate.enrolment import load_enrolment
 from minigate.listener import Listener
 from minigate.metrics import MinigateCollector, status
 from minigate.pools import Pools
-from minigate.settings import MARK_FILE, OFFER_FILE, ListenSettings, MinigateSettings
+from minigate.settings import ListenSettings, MinigateSettings
 from minigate.starting import Door, StartingApp
 from minigate.tls import Certificate
 from tunnel_proto.certificate import nears_expiry, read_chain
@@ -29,7 +29,7 @@ from tunnel_proto.failover import Ready
 from tunnel_proto.link import StreamError, TunnelClient
 from tunnel_proto.mark import Mark
 from tunnel_proto.monitor import Monitor
-from tunnel_proto.node_directory import Enrolment
+from tunnel_proto.node_directory import MARK_FILE, OFFER_FILE, Enrolment
 from tunnel_proto.whereabouts import Whereabouts
 
 log = structlog.get_logger()

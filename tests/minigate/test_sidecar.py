@@ -16,13 +16,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from minigate.enrolment import load_enrolment
-from minigate.settings import BUNDLE_FILE, MARK_FILE
 from minigate.sidecar import Sidecar, check_config
 from tests.kit.cluster import Cluster
 from tests.minigate.conftest import KeyPair, until
 from tests.minigate.gates import Server
 from tests.minigate.tunnel import Mesh, TunnelGate, enrol, mesh
 from tunnel_proto.errors import ConfigError
+from tunnel_proto.node_directory import BUNDLE_FILE, MARK_FILE
 
 
 def _dsn(one: Mesh, postgres: Cluster, *options: str) -> str:
