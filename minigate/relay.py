@@ -15,8 +15,8 @@ import struct
 from typing import Final, Protocol, cast
 
 from minigate.connections import Connections
-from minigate.discard import Discard
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Discard
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.pgwire import AUTHENTICATION_OK, TERMINATE, error_response, ready_for_query
 

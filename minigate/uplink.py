@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from minigate.discard import Discard
 from minigate.metrics import Ledger
+from tunnel_proto.discard import Discard
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.link import Stream, StreamError, TunnelClient

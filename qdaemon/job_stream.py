@@ -5,6 +5,7 @@ from __future__ import annotations
 from qdaemon.job import Job
 from qdaemon.jobs import Jobs
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.messages import Decoder, JobMessage, JobStart, encode
@@ -102,38 +103,10 @@ class JobStream:
         stream, self._stream = self._stream, None
         self._job = None
         if stream is not None:
-            stream.receiver = _OVER
+            stream.receiver = Ignore()  # the gate may still reset it
             stream.write_eof()
 
     def _refuse(self, code: int, message: str) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.reset(code, message)
-
-
-class _Over:
-    """Receiver of a stream whose job has ended; the gate may still reset it."""
-
-    def data_received(self, data: bytes, boundary: bool) -> None:
-        pass
-
-    def eof_received(self) -> None:
-        pass
-
-    def stream_closed(self, error: StreamError | None) -> None:
-        pass
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def link_lost(self) -> None:
-        pass
-
-    def link_restored(self) -> None:
-        pass
-
-
-_OVER = _Over()

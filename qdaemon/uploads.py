@@ -15,6 +15,7 @@ from typing import Any, Final
 import structlog
 
 from qdaemon.models.store import Arrival, Entry, ModelStore
+from tunnel_proto.discard import Discard
 from tunnel_proto.errors import MeshError
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.messages import Answer, Fault, LoadProgress, encode
@@ -135,27 +136,5 @@ class Upload:
         if stream is None:
             return
         stream.write(encode(answer), boundary=True)
-        stream.receiver = _Drop(stream)
+        stream.receiver = Discard(stream)  # the rest of a refused file may still come
         stream.write_eof()
-
-
-class _Drop:
-    """After the answer: the rest of a refused file may still come, until the gate hears of the refusal."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def data_received(self, data: bytes, boundary: bool) -> None:
-        self._stream.consumed(len(data))
-
-    def eof_received(self) -> None: ...
-
-    def stream_closed(self, error: StreamError | None) -> None: ...
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...

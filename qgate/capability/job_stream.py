@@ -16,6 +16,7 @@ from typing import Any, Final
 from qgate.capability.job_start import job_start
 from qgate.capability.work import Attempt, Blame, Chunk, Failure, Problem, Sink, Usage
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.link import PeerSession, Stream, StreamError
 from tunnel_proto.messages import (
@@ -261,29 +262,13 @@ class JobStream:
             stream.receiver = _Ended(stream)
 
 
-class _Ended:
+class _Ended(Ignore):
     """Receiver of a stream whose job is over: only the worker's close is still to come."""
+
+    __slots__ = ("_stream",)
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
     def data_received(self, data: bytes, boundary: bool) -> None:
         self._stream.reset(StreamCode.PROTOCOL, "nothing follows the end of a job")
-
-    def eof_received(self) -> None:
-        pass
-
-    def stream_closed(self, error: StreamError | None) -> None:
-        pass
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def link_lost(self) -> None:
-        pass
-
-    def link_restored(self) -> None:
-        pass

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigate.discard import Discard
 from minigate.relay import SQLSTATES, AuthenticationWatch, stream_error_response
 from tests.minigate.conftest import Wire, open_wire, until
 from tests.minigate.gates import RecordedStream
 from tests.minigate.test_starting import SASL, STARTUP, App, connect
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Discard
 from tunnel_proto.link import StreamError
 from tunnel_proto.pgwire import (
     AUTHENTICATION_OK,

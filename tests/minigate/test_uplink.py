@@ -111,7 +111,7 @@ async def test_a_draining_gate_keeps_its_streams_and_is_replaced(setup: Setup) -
     setup.uplink.configure([HQ], b"c")
     old = setup.pool.newest("hq")
     old.become("up")
-    from minigate.discard import Discard
+    from tunnel_proto.discard import Discard
 
     stream = old.open_stream("pg", {}, Discard.__new__(Discard))
     old.become("draining", "going down")
