@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from qdaemon.catalogue import Catalogue
-from qdaemon.runtimes.http_engine import EngineError, Server
+from qdaemon.runtimes.http_engine import EngineError, HttpEngine, Server
 from qdaemon.runtimes.ollama import OllamaEngine
 from qdaemon.runtimes.openai_compatible import OpenAiEngine
 from qdaemon.settings import DiscoverySettings, EngineSettings
@@ -24,8 +24,6 @@ from tunnel_proto.errors import ConfigError, LocalProtocolError
 from tunnel_proto.messages import ModelState, Report, encode
 
 log = structlog.get_logger()
-
-Engine = OllamaEngine | OpenAiEngine
 
 MISSES: Final = 3
 """Looks without an answer after which a server that was only found is forgotten."""
@@ -36,7 +34,7 @@ OWN_PORTS: Final = frozenset({11438, 11439, 11440, 11441})
 
 @dataclass(eq=False, slots=True)
 class _Known:
-    engine: Engine
+    engine: HttpEngine
     configured: bool
     misses: int = 0
 
@@ -56,9 +54,9 @@ class Interrogation:
         """Make the engines of the configuration. Raises `ConfigError` for a key that cannot be read."""
         for one in self.engines:
             server = Server(one.url, key=read_key(one))
-            kind: type[OllamaEngine | OpenAiEngine] = OllamaEngine if one.kind == "ollama" else OpenAiEngine
+            kind: type[HttpEngine] = OllamaEngine if one.kind == "ollama" else OpenAiEngine
             name = one.name or f"{one.kind}-{urlsplit(one.url).port or urlsplit(one.url).hostname}"
-            engine: Engine = kind(server, name=name, isolation=one.isolation, slots=one.slots)
+            engine: HttpEngine = kind(server, name=name, isolation=one.isolation, slots=one.slots)
             self._known[server.url] = _Known(engine, configured=True)
 
     async def run(self) -> None:
@@ -97,7 +95,7 @@ class Interrogation:
         known.misses = 0
         self._take(engine, url, models)
 
-    def _take(self, engine: Engine, url: str, offered: list[ModelState]) -> None:
+    def _take(self, engine: HttpEngine, url: str, offered: list[ModelState]) -> None:
         models = [one for one in offered if _tellable(one)]
         before = self.catalogue.runtimes.get(engine.name)
         if before is None or before.state != "up" or before.models != len(models):
@@ -110,7 +108,7 @@ class Interrogation:
         if any(urlsplit(known).port == port and _local(known) for known in self._known):
             return
         for make in (OllamaEngine, OpenAiEngine):
-            engine: Engine = make(Server(url), name=f"{make.kind}-{port}")
+            engine: HttpEngine = make(Server(url), name=f"{make.kind}-{port}")
             try:
                 models = await engine.interrogate()
             except EngineError:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import aiohttp
 import structlog
 
 from qdaemon.runtimes.engine import Sink
 from tunnel_proto.errors import MeshError
-from tunnel_proto.messages import JobStart
+from tunnel_proto.messages import JobStart, ModelState, RuntimeState
 from tunnel_proto.shapes import ShapeError, json_value
 
 log = structlog.get_logger()
@@ -171,6 +172,46 @@ class HttpJob:
             self.sink.failed(
                 "defect", "a defect of the daemon; its log has more", retriable=True, blame="node"
             )
+
+
+class HttpEngine(ABC):
+    """A server that lists its models and takes jobs; ``kind`` is whose API it speaks."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, server: Server, *, name: str, isolation: str = "none", slots: int = 4) -> None:
+        self.server = server
+        self.name = name
+        self.slots = slots
+        self.isolation = f"declared-{isolation}"
+        self.build = ""
+
+    @abstractmethod
+    async def interrogate(self) -> list[ModelState]:
+        """Its models as they are now. Raises `EngineError` where it is no server of this kind."""
+
+    def state(self, models: int, problem: str = "") -> RuntimeState:
+        """The server as gates are told of it."""
+        return RuntimeState(
+            name=self.name,
+            engine=self.kind,
+            url=self.server.url,
+            build=self.build,
+            state="down" if problem else "up",
+            problem=problem,
+            isolation=self.isolation,
+            models=models,
+        )
+
+    def submit(self, start: JobStart, sink: Sink) -> HttpJob:
+        """Begin a job."""
+        return HttpJob(start, sink, self._run)
+
+    async def close(self) -> None:
+        await self.server.close()
+
+    @abstractmethod
+    async def _run(self, job: HttpJob) -> None: ...
 
 
 def parsed(data: bytes) -> Any:

@@ -12,11 +12,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from qdaemon.runtimes.engine import Sink
-from qdaemon.runtimes.http_engine import EngineError, HttpJob, Server, parsed, parsed_event
+from qdaemon.runtimes.http_engine import EngineError, HttpEngine, HttpJob, Server, parsed, parsed_event
 from qdaemon.runtimes.llama.job import Timing, Usage
 from qdaemon.runtimes.openai_compatible import vector_of
-from tunnel_proto.messages import JobStart, ModelState, RuntimeState
+from tunnel_proto.messages import ModelState
 
 MODELS_MAX: Final = 1000
 SHOWN_MAX: Final = 200
@@ -37,17 +36,13 @@ _FINISH: Final = {"stop": "stop", "length": "length", "load": "stop", "unload": 
 _HEX: Final = frozenset("0123456789abcdef")
 
 
-class OllamaEngine:
+class OllamaEngine(HttpEngine):
     """One Ollama."""
 
-    kind: Final = "ollama"
+    kind = "ollama"
 
     def __init__(self, server: Server, *, name: str, isolation: str = "none", slots: int = 4) -> None:
-        self.server = server
-        self.name = name
-        self.slots = slots
-        self.isolation = f"declared-{isolation}"
-        self.build = ""
+        super().__init__(server, name=name, isolation=isolation, slots=slots)
         self._details: dict[str, Mapping[str, Any]] = {}  # by digest: these never change
 
     async def interrogate(self) -> list[ModelState]:
@@ -62,26 +57,6 @@ class OllamaEngine:
             raise EngineError("engine_garbage", "GET /api/tags did not list models")
         named = [one for one in listed[:MODELS_MAX] if isinstance(one, dict) and type(one.get("name")) is str]
         return [await self._model(one) for one in named]
-
-    def state(self, models: int, problem: str = "") -> RuntimeState:
-        """The server as gates are told of it."""
-        return RuntimeState(
-            name=self.name,
-            engine="ollama",
-            url=self.server.url,
-            build=self.build,
-            state="down" if problem else "up",
-            problem=problem,
-            isolation=self.isolation,
-            models=models,
-        )
-
-    def submit(self, start: JobStart, sink: Sink) -> HttpJob:
-        """Begin a job."""
-        return HttpJob(start, sink, self._run)
-
-    async def close(self) -> None:
-        await self.server.close()
 
     # --- looking
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qdaemon.runtimes.engine import Sink
-from qdaemon.runtimes.http_engine import EngineError, HttpJob, Server, parsed_event
+from qdaemon.runtimes.http_engine import EngineError, HttpEngine, HttpJob, parsed_event
 from qdaemon.runtimes.llama.job import Timing, Usage
-from tunnel_proto.messages import VECTOR_MAX, JobStart, ModelState, RuntimeState
+from tunnel_proto.messages import VECTOR_MAX, JobStart, ModelState
 
 MODELS_MAX: Final = 1000
 FINISH: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
@@ -27,17 +27,10 @@ _SAMPLING: Final = (
 )  # fmt: skip
 
 
-class OpenAiEngine:
+class OpenAiEngine(HttpEngine):
     """One such server."""
 
-    kind: Final = "openai"
-
-    def __init__(self, server: Server, *, name: str, isolation: str = "none", slots: int = 4) -> None:
-        self.server = server
-        self.name = name
-        self.slots = slots
-        self.isolation = f"declared-{isolation}"
-        self.build = ""
+    kind = "openai"
 
     async def interrogate(self) -> list[ModelState]:
         """Its models as they are now. Raises `EngineError` where it is not such a server."""
@@ -47,26 +40,6 @@ class OpenAiEngine:
             raise EngineError("engine_garbage", "GET /v1/models did not list models")
         self.build = await self._brand()
         return [self._model(one) for one in listed[:MODELS_MAX] if isinstance(one, dict) and _named(one)]
-
-    def state(self, models: int, problem: str = "") -> RuntimeState:
-        """The server as gates are told of it."""
-        return RuntimeState(
-            name=self.name,
-            engine="openai",
-            url=self.server.url,
-            build=self.build,
-            state="down" if problem else "up",
-            problem=problem,
-            isolation=self.isolation,
-            models=models,
-        )
-
-    def submit(self, start: JobStart, sink: Sink) -> HttpJob:
-        """Begin a job."""
-        return HttpJob(start, sink, self._run)
-
-    async def close(self) -> None:
-        await self.server.close()
 
     # --- looking
 
