@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from secrets import token_bytes
 
@@ -20,11 +19,11 @@ from minigate.pools import Pools
 from minigate.settings import ListenSettings, MinigateSettings
 from minigate.starting import Door, StartingApp
 from minigate.tls import Certificate
-from tunnel_proto.certificate import nears_expiry, read_chain
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError
+from tunnel_proto.expiry import ExpiryWatch
 from tunnel_proto.failover import Ready
 from tunnel_proto.link import StreamError, TunnelClient
 from tunnel_proto.mark import Mark
@@ -36,9 +35,6 @@ log = structlog.get_logger()
 
 DRAIN_LOOK_S = 0.1
 """How often a drain looks for apps that have become idle."""
-
-EXPIRY_LOOK_S = 86_400.0
-"""How often a certificate that nears its end is logged."""
 
 _DRAINING = StreamError(
     StreamCode.GATE_SHUTDOWN, "terminating connection because the sidecar shuts down", sqlstate="57P01"
@@ -61,7 +57,9 @@ class Sidecar:
         self._settings = settings
         self._identity = enrolment.identity
         self._bundle = enrolment.bundle
-        self._expiry_timer: asyncio.TimerHandle | None = None
+        self._expiry = ExpiryWatch(
+            loop, f"at the gate: meshctl sidecar enroll {settings.state_dir / OFFER_FILE}"
+        )
         self._instance = token_bytes(INSTANCE_BYTES)
         self._mark = Mark(settings.state_dir / MARK_FILE, time.time_ns)
         if self._mark.damaged:
@@ -112,7 +110,7 @@ class Sidecar:
         if metrics.enabled:
             await self.monitor.start(metrics.host, metrics.port)
         self.uplink.open(self._bundle.chain, self._bundle.roster)
-        self._watch_expiry()
+        self._expiry.watch(self._bundle.chain)
         log.info("listening", addresses=self.listener.addresses, metrics_port=self.monitor.port or None)
 
     async def reload(self, settings: MinigateSettings) -> None:
@@ -130,7 +128,7 @@ class Sidecar:
         self.connections.waiting.period_s = settings.gate.patience_s
         self.uplink.failover_s = settings.gate.failover_s
         self.uplink.configure(self._bundle.gates, self._bundle.chain)
-        self._watch_expiry()
+        self._expiry.watch(self._bundle.chain)
         log.info("reloaded", gates=[gate.name for gate in self._bundle.gates])
 
     async def drain(self) -> None:
@@ -155,8 +153,7 @@ class Sidecar:
 
     async def close(self) -> None:
         """End what is left, at once; safe after `drain` and without it."""
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
+        self._expiry.close()
         self.listener.close()
         self._door.draining = True
         for app in list(self.connections.live):
@@ -187,35 +184,12 @@ class Sidecar:
 
     def _tunnel_settings(self) -> TunnelSettings:
         """With other pools to go to, a silent gate is noticed sooner."""
-        tunnel, watch_s = self._settings.tunnel, self._settings.gate.watch_s
-        if self.where.alone():
-            return tunnel
-        return replace(
-            tunnel,
-            ping_idle_s=min(tunnel.ping_idle_s, watch_s),
-            dead_min_s=min(tunnel.dead_min_s, watch_s),
-        )
+        tunnel = self._settings.tunnel
+        return tunnel if self.where.alone() else tunnel.watchful(self._settings.gate.watch_s)
 
     def _watch_gates(self) -> None:
         for client in self.uplink.clients():
             client.retune(self._tunnel_settings())
-
-    def _watch_expiry(self) -> None:
-        """Say now, and daily from now on, that this node's certificate wants to be renewed."""
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-        _, node = read_chain(self._bundle.chain)
-        now = time.time()
-        if nears_expiry(node.not_before, node.not_after, now):
-            log.warning(
-                "this node's certificate expires soon"
-                if node.not_after > now
-                else "this node's certificate has expired",
-                days_left=int((node.not_after - now) // 86_400),
-                next=f"at the gate: meshctl sidecar enroll {self._settings.state_dir / OFFER_FILE}",
-            )
-        loop = asyncio.get_running_loop()
-        self._expiry_timer = loop.call_later(EXPIRY_LOOK_S, self._watch_expiry)
 
     def _gates_up(self) -> None:
         self._door.gates_up()

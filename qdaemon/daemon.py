@@ -33,11 +33,11 @@ from qdaemon.runtimes.engine import Runtime
 from qdaemon.settings import QdaemonSettings
 from qdaemon.uplink import Uplink
 from qdaemon.uploads import Upload
-from tunnel_proto.certificate import nears_expiry, read_chain
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError, MeshError
+from tunnel_proto.expiry import ExpiryWatch
 from tunnel_proto.failover import Ready
 from tunnel_proto.link import Stream, TunnelClient
 from tunnel_proto.mark import Mark
@@ -49,7 +49,6 @@ from tunnel_proto.whereabouts import Whereabouts
 
 log = structlog.get_logger()
 
-EXPIRY_LOOK_S: Final = 86_400.0
 CLOSE_S: Final = 2.0
 
 
@@ -71,7 +70,9 @@ class Daemon:
             log.warning("the handshake mark was damaged and begins anew", path=settings.state_dir / MARK_FILE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads: set[Upload] = set()
-        self._expiry_timer: asyncio.TimerHandle | None = None
+        self._expiry = ExpiryWatch(
+            loop, f"at the gate: meshctl worker enroll {settings.state_dir / OFFER_FILE}"
+        )
         self.fault: asyncio.Future[BaseException] = loop.create_future()
         probe = Probe(
             threads=settings.llama.threads,
@@ -160,7 +161,7 @@ class Daemon:
         self._keep(self._beat())
         self._keep(self._begin())
         self.uplink.open(self._bundle.chain, self._bundle.roster)
-        self._watch_expiry()
+        self._expiry.watch(self._bundle.chain)
         log.info(
             "started",
             worker=self._bundle.name,
@@ -199,7 +200,7 @@ class Daemon:
         self.jobs.settings = self._settings.jobs
         self._bundle = enrolment.bundle
         self.uplink.configure(self._bundle.gates, self._bundle.chain)
-        self._watch_expiry()
+        self._expiry.watch(self._bundle.chain)
         await self.refresh()
         log.info("reloaded", gates=[gate.name for gate in self._bundle.gates])
 
@@ -214,8 +215,7 @@ class Daemon:
 
     async def close(self) -> None:
         """End what is left, at once; safe after `drain` and without it."""
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
+        self._expiry.close()
         await self.jobs.close()
         for upload in list(self._uploads):
             upload.task.cancel()
@@ -355,14 +355,8 @@ class Daemon:
 
     def _tunnel_settings(self) -> TunnelSettings:
         """With other pools to go to, a silent gate is noticed sooner."""
-        tunnel, watch_s = self._settings.tunnel, self._settings.gate.watch_s
-        if self.where.alone():
-            return tunnel
-        return replace(
-            tunnel,
-            ping_idle_s=min(tunnel.ping_idle_s, watch_s),
-            dead_min_s=min(tunnel.dead_min_s, watch_s),
-        )
+        tunnel = self._settings.tunnel
+        return tunnel if self.where.alone() else tunnel.watchful(self._settings.gate.watch_s)
 
     def _watch_gates(self) -> None:
         for client in self.uplink.clients():
@@ -391,22 +385,6 @@ class Daemon:
 
     def _changed(self) -> None:
         self.uplink.changed()
-
-    def _watch_expiry(self) -> None:
-        """Say now, and daily from now on, that this node's certificate wants to be renewed."""
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-        _, certificate = read_chain(self._bundle.chain)
-        now = time.time()
-        if nears_expiry(certificate.not_before, certificate.not_after, now):
-            log.warning(
-                "this node's certificate expires soon"
-                if certificate.not_after > now
-                else "this node's certificate has expired",
-                days_left=int((certificate.not_after - now) // 86_400),
-                next=f"at the gate: meshctl worker enroll {self._settings.state_dir / OFFER_FILE}",
-            )
-        self._expiry_timer = self.loop.call_later(EXPIRY_LOOK_S, self._watch_expiry)
 
     def _problems(self) -> dict[str, str]:
         if self.jobs.draining:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tunnel_proto.settings import option
@@ -108,3 +108,14 @@ class TunnelSettings:
         minimum=1,
         maximum=65536,
     )
+
+    def watchful(self, silence_s: float) -> TunnelSettings:
+        """The same, with a peer asked after ``silence_s`` at most, and its answer awaited no longer.
+
+        That is the least wait: on a slow link it is several round trips, as ever.
+        """
+        return replace(
+            self,
+            ping_idle_s=min(self.ping_idle_s, silence_s),
+            dead_min_s=min(self.dead_min_s, silence_s),
+        )

@@ -334,7 +334,7 @@ async def test_a_certificate_near_its_end_is_logged_at_start_and_at_reload(
         asked.append((not_before, not_after))
         return not_before < now < not_after
 
-    monkeypatch.setattr("minigate.sidecar.nears_expiry", due)
+    monkeypatch.setattr("tunnel_proto.expiry.nears_expiry", due)
     with capture_logs() as said:
         async with mesh(tmp_path) as one:
             await one.sidecar.reload(one.settings)
