@@ -157,7 +157,7 @@ class Probe:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         try:
-            return psutil.disk_usage(str(folder)).free
+            return int(psutil.disk_usage(str(folder)).free)
         except OSError:
             return 0
 

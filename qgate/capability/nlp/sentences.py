@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qgate.capability.nlp.words import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SENTENCE_MAX: Final = 4000
 """Characters after which a sentence is cut at a blank, so that no text is one sentence of a megabyte."""
@@ -106,10 +106,10 @@ class _Judge:
         known = plain and word.lower() not in self._abbreviations
         if lower:
             return known and self._informal
-        if known or not word:
-            return True
         if word in _TITLES and first.isupper():
             return False
+        if known or not word:
+            return True
         if word.isdigit() and len(word) > 1 and stop - len(word) > start and first.isupper():
             return True
         return self._ask(word, start, end, following)
@@ -126,7 +126,11 @@ class _Judge:
     def forget(self) -> None:
         """Leave nothing of the text in the model's memory."""
         if self._known:
-            _model().clear_decision_cache()
+            model = _model()
+            model.clear_decision_cache()  # which only marks them as out of date, until the next question
+            list(model.span_tokenize("."))
+            for clear in _of_each_word():
+                clear()
 
 
 def _model_says(text: str, start: int, end: int) -> bool:
@@ -172,6 +176,15 @@ def _model() -> Any:
     from nupunkt import load_default_model
 
     return load_default_model()
+
+
+@lru_cache(maxsize=1)
+def _of_each_word() -> tuple[Callable[[], None], ...]:
+    """What clears nupunkt's memory of each word that it has met; it offers nothing of its own for that."""
+    from nupunkt.core import tokens
+
+    memories = (one.cache_clear for one in vars(tokens).values() if hasattr(one, "cache_clear"))
+    return (tokens._derived_cache.clear, *memories)
 
 
 @lru_cache(maxsize=1)
