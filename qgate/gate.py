@@ -42,9 +42,10 @@ from qgate.governance.sidecars import pool_gates
 from qgate.governance.trail import AuditTrail
 from qgate.governance.upkeep import Upkeep
 from qgate.governance.watch import DirectoryWatch
+from qgate.governing import Governing
 from qgate.http.application import Beside
 from qgate.keys import GateKeys
-from qgate.metrics import Figures, TunnelTotals
+from qgate.metrics import Figures, TunnelTotals, figures_of
 from qgate.peering import Peering
 from qgate.postgres.front import PostgresFront
 from qgate.postgres.rotation import Rotation
@@ -195,6 +196,7 @@ class Gate:
         self.peering.vitals.on_verdict(self.movement.peer_verdict)
         for rule in self.movement.exports.rules():
             self.replication.register(rule)
+        self.governing = Governing(self, office)
         self.upkeep = Upkeep(
             office, rotation=self.rotation, trail=parts.trail, sample=self.administration.samples
         )
@@ -238,6 +240,7 @@ class Gate:
             gate.metrics_port = starting.hand_over(gate)
             await gate.upkeep.prepare()
             await gate.capabilities.open(stack)
+            await gate.governing.open(stack)
             await gate._listen(stack)
             await gate.peering.open(stack)
             stack.push_async_callback(gate.compute.close)
@@ -276,6 +279,7 @@ class Gate:
             tasks.create_task(self.compute.run(), name="compute")
             tasks.create_task(self.replication.run(), name="replication")
             tasks.create_task(self.movement.run(), name="movement")
+            tasks.create_task(self.governing.run(), name="governing")
 
     async def drain(self) -> None:
         """Send GOAWAY, then wait up to `drain_timeout_s` for what runs; the rest is ended with 57P01."""
@@ -461,37 +465,7 @@ class Gate:
 
     def figures(self) -> Figures:
         """What the gate counts, now."""
-        sessions = list(self.tunnel.sessions.values())
-        front, audit = self.parts.front, self.parts.audit
-        pools: dict[tuple[str, str], int] = {}
-        for name, counts in front.pool.counts().items():
-            pools.update(
-                {(name, state): n for state, n in zip(("active", "idle", "waiting"), counts, strict=True)}
-            )
-        return Figures(
-            version=self.version,
-            name=self.settings.name,
-            uptime_s=self.uptime_s,
-            sessions=len(sessions),
-            sessions_connected=sum(one.connected for one in sessions),
-            sessions_opened=self.totals.sessions_opened,
-            streams=sum(len(one.streams) for one in sessions),
-            tunnel=self.totals.with_live([one.stats for one in sessions]),
-            handshakes_refused=dict(self.authorisation.refused + self.tunnel.refusals.counts),
-            streams_refused=dict(self.streams_refused),
-            connections=len(self.connections),
-            connections_opened=front.stats.connections,  # log-ins, whatever the database
-            queries=front.stats.queries_total + self.capabilities.sql.queries,
-            rows=front.stats.rows_total,
-            pools=pools,
-            peers=self.peering.figures(),
-            audit_queued=audit.queued,
-            audit_written=audit.written,
-            audit_dropped=audit.dropped,
-            store_up=self.parts.watch.fresh,
-            draining=self.state == "draining",
-            certificate_expires_at=self.parts.keys.certificate.not_after,
-        )
+        return figures_of(self)
 
     @property
     def uptime_s(self) -> float:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tunnel_proto.stats import SessionStats
+
+if TYPE_CHECKING:
+    from qgate.gate import Gate
 
 
 @dataclass(slots=True)
@@ -178,3 +182,38 @@ def _by_label(family: CounterMetricFamily, counts: Mapping[str, int]) -> Metric:
     for label, count in sorted(counts.items()):
         family.add_metric([label], count)
     return family
+
+
+def figures_of(gate: Gate) -> Figures:
+    """What a gate counts, now."""
+    sessions = list(gate.tunnel.sessions.values())
+    front, audit = gate.parts.front, gate.parts.audit
+    pools: dict[tuple[str, str], int] = {}
+    for name, counts in front.pool.counts().items():
+        pools.update(
+            {(name, state): n for state, n in zip(("active", "idle", "waiting"), counts, strict=True)}
+        )
+    return Figures(
+        version=gate.version,
+        name=gate.settings.name,
+        uptime_s=gate.uptime_s,
+        sessions=len(sessions),
+        sessions_connected=sum(one.connected for one in sessions),
+        sessions_opened=gate.totals.sessions_opened,
+        streams=sum(len(one.streams) for one in sessions),
+        tunnel=gate.totals.with_live([one.stats for one in sessions]),
+        handshakes_refused=dict(gate.authorisation.refused + gate.tunnel.refusals.counts),
+        streams_refused=dict(gate.streams_refused),
+        connections=len(gate.connections),
+        connections_opened=front.stats.connections,  # log-ins, whatever the database
+        queries=front.stats.queries_total + gate.capabilities.sql.queries,
+        rows=front.stats.rows_total,
+        pools=pools,
+        peers=gate.peering.figures(),
+        audit_queued=audit.queued,
+        audit_written=audit.written,
+        audit_dropped=audit.dropped,
+        store_up=gate.parts.watch.fresh,
+        draining=gate.state == "draining",
+        certificate_expires_at=gate.parts.keys.certificate.not_after,
+    )

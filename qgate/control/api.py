@@ -52,6 +52,8 @@ def control_api(gate: Gate) -> FastAPI:
     application.include_router(_health(gate))
     for router in (_gate(gate), _audit(gate)):
         application.include_router(router, prefix=PREFIX)
+    for router in gate.governing.routers():
+        application.include_router(router, prefix=PREFIX)
     for noun in (resources, providers, budgets, receipts, pools):
         for router in noun.routers(gate.administration):
             application.include_router(router, prefix=PREFIX)

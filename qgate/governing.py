@@ -1,0 +1,36 @@
+"""What governs a gate, put together: who administers it, who its people are, what it is set to and shows.
+
+open     what has to be there before the control surface answers
+run      what goes on beside the traffic
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from qgate.gate import Gate
+    from qgate.governance.office import Office
+
+
+class Governing:
+    """Made with the gate; each noun has its part here and its routes in `routers`."""
+
+    def __init__(self, gate: Gate, office: Office) -> None:
+        self._gate = gate
+        self._office = office
+
+    def routers(self) -> tuple[APIRouter, ...]:
+        """The routers of all nouns, for the control surface."""
+        return ()
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Make ready; ``stack`` ends it."""
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        await asyncio.Event().wait()

@@ -1,0 +1,2 @@
+-- Administrators: accounts, their sessions, what they have tried.
+DO $$ BEGIN NULL; END $$;

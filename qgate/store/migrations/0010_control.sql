@@ -1,0 +1,2 @@
+-- The control surface: replies kept for idempotency keys.
+DO $$ BEGIN NULL; END $$;

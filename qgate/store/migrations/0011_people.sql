@@ -1,0 +1,2 @@
+-- People: employees, sign-ups, mail, notifications, erasures.
+DO $$ BEGIN NULL; END $$;

