@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from qgate.federation.log.replication import LogFigures
 from tunnel_proto.stats import SessionStats
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Figures:
     rows: int = 0
     pools: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (database, state)
     peers: Mapping[str, tuple[bool, int]] = field(default_factory=dict)  # by pool: link up, heartbeats taken
+    logs: Mapping[str, LogFigures] = field(default_factory=dict)  # replicas, by pool
+    log_sent: tuple[int, int] = (0, 0)  # of our own log: entries, bytes
     audit_queued: int = 0
     audit_written: int = 0
     audit_dropped: int = 0
@@ -140,6 +143,7 @@ def families(figures: Figures) -> Iterator[Metric]:
         beats.add_metric([pool], taken)
     yield up
     yield beats
+    yield from _logs(figures)
     yield _gauge("qgate_audit_queue_entries", "Audit entries not yet written.", figures.audit_queued)
     yield _counter("qgate_audit_entries", "Audit entries written.", figures.audit_written)
     yield _counter(
@@ -153,6 +157,32 @@ def families(figures: Figures) -> Iterator[Metric]:
         figures.certificate_expires_at,
     )
     yield _gauge("qgate_uptime_seconds", "Seconds since the start.", figures.uptime_s)
+
+
+def _logs(figures: Figures) -> Iterator[Metric]:
+    head = GaugeMetricFamily("qgate_log_head", "Newest entry of its log that is here.", labels=["pool"])
+    behind = GaugeMetricFamily("qgate_log_behind_entries", "Entries that are not here yet.", labels=["pool"])
+    silent = GaugeMetricFamily(
+        "qgate_log_silent_seconds", "Since the pool last answered about its log.", labels=["pool"]
+    )
+    taken = CounterMetricFamily("qgate_log_entries_taken", "Entries accepted of its log.", labels=["pool"])
+    size = CounterMetricFamily("qgate_log_bytes_taken", "Bytes of entries that came.", labels=["pool"])
+    refused = CounterMetricFamily(
+        "qgate_log_refusals", "Times that it refused a stream of its log.", labels=["pool"]
+    )
+    for pool, one in sorted(figures.logs.items()):
+        head.add_metric([pool], one.head)
+        taken.add_metric([pool], one.entries)
+        size.add_metric([pool], one.bytes)
+        refused.add_metric([pool], one.refusals)
+        if one.behind is not None:
+            behind.add_metric([pool], one.behind)
+        if one.silent_s is not None:
+            silent.add_metric([pool], one.silent_s)
+    yield from (head, behind, silent, taken, size, refused)
+    entries, sent = figures.log_sent
+    yield _counter("qgate_log_entries_sent", "Entries of our own log told to peers.", entries)
+    yield _counter("qgate_log_bytes_sent", "Bytes of our own log told to peers.", sent)
 
 
 def registry_of(figures: Callable[[], Figures]) -> CollectorRegistry:
@@ -210,6 +240,8 @@ def figures_of(gate: Gate) -> Figures:
         rows=front.stats.rows_total,
         pools=pools,
         peers=gate.peering.figures(),
+        logs=gate.replication.figures(),
+        log_sent=(gate.replication.publisher.entries_sent, gate.replication.publisher.bytes_sent),
         audit_queued=audit.queued,
         audit_written=audit.written,
         audit_dropped=audit.dropped,

@@ -13,11 +13,13 @@ import asyncpg
 import pytest
 
 from qgate.federation.log.problems import LogProblem, StreamRefused
+from qgate.federation.log.puller import Puller
 from qgate.store import Store
 from qgate.store import log as table
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.outbox import publish, waiting
-from tests.qgate.log_pools import TestPool, pair, running, until
+from tests.qgate.log_pools import PipeStream, TestPool, pair, running, until
+from tunnel_proto.constants import StreamCode
 
 NewPool = Callable[[str], Awaitable[TestPool]]
 
@@ -213,3 +215,34 @@ async def test_ten_thousand_entries(new_pool: NewPool) -> None:
             f"10,000 entries signed, sent and applied in {time.monotonic() - began:.1f} s,"
             f" {spent.user - cpu.user:.1f} s user CPU of both gates"
         )
+
+
+async def test_a_peer_that_refuses_its_log_is_asked_ever_more_rarely(new_pool: NewPool) -> None:
+    hq, branch = await new_pool("hq"), await new_pool("branch")
+    pair(hq, branch)
+    takes, opened = hq.links.accept, 0
+
+    def refuse(peer: object, session: object, stream: PipeStream) -> None:
+        nonlocal opened
+        opened += 1
+        stream.reset(StreamCode.REFUSED, "log is not accepted from your pool here")
+
+    hq.links.accept = refuse
+    async with running(hq, branch):
+        puller = await _puller(branch, hq)
+        await until(lambda: puller.progress.refusals >= 2)
+        assert puller.progress.retry_s >= 1.0, "it waits twice as long each time"
+        assert opened <= 3, "the end of a refused stream is no reason to ask at once"
+        assert branch.replication.figures()["hq"].refusals == puller.progress.refusals
+        hq.links.accept = takes
+        await hq.say("nodes", {"n": 1})
+        branch.links.changed(hq.key)  # as when the peer's level is raised
+        await branch.has(hq, 1)
+        await until(lambda: puller.progress.state == "current")
+        found = branch.replication.figures()["hq"]
+        assert (found.behind, found.current, found.entries) == (0, True, 2)
+
+
+async def _puller(at: TestPool, of: TestPool) -> Puller:
+    await until(lambda: of.key in at.replication.pullers)
+    return at.replication.pullers[of.key]

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import structlog
@@ -35,6 +35,7 @@ from qgate.store import Store, StoreUnavailableError
 from qgate.store import log as table
 from qgate.store.database import Connection
 from qgate.store.log import Row
+from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import MeshError, TunnelError
 from tunnel_proto.link import Stream, StreamReceiver
 from tunnel_proto.log_messages import (
@@ -85,7 +86,8 @@ class Progress:
     bytes: int = 0
     heard_at: float | None = None
     held_until: float | None = None
-    seen: dict[str, int] = field(default_factory=dict)
+    refusals: int = 0
+    retry_s: float = 0.0  # how long it waits after what went wrong last
 
 
 class Puller:
@@ -124,9 +126,11 @@ class Puller:
         self._number = 0
         self._ear: LogStream | None = None
         self._ask_again_at = 0.0
+        self._wait = RETRY_FIRST_S
 
     def look(self) -> None:
         """Something may have changed: ask now."""
+        self._wait = RETRY_FIRST_S
         self.stir.set()
 
     async def fetch_own(self) -> Head | None:
@@ -138,14 +142,12 @@ class Puller:
 
     async def run(self) -> None:
         """Until cancelled."""
-        wait = RETRY_FIRST_S
         try:
             while True:
                 self.stir.clear()
                 try:
                     if self._links.up(self._key):
                         await self._session()
-                        wait = RETRY_FIRST_S
                     else:
                         self.progress.state = "waiting"
                         self._disappoint()
@@ -154,7 +156,7 @@ class Puller:
                 except StoreUnavailableError as error:
                     self.progress.problem = error.message
                 except MeshError as error:
-                    self.progress.problem = error.message
+                    self._failed(error)
                     if self.progress.state not in {"refused", "quarantined"}:
                         self.progress.state = "waiting"
                     self._disappoint()
@@ -165,10 +167,23 @@ class Puller:
                         "a defect; the gate's log has more",
                     )
                     self._disappoint()
-                await self._rest(wait)
-                wait = min(2 * wait, RETRY_MOST_S)
+                await self._rest_after_failure()
         finally:
             self._close()
+
+    def _failed(self, error: MeshError) -> None:
+        """A session ended. What it was refused for is not asked for again at once."""
+        self.progress.problem = error.message
+        if isinstance(error, TunnelError) and error.code in {StreamCode.REFUSED, StreamCode.REVOKED}:
+            self.progress.refusals += 1
+        # The end of the stream stirs whoever waits for an answer; it is no news.
+        self.stir.clear()
+
+    async def _rest_after_failure(self) -> None:
+        """Twice as long each time, until `look` tells that something may have changed."""
+        self.progress.retry_s = wait = self._wait
+        self._wait = min(2 * wait, RETRY_MOST_S)
+        await self._rest(wait)
 
     # --- one stream
 
@@ -227,7 +242,8 @@ class Puller:
             progress.behind = max(0, end.seq - taken.state.head.seq)
             match taken.stopped:
                 case None:
-                    progress.problem = ""
+                    progress.problem, progress.retry_s = "", 0.0
+                    self._wait = RETRY_FIRST_S
                 case Gap():
                     gaps += 1
                     if gaps > 2:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -53,6 +54,21 @@ DISBELIEF_S: Final = 600.0
 """How long a pool that could not show what it said to have of our log is not believed again."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LogFigures:
+    """How one replica goes, for metrics. ``behind`` in entries, ``silent_s`` since its pool answered last;
+    None where nothing is known yet.
+    """
+
+    head: int = 0
+    behind: int | None = None
+    silent_s: float | None = None
+    entries: int = 0
+    bytes: int = 0
+    refusals: int = 0
+    current: bool = False
 
 
 class Peers(Protocol):
@@ -138,6 +154,24 @@ class Replication:
     def head(self, pool_key: bytes) -> Head:
         """The head of one log."""
         return self._heads.get(pool_key, EMPTY)
+
+    def figures(self) -> dict[str, LogFigures]:
+        """By paired pool: how the replica of its log goes at this gate."""
+        now = self._clock()
+        found = {}
+        for key, puller in self.pullers.items():
+            peer, progress = self.peers.peer(key), puller.progress
+            if peer is not None:
+                found[peer.name] = LogFigures(
+                    head=self.head(key).seq,
+                    behind=progress.behind,
+                    silent_s=None if progress.heard_at is None else max(0.0, now - progress.heard_at),
+                    entries=progress.entries,
+                    bytes=progress.bytes,
+                    refusals=progress.refusals,
+                    current=progress.state == "current",
+                )
+        return found
 
     def linked(self, pool_key: bytes) -> bool:
         """Whether a link to that pool is up."""
