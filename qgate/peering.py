@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+from qgate.federation.ask import Asks
 from qgate.federation.introduction import KIND_PAIRING, Introduction
 from qgate.federation.links import PeerLinks, peer_chain
 from qgate.federation.suspicion import Patience
@@ -49,6 +50,7 @@ class Peering:
             settings=settings.tunnel,
             next_timestamp=self._mark.next,
         )
+        self.asks = Asks(self.links, directory.peer)
         self.vitals = Vitals(
             links=self.links,
             peers=directory,
@@ -70,6 +72,7 @@ class Peering:
         """Begin to dial; ``stack`` ends it."""
         stack.push_async_callback(self.links.close)
         stack.push_async_callback(self.introduction.close)
+        stack.push_async_callback(self.asks.close)
         self.links.start()
 
     async def run(self) -> None:

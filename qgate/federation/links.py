@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import structlog
 
 from qgate.federation.peer import Peer
-from qgate.federation.trust import Direction, may
+from qgate.federation.trust import may
 from tunnel_proto.certificate import NodeCertificate, issue_node
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
@@ -53,10 +53,21 @@ class Peers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of stream between pools."""
+    """A kind of stream between pools. With ``taking`` the flow goes to whoever opens the stream, else from
+    there.
+    """
 
     flow: str
     accept: Accept
+    taking: bool = False
+
+    def may_open(self, peer: Peer) -> bool:
+        """Whether a stream of it may be opened to that peer."""
+        return may(peer, self.flow, "receive" if self.taking else "send")
+
+    def may_come(self, peer: Peer) -> bool:
+        """Whether that peer may open one to us."""
+        return may(peer, self.flow, "send" if self.taking else "receive")
 
 
 @dataclass(eq=False, slots=True)
@@ -133,16 +144,20 @@ class PeerLinks:
         served = self._kinds.get(kind)
         if peer is None or served is None:
             raise LocalProtocolError(f"no stream of the kind {kind} can go to {_name(pool_key, peer)}")
-        if not may(peer, served.flow, "send"):
-            raise LocalProtocolError(f"{served.flow} may not go to the pool {peer.name} (level {peer.level})")
+        if not served.may_open(peer):
+            way = "come from" if served.taking else "go to"
+            raise LocalProtocolError(f"{served.flow} may not {way} the pool {peer.name} (level {peer.level})")
         carrier = self._carrier(pool_key)
         if carrier is None:
             raise LocalProtocolError(f"no link to the pool {peer.name} is up")
         return carrier.open_stream(kind, dict(meta), receiver, compression=compression)
 
-    def serve(self, kind: str, flow: str, accept: Accept) -> None:
-        """Take streams of a kind from peers that may send that flow, and let them be opened to others."""
-        self._kinds[kind] = Kind(flow, accept)
+    def serve(self, kind: str, flow: str, accept: Accept, *, taking: bool = False) -> None:
+        """Take streams of a kind from peers that may send that flow, and let them be opened to others.
+
+        With ``taking`` whoever opens one wants to have that flow from the other side.
+        """
+        self._kinds[kind] = Kind(flow, accept, taking)
 
     def on_change(self, callback: Callable[[bytes], None]) -> None:
         """Call ``callback`` with the key of a pool whose link came or went, or of which something changed."""
@@ -294,8 +309,9 @@ class PeerLinks:
             stream.reset(
                 StreamCode.REFUSED, f'no streams of the kind "{stream.kind[:32]}" are served to pools'
             )
-        elif not may(peer, served.flow, "receive"):
-            stream.reset(StreamCode.REFUSED, f"{served.flow} is not accepted from your pool here")
+        elif not served.may_come(peer):
+            refusal = "is not given to" if served.taking else "is not accepted from"
+            stream.reset(StreamCode.REFUSED, f"{served.flow} {refusal} your pool here")
         else:
             served.accept(peer, carrier, stream)
 
@@ -400,8 +416,10 @@ class PeerLinks:
             theirs = isinstance(carrier, PeerSession)  # they dialled, so streams with odd numbers are theirs
             for stream in list(carrier.streams.values()):
                 served = self._kinds.get(stream.kind)
-                direction: Direction = "receive" if bool(stream.id & 1) == theirs else "send"
-                if served is None or may(peer, served.flow, direction):
+                if served is None:
+                    continue
+                came = bool(stream.id & 1) == theirs
+                if served.may_come(peer) if came else served.may_open(peer):
                     continue
                 receiver = stream.receiver
                 stream.reset(StreamCode.REVOKED, f"{served.flow} is no longer allowed")
