@@ -43,3 +43,10 @@ class UpstreamRefusedError(AdministrationError):
 
     status = HTTPStatus.BAD_GATEWAY
     code = "upstream"
+
+
+class ChangedError(AdministrationError):
+    """What is to be changed is no longer as the caller saw it; the message says what it is and by whom."""
+
+    status = HTTPStatus.PRECONDITION_FAILED
+    code = "changed"

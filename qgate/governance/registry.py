@@ -8,59 +8,14 @@ that all gates of a pool share it and a change is heard within a second.
 from __future__ import annotations
 
 import difflib
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from qgate.governance.problems import InvalidRequestError
+from qgate.governance.setting import Setting, SettingError
+from qgate.governance.switches import SWITCHES
 
-
-class SettingError(InvalidRequestError):
-    """A setting's name or value cannot be accepted; the message says what would be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One declaration. `type` is bool, int, float or str; `minimum`/`maximum` are inclusive; `choices` for
-    str.
-    """
-
-    name: str
-    type: type[Any]
-    default: Any
-    description: str
-    restart_needed: bool = False
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-
-    def accept(self, value: Any) -> Any:
-        """`value` as this setting's type (text is parsed); SettingError when it does not fit."""
-        parsed = self._parse(value)
-        if self.choices and parsed not in self.choices:
-            raise SettingError(f"{self.name} must be one of {', '.join(self.choices)}, not {parsed!r}")
-        if self.minimum is not None and parsed < self.minimum:
-            raise SettingError(f"{self.name} must be at least {self.minimum:g}, not {parsed:g}")
-        if self.maximum is not None and parsed > self.maximum:
-            raise SettingError(f"{self.name} must be at most {self.maximum:g}, not {parsed:g}")
-        return parsed
-
-    def _parse(self, value: Any) -> Any:
-        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.type]
-        refusal = SettingError(f"{self.name} takes {wanted}, not {value!r}")
-        if isinstance(value, str) and self.type is not str:
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise refusal from None
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not self.type or (self.type is float and math.isnan(value)):
-            raise refusal
-        return value
+__all__ = ["DEFAULTS", "SETTINGS", "Setting", "SettingError", "declared"]
 
 
 _DECLARED = (
@@ -448,8 +403,10 @@ _DECLARED = (
     ),
 )
 
-SETTINGS: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in _DECLARED})
-DEFAULTS: Mapping[str, Any] = MappingProxyType({setting.name: setting.default for setting in _DECLARED})
+_ALL = (*_DECLARED, *SWITCHES)
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in _ALL})
+DEFAULTS: Mapping[str, Any] = MappingProxyType({setting.name: setting.default for setting in _ALL})
 
 
 def declared(name: str) -> Setting:

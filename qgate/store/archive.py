@@ -23,6 +23,13 @@ TABLES: Final = (
     "app_verifiers",
     "app_spares",
     "settings",
+    "setting_changes",
+    "licence",
+    "branding",
+    "config_revisions",
+    "scheduled_orders",
+    "onboarding",
+    "automation_runs",
     "api_keys",
     "aliases",
     "providers",
@@ -63,6 +70,8 @@ _IDENTITIES: Final = (
     ("app_spares", "number"),
     ("incidents", "id"),
     ("outbox", "id"),
+    ("setting_changes", "number"),
+    ("scheduled_orders", "number"),
 )
 _HEADS: Final = ("audit_head", "log_head")  # have their one row from the start
 _COMPUTED: Final = {"audit_entries": frozenset({"app", "database", "kind"})}
