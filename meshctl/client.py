@@ -1,4 +1,9 @@
-"""The one way from meshctl to a gate: HTTP over the gate's unix socket."""
+"""The one way from meshctl to a gate: HTTP over whatever a dialler connects.
+
+A dialler knows one or more places where the control API answers: the gate's unix socket, or the pools of a
+context (`meshctl.admin_session`). When a place cannot be reached, or goes away before it has answered a GET,
+the same request goes to the next. A change that may have been carried out is never sent twice.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 
 from meshctl.errors import CommandError, GateError, UnreachableError
 
@@ -25,6 +30,12 @@ SUN_PATH_MAX = 107  # bytes that fit sockaddr_un.sun_path beside its NUL (unix(7
 CALL_TIMEOUT_S = 60.0
 UPLOAD_TIMEOUT_S = 360.0
 UPLOAD_PIECE = 1 << 20
+SAFE: Final = frozenset({"GET", "HEAD"})
+"""Methods that may be repeated when nobody knows how far the first attempt came (RFC 9110, 9.2.1)."""
+
+
+T = TypeVar("T")
+Send: TypeAlias = "Callable[[HTTPConnection, Mapping[str, str]], HTTPResponse]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +46,99 @@ class Reply:
     body: Any
 
 
-class Gate:
-    """A gate's control API. One connection a call: the socket is local and calls are rare."""
+class Dialler(Protocol):
+    """Where a gate's control API is reached. ``place`` names one of several; it is "" for the local gate."""
 
-    def __init__(self, socket_path: Path, *, timeout: float = CALL_TIMEOUT_S) -> None:
-        self.socket_path = socket_path
+    @property
+    def path(self) -> Path:
+        """The socket, or where it would be: what lies beside it belongs to the same gate or context."""
+
+    @property
+    def places(self) -> int:
+        """How many places there are to try."""
+
+    def place(self) -> str:
+        """Where calls go now."""
+
+    def check(self, place: str, method: str) -> None:
+        """Refuse what must not be done at this place, by RefusedError."""
+
+    def dial(self, place: str, timeout: float | None) -> socket.socket:
+        """A connection that speaks HTTP. Raises OSError."""
+
+    def headers(self, place: str) -> Mapping[str, str]:
+        """What every request there carries. Raises OSError, GateError."""
+
+    def renew(self, place: str) -> bool:
+        """After a 401: whether the request is worth repeating with other headers."""
+
+    def leave(self, place: str, error: OSError) -> str:
+        """Give a place up; where calls go now, "" where there is nowhere else."""
+
+    def explain(self, place: str, error: OSError, timeout: float | None) -> UnreachableError:
+        """Say in a person's words why nobody answers."""
+
+
+class UnixDialler:
+    """The gate behind one unix socket; its owner and root need nothing else to be let in."""
+
+    places = 1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def place(self) -> str:
+        return ""
+
+    def check(self, place: str, method: str) -> None:
+        del place, method
+
+    def dial(self, place: str, timeout: float | None) -> socket.socket:
+        del place
+        return connect_unix(self.path, timeout)
+
+    def headers(self, place: str) -> Mapping[str, str]:
+        del place
+        return {}
+
+    def renew(self, place: str) -> bool:
+        del place
+        return False
+
+    def leave(self, place: str, error: OSError) -> str:
+        del place, error
+        return ""
+
+    def explain(self, place: str, error: OSError, timeout: float | None) -> UnreachableError:
+        del place
+        if isinstance(error, TimeoutError) and timeout is not None:
+            return UnreachableError(
+                f"The gate at {self.path} did not answer within {timeout:.0f} s.", hint="meshctl doctor"
+            )
+        return unreachable(self.path, error)
+
+
+class Gate:
+    """A gate's control API. One connection a call: the socket is local, or a stream of a tunnel that is up.
+
+    ``moved`` hears of each change of place: the one given up and the one that calls go to from then on.
+    Calls may come from several threads.
+    """
+
+    def __init__(self, way: Path | Dialler, *, timeout: float = CALL_TIMEOUT_S) -> None:
+        self.dialler: Dialler = UnixDialler(way) if isinstance(way, Path) else way
         self.timeout = timeout
+        self.moved: Callable[[str, str], None] = lambda _left, _now: None
+
+    @property
+    def socket_path(self) -> Path:
+        """As the dialler's ``path``."""
+        return self.dialler.path
+
+    @property
+    def place(self) -> str:
+        """The pool that calls go to now; "" for the local gate."""
+        return self.dialler.place()
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> Any:
         """GET ``/control/v1`` + ``path``; returns the decoded body. Raises like `call`."""
@@ -75,11 +173,13 @@ class Gate:
     ) -> Reply:
         """One request and its whole answer.
 
-        Raises UnreachableError when nobody answers on the socket and GateError when the gate answers
-        with an error; the latter carries the gate's own next step.
+        Raises UnreachableError when nobody answers and GateError when the gate answers with an error; the
+        latter carries the gate's own next step.
         """
-        with self._exchange(method, path, body, query, timeout or self.timeout) as response:
-            return Reply(response.status, _decoded(response.read()))
+        send = _request(method, path, body, query)
+        connection, (status, data) = self._open(method, send, timeout or self.timeout, _read)
+        connection.close()
+        return Reply(status, _json(data))
 
     def send_file(
         self,
@@ -102,11 +202,14 @@ class Gate:
             source = file.open("rb")
         except OSError as error:
             raise CommandError(f"{file} cannot be read: {(error.strerror or str(error)).lower()}.") from None
-        connection = self._connection(timeout)
-        with source, contextlib.closing(connection):
+        with source:
             size = os.fstat(source.fileno()).st_size
-            try:
+
+            def send(connection: HTTPConnection, headers: Mapping[str, str]) -> HTTPResponse:
+                source.seek(0)
                 connection.putrequest("PUT", target)
+                for name, value in headers.items():
+                    connection.putheader(name, value)
                 connection.putheader("Content-Type", "application/octet-stream")
                 connection.putheader("Content-Length", str(size))
                 connection.endheaders()
@@ -114,13 +217,11 @@ class Gate:
                     while piece := source.read(UPLOAD_PIECE):
                         connection.send(piece)
                         sent(len(piece))
-                response = connection.getresponse()
-                data = response.read()
-            except OSError as error:
-                raise unreachable(self.socket_path, error) from error
-            if response.status >= 400:
-                raise problem(response.status, data)
-            return _decoded(data)
+                return connection.getresponse()
+
+            connection, (_, data) = self._open("PUT", send, timeout, _read)
+        connection.close()
+        return _json(data)
 
     def upload(
         self,
@@ -134,12 +235,14 @@ class Gate:
 
         ``timeout`` bounds each pause of the exchange, not the whole of it.
         """
-        with file.open("rb") as source, self._exchange("PUT", path, source, query, timeout) as response:
-            return _decoded(response.read())
+        with file.open("rb") as source:
+            connection, (_, data) = self._open("PUT", _request("PUT", path, source, query), timeout, _read)
+        connection.close()
+        return _json(data)
 
     def lines(self, path: str, query: Mapping[str, object] | None = None) -> Iterator[dict[str, Any]]:
         """GET newline-delimited JSON as it arrives; ends when the gate ends it. Raises like `call`."""
-        with self._exchange("GET", path, None, query, None) as response:
+        with self._stream(path, query) as response:
             while line := response.readline():
                 if line.strip():
                     yield json.loads(line)
@@ -148,7 +251,7 @@ class Gate:
         """GET bytes as they arrive. Raises like `call`, and CommandError where they end before their end."""
         from http.client import IncompleteRead
 
-        with self._exchange("GET", path, None, query, None) as response:
+        with self._stream(path, query) as response:
             try:
                 while piece := response.read(UPLOAD_PIECE):
                     yield piece
@@ -156,59 +259,113 @@ class Gate:
                 raise CommandError("The gate ended its answer in the middle.", hint="try again") from None
 
     @contextlib.contextmanager
-    def _exchange(
-        self,
-        method: str,
-        path: str,
-        body: object,
-        query: Mapping[str, object] | None,
-        timeout: float | None,
-    ) -> Iterator[HTTPResponse]:
-        from urllib.parse import urlencode
-
-        target = path if path.startswith(("/healthz", "/readyz")) else API + path
-        kept = {k: _query_text(v) for k, v in (query or {}).items() if v is not None}
-        if kept:
-            target += "?" + urlencode(kept)
-        headers = {"Accept": "application/json"}
-        payload: Any = None
-        if isinstance(body, io.BufferedIOBase):
-            payload = body
-            headers["Content-Type"] = "application/octet-stream"
-            headers["Content-Length"] = str(os.fstat(body.fileno()).st_size)
-        elif body is not None:
-            payload = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
-        connection = self._connection(timeout)
+    def _stream(self, path: str, query: Mapping[str, object] | None) -> Iterator[HTTPResponse]:
+        """An answer that is read as it comes, at one place to its end."""
+        connection, response = self._open("GET", _request("GET", path, None, query), None, lambda got: got)
+        place = self.place
         try:
-            try:
-                connection.request(method, target, body=payload, headers=headers)
-                response = connection.getresponse()
-                if response.status >= 400:
-                    raise problem(response.status, response.read())
-            except TimeoutError as error:
-                raise UnreachableError(
-                    f"The gate at {self.socket_path} did not answer within {timeout:.0f} s.",
-                    hint="meshctl doctor",
-                ) from error
-            except OSError as error:
-                raise unreachable(self.socket_path, error) from error
             yield response
+        except OSError as error:
+            raise self.dialler.explain(place, error, None) from error
         except ValueError as error:
             raise GateError(f"The gate's answer is not JSON: {error}", status=502) from error
         finally:
             connection.close()
 
-    def _connection(self, timeout: float | None) -> HTTPConnection:
+    def _open(
+        self, method: str, send: Send, timeout: float | None, read: Callable[[HTTPResponse], T]
+    ) -> tuple[HTTPConnection, T]:
+        """Send a request and ``read`` what came, at the first place that answers."""
+        from http.client import IncompleteRead
+
+        others = self.dialler.places - 1
+        renewed = False
+        while True:
+            place = self.dialler.place()
+            self.dialler.check(place, method)
+            sent = False
+            connection = self._connection(place, timeout)
+            try:
+                headers = {"Accept": "application/json", **self.dialler.headers(place)}
+                connection.connect()
+                sent = True
+                response = send(connection, headers)
+                if response.status < 400:
+                    return connection, read(response)
+                refusal = problem(response.status, response.read())
+                connection.close()
+                if response.status != 401 or renewed:
+                    raise refusal
+                renewed = True
+                sent = False  # it was refused, so it was not carried out
+                if not self.dialler.renew(place):
+                    raise refusal
+            except (OSError, IncompleteRead) as broken:
+                connection.close()
+                error = broken if isinstance(broken, OSError) else ConnectionResetError(str(broken))
+                # A gate that is only slow is no reason to ask another: a dead link ends otherwise.
+                again = not sent or (method in SAFE and not isinstance(error, TimeoutError))
+                if again and others > 0 and (now := self.dialler.leave(place, error)):
+                    others -= 1
+                    renewed = False
+                    self.moved(place, now)
+                    continue
+                told = self.dialler.explain(place, error, timeout)
+                if place and sent and method not in SAFE:
+                    told.message += " Whether the change was made there is not known."
+                raise told from error
+            except BaseException:
+                connection.close()
+                raise
+
+    def _connection(self, place: str, timeout: float | None) -> HTTPConnection:
         from http.client import HTTPConnection
 
-        socket_path = self.socket_path
+        dialler = self.dialler
 
-        class UnixConnection(HTTPConnection):
+        class Dialled(HTTPConnection):
             def connect(self) -> None:
-                self.sock = connect_unix(socket_path, self.timeout)
+                self.sock = dialler.dial(place, timeout)
 
-        return UnixConnection("localhost", timeout=timeout)
+        return Dialled("localhost", timeout=timeout)
+
+
+def _request(method: str, path: str, body: object, query: Mapping[str, object] | None) -> Send:
+    """What sends one request over a connection, as often as it has to be sent."""
+    from urllib.parse import urlencode
+
+    target = path if path.startswith(("/healthz", "/readyz")) else API + path
+    kept = {k: _query_text(v) for k, v in (query or {}).items() if v is not None}
+    if kept:
+        target += "?" + urlencode(kept)
+    file = body if isinstance(body, io.BufferedIOBase) else None
+    payload: Any = file
+    own: dict[str, str] = {}
+    if file is not None:
+        own["Content-Type"] = "application/octet-stream"
+        own["Content-Length"] = str(os.fstat(file.fileno()).st_size)
+    elif body is not None:
+        payload = json.dumps(body).encode()
+        own["Content-Type"] = "application/json"
+
+    def send(connection: HTTPConnection, headers: Mapping[str, str]) -> HTTPResponse:
+        if file is not None:
+            file.seek(0)
+        connection.request(method, target, body=payload, headers={**headers, **own})
+        return connection.getresponse()
+
+    return send
+
+
+def _read(response: HTTPResponse) -> tuple[int, bytes]:
+    return response.status, response.read()
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body) if body.strip() else None
+    except ValueError as error:
+        raise GateError(f"The gate's answer is not JSON: {error}", status=502) from error
 
 
 def connect_unix(path: Path, timeout: float | None) -> socket.socket:
@@ -297,10 +454,6 @@ def unreachable(path: Path, error: OSError) -> UnreachableError:
             hint="start the gate again; it replaces the socket",
         )
     return UnreachableError(f"The gate at {path} does not answer: {error}", hint="meshctl doctor")
-
-
-def _decoded(body: bytes) -> Any:
-    return json.loads(body) if body.strip() else None
 
 
 def _query_text(value: object) -> str:
