@@ -34,8 +34,9 @@ $(STAMP): pyproject.toml
 dev: $(STAMP) ## start the whole mesh in this terminal
 	@$(BIN)/meshctl dev
 
+# Files side by side, a process a core: many tests wait for a patience to end. PYTEST_ADDOPTS=-n0 runs them one after the other.
 test: $(STAMP) ## every test that can run on this machine
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 # The same tests against the compiled modules: from a folder where only the tests lie, so that nothing shadows them.
 test-compiled: $(BENCH)/.installed ## the tests of the compiled modules, compiled

@@ -33,6 +33,8 @@ def main(path: Path) -> int:
         answer = describe(path, size)
     except MemoryError:
         answer = _problem("model_corrupt", "its metadata needs more memory than any sound file's", _COPY)
+    except EOFError:
+        answer = _problem("model_corrupt", "the file is cut short", _COPY)
     except RecursionError:
         answer = _problem("model_corrupt", "its metadata is nested without end", _COPY)
     except Exception as error:
@@ -49,7 +51,16 @@ def describe(path: Path, size: int) -> dict[str, Any]:
     """The facts of a file as a JSON object."""
     from gguf import GGUFReader
 
-    reader = GGUFReader(str(path))
+    class Bounded(GGUFReader):  # type: ignore[misc]
+        """Stops at the file's end, where the package would go on with nothing for as many as are claimed."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            found = super()._get(offset, dtype, count, override_order)
+            if len(found) < count:
+                raise EOFError
+            return found
+
+    reader = Bounded(str(path))
     fields = reader.fields
 
     def value(key: str, otherwise: Any) -> Any:

@@ -27,6 +27,7 @@ from tests.qgate.calling import Ear as Calling
 from tests.qgate.capability import model, report, work
 from tests.qgate.gates import Ear, until
 from tests.qgate.peering import know, pair, peer_of, pools
+from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import LocalProtocolError
 from tunnel_proto.messages import Decoder, JobRefused, encode
@@ -83,10 +84,10 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def two(
-    directory: Path, server: EmbeddedPostgres, *, level: int = 2
+    directory: Path, server: EmbeddedPostgres, *, level: int = 2, **changes: Any
 ) -> AsyncIterator[tuple[Gate, Gate, Stage]]:
     """ "hq" without workers and "branch" with one, paired."""
-    async with pools(directory, server, "hq", "branch") as (hq, branch):
+    async with pools(directory, server, "hq", "branch", **changes) as (hq, branch):
         stage = Stage(branch)
         stage.hire()
         await pair(hq, branch, level=level)
@@ -252,12 +253,14 @@ async def test_lowering_the_level_withdraws_the_offer(tmp_path: Path, store_serv
 async def test_a_link_that_dies_before_the_first_token(
     tmp_path: Path, store_server: EmbeddedPostgres
 ) -> None:
-    async with two(tmp_path, store_server) as (hq, branch, stage):
+    brief = TunnelSettings(resume_window_s=2, retry_min_s=0.02, retry_max_s=0.05)
+    async with two(tmp_path, store_server, tunnel=brief) as (hq, branch, stage):
         own = Stage(hq)
         stage.answer = lambda play: None
         asked = asyncio.create_task(ask(hq, stream=True))
         await until(lambda: stage.plays)
         own.hire("laptop")
+        await branch.peering.links.close()  # both directions: what branch dialled could be used as well
         await branch.tunnel.close()
         reply = await asked
         assert said_by(reply.text) == "Hello there"
