@@ -249,7 +249,7 @@ class Gate:
         return gate
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        application = Beside(self.capabilities.administrator, control_api(self))
+        application = Beside(self.capabilities.administrator, self.governing.guarded(control_api(self)))
         control = LocalServer(application, self.files.control_socket)
         await control.start()
         stack.push_async_callback(control.close)

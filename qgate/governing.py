@@ -7,8 +7,12 @@ run      what goes on beside the traffic
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from qgate.control.access import Access
+from qgate.governance.logins import Logins
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -23,6 +27,12 @@ class Governing:
     def __init__(self, gate: Gate, office: Office) -> None:
         self._gate = gate
         self._office = office
+        # --- administrators
+        self.logins = Logins(office)
+
+    def guarded(self, application: Callable[..., Any]) -> Access:
+        """The control surface behind its door."""
+        return Access(application, self.logins)
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routers of all nouns, for the control surface."""

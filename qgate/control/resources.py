@@ -1,6 +1,6 @@
 """What an administrator makes and removes: databases, apps, sidecars, settings.
 
-Every change names who asked for it: the user id that the kernel gave for the other end of the socket.
+Every change names who asked for it (`access`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
+from qgate.control.access import principal_of
 from qgate.control.bodies import (
     ApiKeyBody,
     AppBody,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def caller(request: Request) -> str:
-    """Who asks, for the audit: "uid=0" over the control socket."""
-    return request.client.host if request.client is not None else "unknown"
+    """Who asks, for the audit: "uid=0" over the control socket, "alice", "alice@hq" from a paired pool."""
+    return principal_of(request).label
 
 
 By = Annotated[str, Depends(caller)]
