@@ -7,7 +7,7 @@ who change one setting at once do not overwrite each other unknowingly.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import ChangedError
@@ -22,6 +22,8 @@ from qgate.store.settings import (
     setting_versions,
 )
 
+Rows: TypeAlias = list[dict[str, Any]]
+
 
 class Preferences:
     """The settings of the pool, with where each value comes from."""
@@ -29,7 +31,7 @@ class Preferences:
     def __init__(self, office: Office) -> None:
         self._office = office
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def list(self) -> Rows:
         """Every declared setting, by name."""
         async with self._office.store.transaction(snapshot=True) as connection:
             stored = await list_settings(connection)
@@ -44,9 +46,7 @@ class Preferences:
             versions = await setting_versions(connection)
         return _shown(setting, stored.get(name), versions.get(name))
 
-    async def history(
-        self, name: str | None = None, *, limit: int = 100, before: int | None = None
-    ) -> list[dict[str, Any]]:
+    async def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Rows:
         """Changes of one setting, or of all, newest first. SettingError for a name nobody declared."""
         if name is not None:
             declared(name)

@@ -80,7 +80,7 @@ class Setting:
 
     @property
     def unit(self) -> str:
-        """What a number of it counts, by the end of its name; empty where it is a plain count or no number."""
+        """What a number of it counts, by the end of its name; empty for plain counts and for text."""
         if self.type is str or self.type is bool:
             return ""
         return next((unit for ending, unit in _UNITS if self.name.endswith(ending)), "")

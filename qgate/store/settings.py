@@ -1,4 +1,4 @@
-"""Settings: what an administrator set, and every change of it; declarations and defaults are in the registry."""
+"""Settings: what an administrator set, and every change of it; the registry has declarations and defaults."""
 
 from __future__ import annotations
 

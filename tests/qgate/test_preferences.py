@@ -83,7 +83,7 @@ async def test_a_change_names_the_version_that_it_saw(pool: Pool) -> None:
     seen = (await pool.settings.get(NAME))["version"]
     assert seen == 0
     await pool.settings.set(NAME, 500, by="alice", expected=seen)
-    with pytest.raises(ChangedError, match="is 500 now.*alice"):
+    with pytest.raises(ChangedError, match=r"is 500 now.*alice"):
         await pool.settings.set(NAME, 900, by="bob", expected=seen)
     with pytest.raises(ChangedError):
         await pool.settings.reset(NAME, by="bob", expected=seen)
