@@ -51,7 +51,7 @@ def describe(path: Path, size: int) -> dict[str, Any]:
     """The facts of a file as a JSON object."""
     from gguf import GGUFReader
 
-    class Bounded(GGUFReader):  # type: ignore[misc]
+    class Bounded(GGUFReader):
         """Stops at the file's end, where the package would go on with nothing for as many as are claimed."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
