@@ -170,6 +170,7 @@ class Gate:
         body: object = None,
         query: Mapping[str, object] | None = None,
         timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """One request and its whole answer.
 
@@ -366,6 +367,27 @@ def _json(body: bytes) -> Any:
         return json.loads(body) if body.strip() else None
     except ValueError as error:
         raise GateError(f"The gate's answer is not JSON: {error}", status=502) from error
+
+
+class Listening:
+    """The lines of an answer that goes on; `end` may be called by any thread."""
+
+    def __init__(self, response: HTTPResponse) -> None:
+        self._response = response
+        self._socket = socket.socket(fileno=os.dup(response.fileno()))
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self._response.readline():
+            yield line
+
+    def end(self) -> None:
+        """Have whoever waits for the next line find the end."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Give back what `end` needs."""
+        self._socket.close()
 
 
 def connect_unix(path: Path, timeout: float | None) -> socket.socket:
