@@ -177,7 +177,7 @@ class Gate:
         Raises UnreachableError when nobody answers and GateError when the gate answers with an error; the
         latter carries the gate's own next step.
         """
-        send = _request(method, path, body, query)
+        send = _request(method, path, body, query, headers)
         connection, (status, data) = self._open(method, send, timeout or self.timeout, _read)
         connection.close()
         return Reply(status, _json(data))
@@ -260,9 +260,30 @@ class Gate:
                 raise CommandError("The gate ended its answer in the middle.", hint="try again") from None
 
     @contextlib.contextmanager
-    def _stream(self, path: str, query: Mapping[str, object] | None) -> Iterator[HTTPResponse]:
+    def listening(
+        self, path: str, query: Mapping[str, object] | None = None, *, silence_s: float | None = None
+    ) -> Iterator[Listening]:
+        """GET server-sent events, line by line, at one place to their end. Raises like `call`; ``silence_s``
+        is the longest that nothing may come.
+        """
+        with self._stream(path, query, silence_s, {"Accept": "text/event-stream"}) as response:
+            stream = Listening(response)
+            try:
+                yield stream
+            finally:
+                stream.release()
+
+    @contextlib.contextmanager
+    def _stream(
+        self,
+        path: str,
+        query: Mapping[str, object] | None,
+        silence_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[HTTPResponse]:
         """An answer that is read as it comes, at one place to its end."""
-        connection, response = self._open("GET", _request("GET", path, None, query), None, lambda got: got)
+        send = _request("GET", path, None, query, headers)
+        connection, response = self._open("GET", send, silence_s, lambda got: got)
         place = self.place
         try:
             yield response
@@ -331,7 +352,13 @@ class Gate:
         return Dialled("localhost", timeout=timeout)
 
 
-def _request(method: str, path: str, body: object, query: Mapping[str, object] | None) -> Send:
+def _request(
+    method: str,
+    path: str,
+    body: object,
+    query: Mapping[str, object] | None,
+    extra: Mapping[str, str] | None = None,
+) -> Send:
     """What sends one request over a connection, as often as it has to be sent."""
     from urllib.parse import urlencode
 
@@ -341,7 +368,7 @@ def _request(method: str, path: str, body: object, query: Mapping[str, object] |
         target += "?" + urlencode(kept)
     file = body if isinstance(body, io.BufferedIOBase) else None
     payload: Any = file
-    own: dict[str, str] = {}
+    own: dict[str, str] = dict(extra or {})
     if file is not None:
         own["Content-Type"] = "application/octet-stream"
         own["Content-Length"] = str(os.fstat(file.fileno()).st_size)
