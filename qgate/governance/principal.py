@@ -64,7 +64,7 @@ class Principal:
 
 
 class AccessError(MeshError):
-    """Somebody may not do what was asked. ``retry_after_s``: when to try again; None where that is no help."""
+    """Somebody may not do what was asked. ``retry_after_s``: when to try again, None where it is no help."""
 
     def __init__(
         self, status: int, code: str, message: str, *, hint: str = "", retry_after_s: float | None = None
