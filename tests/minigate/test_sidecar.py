@@ -216,14 +216,16 @@ async def test_drain_tells_idle_apps_and_waits_for_busy_ones(
         await idle.execute("SELECT 1")
         working = asyncio.create_task(busy.execute("SELECT pg_sleep(0.7), 42"))
         await until(lambda: sum(app.idle for app in one.sidecar.connections.live) == 1)
-        await one.sidecar.drain()
+        draining = asyncio.create_task(one.sidecar.drain())
         row = await (await working).fetchone()
         assert row is not None
         assert row[1] == 42
         for connection in (idle, busy):
             with pytest.raises(psycopg.errors.AdminShutdown):
-                await connection.execute("SELECT 1")
+                while True:  # who is quick gets another answer first
+                    await connection.execute("SELECT pg_sleep(0.05)")
             await connection.close()
+        await draining
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
             await asyncio.open_connection("127.0.0.1", port)
 
