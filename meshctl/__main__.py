@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import typer
-from typer.main import get_command
 
-from meshctl.cli.root import build
+from meshctl.cli.root import build, command_line
 from meshctl.errors import CommandError, ExitCode
 from meshctl.terminal import note
 from tunnel_proto.errors import ConfigError, MeshError
@@ -27,7 +26,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
-        result = get_command(app).main(args=list(arguments), prog_name="meshctl", standalone_mode=False)
+        result = command_line(app).main(args=list(arguments), prog_name="meshctl", standalone_mode=False)
         sys.stdout.flush()
     except MeshError as error:
         note(f"Error: {error.message}")

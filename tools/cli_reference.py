@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import typer.main  # noqa: E402 - after the path above
+import typer  # noqa: E402 - after the path above
 
 from meshctl.__main__ import app  # noqa: E402
+from meshctl.cli.root import command_line  # noqa: E402
 from meshctl.errors import ExitCode  # noqa: E402
 from minigate.settings import MinigateSettings  # noqa: E402
 from qdaemon.settings import QdaemonSettings  # noqa: E402
@@ -26,7 +27,7 @@ from tunnel_proto.settings import reference  # noqa: E402
 PAGE = ROOT / "docs" / "cli.md"
 SETTINGS_PAGE = ROOT / "docs" / "settings.md"
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-SHARED = ("gate_dir", "socket", "output", "yes", "help")
+SHARED = ("context", "gate_dir", "socket", "output", "yes", "help")
 
 HEAD = """# meshctl
 
@@ -99,7 +100,7 @@ def settings_page() -> str:
 def page() -> str:
     """The whole reference as Markdown."""
     lines = [HEAD + "\n".join(f"| {int(code)} | {code.meaning} |" for code in ExitCode), ""]
-    root: Any = typer.main.get_command(app)
+    root: Any = command_line(app)
     lines += ["## Options that most commands share", ""]
     lines += [*_table(_shared(root)), ""]
     for name in root.list_commands(typer.Context(root)):

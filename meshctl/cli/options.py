@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from meshctl.client import Gate, find_socket
-from meshctl.errors import UsageError
+from meshctl.client import CALL_TIMEOUT_S, Gate, find_socket
+from meshctl.errors import UnreachableError, UsageError
 from meshctl.render import Output
+from meshctl.terminal import note
 from tunnel_proto.errors import MeshError
+
+CONTEXT_META: Final = "meshctl.context"
+"""Where the value of --context waits, in the parser's own notes on one invocation, for `GateDir`."""
+
+
+class ContextName(type(Path())):  # type: ignore[misc]  # the class of this platform's paths
+    """A gate directory that is none: the name of a context, as --context gave it."""
+
+
+def _gate_dir(context: typer.Context, value: Path | None) -> Path | None:
+    """What names the gate: --gate-dir, or --context in its place."""
+    named = context.meta.get(CONTEXT_META)
+    if named is None:
+        return value
+    if value is not None or context.params.get("socket") is not None:
+        raise UsageError("--context and the gate's own socket exclude each other.", hint="give one of them")
+    return ContextName(Path(named).absolute() if "/" in named else named)
+
 
 GateDir = Annotated[
     Path | None,
     typer.Option(
         "--gate-dir",
         metavar="DIR",
-        help="The gate's directory, or a dev stack's; without it ./.mesh, then /var/lib/qgate.",
+        help="The gate's directory, or a dev stack's; without it ./.mesh, then /var/lib/qgate, then the "
+        "current context.",
         show_default=False,
+        callback=_gate_dir,
     ),
 ]
 Socket = Annotated[
@@ -39,8 +61,53 @@ def group(help_text: str) -> typer.Typer:
 
 
 def connect(gate_dir: Path | None, socket: Path | None) -> Gate:
-    """The gate that the options name. Raises UnreachableError when none was named and none is here."""
-    return Gate(find_socket(gate_dir, socket, here=Path.cwd()))
+    """The gate that the options name: a local one, or the pools of a context.
+
+    Where nothing is named, the gate that runs here, else the current context. Raises UnreachableError when
+    there is neither.
+    """
+    if isinstance(gate_dir, ContextName):
+        return over_context(str(gate_dir))
+    try:
+        return Gate(find_socket(gate_dir, socket, here=Path.cwd()))
+    except UnreachableError as error:
+        named = current_context()
+        if named:
+            return over_context(named)
+        error.hint += ", or a pool elsewhere: --context NAME"
+        raise
+
+
+def current_context() -> str:
+    """The context that is used where nothing is named and no gate runs here, "" where there is none."""
+    from meshctl.contexts import Contexts
+
+    return Contexts().current()
+
+
+def over_context(named: str, *, timeout: float = CALL_TIMEOUT_S) -> Gate:
+    """The pools of a context as a gate; says on standard error when it goes on at another pool."""
+    import atexit
+
+    from meshctl.admin_session import ContextDialler
+    from meshctl.contexts import Contexts, split
+
+    name, begin = split(named)
+    dialler = ContextDialler(Contexts().existing(name), begin=begin)
+    dialler.may_change = _ask_to_change
+    atexit.register(dialler.close)
+    gate = Gate(dialler, timeout=timeout)
+    gate.moved = lambda left, now: note(f"The pool {left} does not answer; going on at {now}.")
+    return gate
+
+
+def _ask_to_change(home: str, now: str) -> bool:
+    """A change belongs to the pool that was meant; at another one only with a yes."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(f"{home} does not answer. Make this change at {now} instead? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def seconds(text: str | None, option: str) -> float | None:
@@ -58,10 +125,18 @@ def seconds(text: str | None, option: str) -> float | None:
 def names_in(path: str, *, key: str = "name") -> list[str]:
     """Names to complete from one of the gate's lists; none where no gate answers quickly."""
     try:
-        gate = Gate(find_socket(None, None, here=Path.cwd()), timeout=0.5)
+        gate = connect(None, None)
+        gate.timeout = 0.5
         return [str(row.get(key)) for row in gate.items(path)]
     except MeshError:
         return []
+
+
+def context_names(incomplete: str) -> list[str]:
+    """Completion of context names."""
+    from meshctl.contexts import Contexts
+
+    return [one.name for one in Contexts().all() if one.name.startswith(incomplete)]
 
 
 def database_names(incomplete: str) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import copy
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from meshctl.cli import (
     alias,
@@ -34,6 +37,7 @@ from meshctl.cli.ask import ask
 from meshctl.cli.completion import completion
 from meshctl.cli.doctor import doctor
 from meshctl.cli.init import init
+from meshctl.cli.options import CONTEXT_META, context_names
 from meshctl.cli.status import status
 from meshctl.errors import ExitCode
 from meshctl.render import write
@@ -73,6 +77,58 @@ class Root(TyperGroup):
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Names for the help, in order."""
         return [*ORDER, *(name for name in self.commands if name not in ORDER)]
+
+
+WITHOUT_CONTEXT = frozenset({"ask"})
+"""Commands that speak to a gate's own socket for something else than its control API."""
+
+
+def command_line(app: typer.Typer) -> Any:
+    """A command line ready to run: every command that reaches a gate takes ``--context`` as well."""
+    root = get_command(app)
+    option = get_command(_context_option()).params[0]
+    for name, one in _leaves(root):
+        places = [index for index, param in enumerate(one.params) if param.name == "gate_dir"]
+        if places and name not in WITHOUT_CONTEXT:
+            one.params.insert(places[0], copy.copy(option))
+    return root
+
+
+def _leaves(group: Any) -> Iterator[tuple[str, Any]]:
+    for name, one in group.commands.items():
+        if hasattr(one, "commands"):
+            yield from _leaves(one)
+        else:
+            yield name, one
+
+
+def _context_option() -> typer.Typer:
+    """A command whose only purpose is its first option."""
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @single.command()
+    def _of(
+        context: Annotated[
+            str | None,
+            typer.Option(
+                "--context",
+                metavar="NAME[@POOL]",
+                help="A context of this person's (meshctl context list), to work from elsewhere.",
+                show_default=False,
+                is_eager=True,
+                expose_value=False,
+                callback=_remember_context,
+                autocompletion=context_names,
+            ),
+        ] = None,
+    ) -> None: ...
+
+    return single
+
+
+def _remember_context(context: typer.Context, value: str | None) -> None:
+    if value is not None:
+        context.meta[CONTEXT_META] = value
 
 
 def build() -> typer.Typer:

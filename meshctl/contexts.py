@@ -1,0 +1,345 @@
+"""Contexts: the pools that this person administers from elsewhere, one folder each.
+
+    ~/.config/qgate-mesh/
+      current            the name of the context that is used where nothing is named
+      contexts/NAME/     mode 0700
+        node.key         this machine's key, mode 0600: made here, never carried anywhere
+        offer.json       what goes to the pool
+        bundle.json      what came back: certificate, gates, and the roster of paired pools
+        mark             the last handshake's timestamp
+        context.toml     who logs in, and the pools as they were told at the last log-in
+        session          the grant, mode 0600: worth nothing without node.key
+
+A context may lie anywhere else as well: ``--context`` takes a path, told by its slash. ``NAME@POOL`` begins
+at that pool instead of the home pool.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import json
+import shutil
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from meshctl.errors import CommandError, NotFoundError, RefusedError, UsageError
+from tunnel_proto.certificate import name_problem
+from tunnel_proto.enrolment import Bundle, GateAddress, gate_problem, read_bundle
+from tunnel_proto.errors import ConfigError, RemoteProtocolError
+from tunnel_proto.identity import KEY_BYTES, Identity, load_identity
+from tunnel_proto.node_directory import (
+    BUNDLE_FILE,
+    KEY_FILE,
+    MARK_FILE,
+    OFFER_FILE,
+    NodeDirectory,
+    replace_file,
+)
+from tunnel_proto.roster import RosterPool, read_roster
+
+SETTINGS_FILE: Final = "context.toml"
+SESSION_FILE: Final = "session"
+ENROLL: Final = "meshctl admin enroll"
+V = TypeVar("V")
+
+HOME: Final = "home"
+"""What the home pool is called as long as nobody has told its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSettings:
+    """What context.toml says. ``pools`` has the home pool first; empty until the first log-in."""
+
+    admin: str = ""
+    read_only: bool = False
+    pools: tuple[RosterPool, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One context's folder; nothing here is created by looking."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def key(self) -> Path:
+        return self.root / KEY_FILE
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / BUNDLE_FILE
+
+    @property
+    def offer(self) -> Path:
+        return self.root / OFFER_FILE
+
+    @property
+    def mark(self) -> Path:
+        return self.root / MARK_FILE
+
+    @property
+    def settings(self) -> Path:
+        return self.root / SETTINGS_FILE
+
+    @property
+    def session(self) -> Path:
+        return self.root / SESSION_FILE
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether a bundle has come back."""
+        return self.bundle.exists()
+
+    def make_offer(self, *, node: str, now: float) -> tuple[str, str]:
+        """The offer's text and its fingerprint; the key is made on the first call and kept after.
+
+        Raises ConfigError for a name that cannot be used or a folder that cannot be written.
+        """
+        path, fingerprint = self._node().write_offer(name=node, now=now)
+        return path.read_text(), fingerprint
+
+    def install(self, text: str, *, now: float) -> Bundle:
+        """Check a bundle against the key and put it in place. ConfigError, NotFoundError, RefusedError."""
+        if not self.key.exists():
+            raise NotFoundError(
+                f"The context {self.name} has no key: a bundle can be used only where its offer was made.",
+                hint=f"meshctl context offer {self.name}",
+            )
+        bundle = read_bundle(text, load_identity(self.key), now=now)
+        if self.bundle.exists() and self._held().pool_key != bundle.pool_key:
+            raise RefusedError(
+                f"The bundle belongs to another pool than the context {self.name}.",
+                hint=f"meshctl context remove {self.name}, or offer under another name",
+            )
+        replace_file(self.bundle, text, 0o600)
+        return bundle
+
+    def identity(self) -> Identity:
+        """This machine's key. Raises ConfigError."""
+        return load_identity(self.key)
+
+    def load(self, *, now: float) -> tuple[Identity, Bundle]:
+        """The key and the bundle that a dial starts from. Raises ConfigError with what mends it."""
+        if not self.key.exists() or not self.enrolled:
+            raise ConfigError(
+                f"the context {self.name} is not enrolled at a pool yet",
+                hint=f"meshctl context offer {self.name}, then at the pool: {ENROLL} OFFER",
+            )
+        identity = load_identity(self.key)
+        try:
+            return identity, read_bundle(self.bundle.read_text(), identity, now=now)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.bundle}: {error.message}",
+                hint=error.hint or f"have it enrolled again: {ENROLL} OFFER, meshctl context add {self.name}",
+            ) from None
+
+    def read_settings(self) -> ContextSettings:
+        """What context.toml says; the defaults where there is none. Raises ConfigError for a damaged one."""
+        try:
+            document = tomllib.loads(self.settings.read_text())
+        except FileNotFoundError:
+            return ContextSettings()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.settings} cannot be read: {error}", hint="meshctl login") from None
+        try:
+            return ContextSettings(
+                admin=_typed(document.get("admin", ""), str),
+                read_only=_typed(document.get("read_only", False), bool),
+                pools=tuple(pool_of(entry) for entry in document.get("pools", [])),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.settings} is damaged: {error}", hint="remove it and log in again: meshctl login"
+            ) from None
+
+    def write_settings(self, settings: ContextSettings) -> None:
+        """Put context.toml in place. Raises ConfigError."""
+        replace_file(self.settings, _settings_text(settings), 0o600)
+
+    def pools(self, bundle: Bundle, settings: ContextSettings) -> tuple[RosterPool, ...]:
+        """Where this context may be dialled, the home pool first.
+
+        As told at the last log-in, else by the bundle's roster. The bundle's own gates of the home pool are
+        kept beside the ones told: after a move of the gates one of the two lists still leads there.
+        """
+        told = settings.pools or _roster_pools(bundle)
+        home = next((pool for pool in told if pool.pool_key == bundle.pool_key), None)
+        own = RosterPool(bundle.pool_key, home.name if home else HOME, bundle.gates)
+        if home is not None:
+            gates = (*home.gates, *(gate for gate in bundle.gates if gate not in home.gates))
+            own = replace(home, gates=gates)
+        return (own, *(pool for pool in told if pool.pool_key != bundle.pool_key and pool.gates))
+
+    def _node(self) -> NodeDirectory:
+        return NodeDirectory(self.root, "meshctl context", "admin", ENROLL)
+
+    def _held(self) -> Bundle:
+        return read_bundle(self.bundle.read_text(), load_identity(self.key))
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """All contexts of a person; ``base`` is the folder that holds them and the name of the current one."""
+
+    base: Path = field(default_factory=lambda: Path.home() / ".config" / "qgate-mesh")
+
+    @property
+    def folder(self) -> Path:
+        return self.base / "contexts"
+
+    def named(self, name: str) -> Context:
+        """The context of a name, whether or not it is there; a name with a slash is a path. UsageError."""
+        if "/" in name:
+            return Context(Path(name).absolute())
+        if problem := name_problem(name):
+            raise UsageError(f'"{name}" cannot name a context: {problem}.')
+        return Context(self.folder / name)
+
+    def existing(self, name: str) -> Context:
+        """The context of a name. NotFoundError when it is not there."""
+        found = self.named(name)
+        if not found.key.exists():
+            known = ", ".join(one.name for one in self.all())
+            raise NotFoundError(
+                f"There is no context {name}.",
+                hint=f"there are: {known}" if known else "meshctl context create NAME, or context offer NAME",
+            )
+        return found
+
+    def all(self) -> list[Context]:
+        """Every context, by name."""
+        if not self.folder.is_dir():
+            return []
+        return [Context(path) for path in sorted(self.folder.iterdir()) if (path / KEY_FILE).exists()]
+
+    def current(self) -> str:
+        """The name of the current context, "" where there is none; it may have ``@POOL``."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            named = (self.base / "current").read_text().strip()
+            if named and split(named)[0] and self.named(split(named)[0]).enrolled:
+                return named
+        return ""
+
+    def use(self, name: str) -> None:
+        """Make a context the current one. Raises NotFoundError, ConfigError."""
+        short, _ = split(name)
+        self.existing(short)
+        self._make()
+        replace_file(self.base / "current", name + "\n", 0o600)
+
+    def remove(self, name: str) -> None:
+        """Delete a context with its key and its session. NotFoundError."""
+        context = self.existing(name)
+        try:
+            shutil.rmtree(context.root)
+        except OSError as error:
+            raise CommandError(f"{context.root} cannot be removed: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            held = (self.base / "current").read_text().strip()
+            if split(held)[0] == name:
+                (self.base / "current").unlink()
+
+    def _make(self) -> None:
+        try:
+            self.base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.base} cannot be made: {error.strerror}") from None
+
+
+def split(named: str) -> tuple[str, str]:
+    """The name and the pool of ``NAME@POOL``; the pool is "" where none is named."""
+    name, at, pool = named.rpartition("@")
+    return (name, pool) if at and "/" not in pool else (named, "")
+
+
+def pool_of(entry: Any) -> RosterPool:
+    """A pool as context.toml and the control API spell it. Raises ValueError, KeyError, TypeError."""
+    key = _key(entry["pool_key"])
+    name = _typed(entry["name"], str)
+    if problem := name_problem(name):
+        raise ValueError(f"a pool's name: {problem}")
+    gates = []
+    for one in entry["gates"]:
+        gate = GateAddress(
+            _typed(one["name"], str), _typed(one["host"], str), _typed(one["port"], int), _key(one["public"])
+        )
+        if problem := gate_problem(gate):
+            raise ValueError(problem)
+        gates.append(gate)
+    return RosterPool(key, name, tuple(gates))
+
+
+def _roster_pools(bundle: Bundle) -> tuple[RosterPool, ...]:
+    """The pools of the bundle's roster, also when it has expired: who dials elsewhere proves itself there."""
+    if not bundle.roster:
+        return ()
+    with contextlib.suppress(RemoteProtocolError):
+        return read_roster(
+            bundle.roster, pool_key=bundle.pool_key, now=bundle.issued, check_times=False
+        ).pools
+    return ()
+
+
+def _settings_text(settings: ContextSettings) -> str:
+    lines = [
+        "# Written by meshctl login; the pools are those that answered for this admin at the last log-in.",
+        f"admin = {json.dumps(settings.admin)}",
+        f"read_only = {json.dumps(settings.read_only)}",
+    ]
+    for pool in settings.pools:
+        lines += ["", "[[pools]]", f"name = {json.dumps(pool.name)}", f'pool_key = "{_text(pool.pool_key)}"']
+        lines += ["gates = ["]
+        lines += [f"  {_gate_text(gate)}," for gate in pool.gates]
+        lines += ["]"]
+    return "\n".join(lines) + "\n"
+
+
+def _gate_text(gate: GateAddress) -> str:
+    name, host = json.dumps(gate.name), json.dumps(gate.host)
+    return (
+        f'{{ name = {name}, host = {host}, port = {gate.port}, public = "{_text(gate.handshake_public)}" }}'
+    )
+
+
+def _text(key: bytes) -> str:
+    return base64.urlsafe_b64encode(key).decode("ascii").rstrip("=")
+
+
+def _key(text: Any) -> bytes:
+    """A 32-byte key as hexadecimal digits or base64, of either alphabet, with or without padding."""
+    given = _typed(text, str)
+    try:
+        if len(given) == 2 * KEY_BYTES:
+            return bytes.fromhex(given)
+        plain = given.rstrip("=").replace("+", "-").replace("/", "_")
+        key = base64.urlsafe_b64decode(plain + "=" * (-len(plain) % 4))
+    except (ValueError, binascii.Error):
+        raise ValueError("a key is not base64") from None
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key must have {KEY_BYTES} bytes")
+    return key
+
+
+def _typed(value: Any, kind: type[V]) -> V:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def known_pool(pools: Sequence[RosterPool], name: str) -> RosterPool:
+    """The pool of a name. NotFoundError with the names there are."""
+    found = next((pool for pool in pools if pool.name == name), None)
+    if found is None:
+        names = ", ".join(pool.name for pool in pools)
+        raise NotFoundError(f"This context knows no pool {name}.", hint=f"it knows: {names}")
+    return found
