@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from qgate.control.access import Access
+from qgate.control.configuring import Configuring
+from qgate.control.watching import Watching
 from qgate.governance.logins import Logins
 
 if TYPE_CHECKING:
@@ -27,8 +29,12 @@ class Governing:
     def __init__(self, gate: Gate, office: Office) -> None:
         self._gate = gate
         self._office = office
+        # --- what screens look at
+        self.watching = Watching(gate)
         # --- administrators
         self.logins = Logins(office)
+        # --- what the pool is set to and shows
+        self.configuring = Configuring(gate, office)
 
     def guarded(self, application: Callable[..., Any]) -> Access:
         """The control surface behind its door."""
@@ -36,11 +42,14 @@ class Governing:
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routers of all nouns, for the control surface."""
-        return ()
+        return (*self.watching.routers(), *self.configuring.routers())
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Make ready; ``stack`` ends it."""
+        await self.watching.open(stack)
 
     async def run(self) -> None:
         """Go on until cancelled."""
-        await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.watching.run(), name="watching")
+            tasks.create_task(self.configuring.run(), name="configuring")

@@ -40,6 +40,7 @@ __all__ = [
     "least_role",
     "needs",
     "principal_of",
+    "require",
 ]
 
 PREFIX: Final = "/control/v1"
@@ -56,6 +57,9 @@ OPERATIONS: Final[Mapping[tuple[str, str], Role]] = MappingProxyType(
         ("POST", "/logs/verify"): Role.VIEWER,
         ("POST", "/route/explain"): Role.VIEWER,
         ("POST", "/models/fit"): Role.VIEWER,
+        ("POST", "/licence/verify"): Role.VIEWER,
+        ("POST", "/branding/preview"): Role.VIEWER,
+        ("POST", "/configuration/diff"): Role.VIEWER,
         # one's own session
         ("POST", "/session"): Role.VIEWER,
         ("POST", "/session/token"): Role.VIEWER,
@@ -78,6 +82,8 @@ OPERATIONS: Final[Mapping[tuple[str, str], Role]] = MappingProxyType(
         ("POST", "/models/unpin"): Role.OPERATOR,
         ("POST", "/models/groups"): Role.OPERATOR,
         ("POST", "/failover/orders"): Role.OPERATOR,
+        ("POST", "/orders"): Role.OPERATOR,  # the route asks for an admin where the mode is to change
+        ("DELETE", "/orders/{number}"): Role.OPERATOR,
         ("POST", "/incidents/{number}/ack"): Role.OPERATOR,
         ("POST", "/incidents/{number}/resolve"): Role.OPERATOR,
         # what tells more than a viewer needs
@@ -97,6 +103,8 @@ OPERATIONS: Final[Mapping[tuple[str, str], Role]] = MappingProxyType(
         ("DELETE", "/admins/{name}/keys/{key}"): Role.OWNER,
         ("POST", "/session/first"): Role.OWNER,
         ("POST", "/session/setup-token"): Role.OWNER,
+        ("PUT", "/licence"): Role.OWNER,
+        ("DELETE", "/licence"): Role.OWNER,
         ("POST", "/vault/rekey"): Role.OWNER,
         ("POST", "/backup"): Role.OWNER,
         ("POST", "/logs/erase"): Role.OWNER,
@@ -114,6 +122,9 @@ HARMLESS: Final = frozenset(
         ("POST", "/logs/verify"),
         ("POST", "/route/explain"),
         ("POST", "/models/fit"),
+        ("POST", "/licence/verify"),
+        ("POST", "/branding/preview"),
+        ("POST", "/configuration/diff"),
         ("POST", "/session"),
         ("POST", "/session/token"),
         ("DELETE", "/session"),
@@ -275,11 +286,16 @@ def needs(role: Role) -> Any:
     """A dependency that asks for at least ``role``, beside what `OPERATIONS` says."""
 
     def check(request: Request) -> None:
-        principal = principal_of(request)
-        if not principal.role.covers(role):
-            raise _too_little(principal, role)
+        require(request, role)
 
     return Depends(check)
+
+
+def require(request: Request, role: Role) -> None:
+    """AccessError where who asks has not at least ``role``: for routes to which it depends on the body."""
+    principal = principal_of(request)
+    if not principal.role.covers(role):
+        raise _too_little(principal, role)
 
 
 def _narrowed(principal: Principal) -> Principal:

@@ -1,4 +1,4 @@
-"""What an administrator makes and removes: databases, apps, sidecars, settings.
+"""What an administrator makes and removes: databases, apps, sidecars.
 
 Every change names who asked for it (`access`).
 """
@@ -17,7 +17,6 @@ from qgate.control.bodies import (
     BackupBody,
     DatabaseBody,
     PolicyBody,
-    SettingBody,
     SidecarBody,
 )
 from qgate.governance.apps import NewApp
@@ -42,7 +41,6 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
         _databases(administration),
         _apps(administration),
         _sidecars(administration),
-        _settings(administration),
         _upkeep(administration),
     )
 
@@ -177,35 +175,6 @@ def _sidecars(administration: Administration) -> APIRouter:
     async def revoke_sidecar(name: str, by: By) -> None:
         """Refuse a sidecar from now on; its sessions are cut."""
         await sidecars.revoke(name, by=by)
-
-    return router
-
-
-def _settings(administration: Administration) -> APIRouter:
-    router = APIRouter(prefix="/settings", tags=["settings"])
-    preferences = administration.preferences
-
-    @router.get("")
-    async def list_settings() -> dict[str, Any]:
-        """Every setting of the registry, then every option of qgate.toml, each with its source."""
-        return {"items": [*await preferences.list(), *administration.file_settings()]}
-
-    @router.get("/{name}")
-    async def show_setting(name: str) -> dict[str, Any]:
-        """One setting."""
-        return administration.file_setting(name) or await preferences.get(name)
-
-    @router.put("/{name}")
-    async def set_setting(name: str, body: SettingBody, by: By) -> dict[str, Any]:
-        """Change a setting for every gate of the pool."""
-        administration.refuse_file_setting(name)
-        return await preferences.set(name, body.value, by=by)
-
-    @router.delete("/{name}")
-    async def reset_setting(name: str, by: By) -> dict[str, Any]:
-        """Return a setting to its default."""
-        administration.refuse_file_setting(name)
-        return await preferences.reset(name, by=by)
 
     return router
 

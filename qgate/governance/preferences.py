@@ -139,6 +139,7 @@ def _shown(
         "minimum": setting.minimum,
         "maximum": setting.maximum,
         "choices": list(setting.choices),
+        "owner_only": setting.owner_only,
         "version": 0 if newest is None else newest["number"],
         "changed_by": None if row is None else row["changed_by"],
         "changed_at": None if row is None else iso(row["changed_at"]),

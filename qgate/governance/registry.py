@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from qgate.governance.people_settings import PEOPLE_SETTINGS
 from qgate.governance.setting import Setting, SettingError
 from qgate.governance.switches import SWITCHES
 
@@ -213,6 +214,7 @@ _DECLARED = (
         "",
         "A program that is run, without a shell, when an incident is escalated; it gets the incident as JSON "
         "on its standard input. Empty: none.",
+        owner_only=True,
     ),
     Setting(
         "incident.keep_days",
@@ -394,6 +396,22 @@ _DECLARED = (
         maximum=10000,
     ),
     Setting(
+        "federation.model_room_mb",
+        int,
+        20_000,
+        "How many MB of other pools' models this pool takes copies of; 0: none.",
+        minimum=0,
+        maximum=1_000_000_000,
+    ),
+    Setting(
+        "federation.model_kb_s",
+        int,
+        20_000,
+        "How fast a gate fetches other pools' models, in kB/s; 0 sets no bound.",
+        minimum=0,
+        maximum=10_000_000,
+    ),
+    Setting(
         "sidecar.certificate_days",
         int,
         365,
@@ -403,7 +421,7 @@ _DECLARED = (
     ),
 )
 
-_ALL = (*_DECLARED, *SWITCHES)
+_ALL = (*_DECLARED, *SWITCHES, *PEOPLE_SETTINGS)
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType({setting.name: setting for setting in _ALL})
 DEFAULTS: Mapping[str, Any] = MappingProxyType({setting.name: setting.default for setting in _ALL})

@@ -56,7 +56,7 @@ class SettingError(InvalidRequestError):
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One declaration. `type` is bool, int, float or str; `minimum`/`maximum` are inclusive; `choices` for
-    str.
+    str. `owner_only` ones would give an admin more than the role: a program that is run, whom is trusted.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Setting:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    owner_only: bool = False
 
     @property
     def group(self) -> str:

@@ -84,6 +84,7 @@ SWITCHES: Final = (
         "",
         "Ed25519 keys whose licences count here, in base64url, separated by commas, each with a name before "
         "it where one is wanted: acme=KEY. meshctl license issue prints the key of your own.",
+        owner_only=True,
     ),
     Setting(
         "licence.grace_days",
