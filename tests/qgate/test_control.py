@@ -143,6 +143,8 @@ async def test_changes_are_audited_with_who_made_them(gate: Gate, client: httpx.
         "name": "app.queue",
         "by": f"uid={os.geteuid()}",
         "value": 5,
+        "before": 100,
+        "after": 5,
     }
 
 
