@@ -18,22 +18,48 @@ from qgate.capabilities import Capabilities
 from qgate.capability.pools import PoolExecutor
 from qgate.federation.offers import Offers
 from qgate.federation.peer import Peer
+from qgate.federation.result_streams import Results
 from qgate.federation.trust import may
+from qgate.governance.audit import AuditLog
 from qgate.governance.directory import Directory
 from qgate.http.offloaded import OffloadedJobs
 from qgate.peering import Peering
+from qgate.store import Store
+from qgate.vault import Vault
 from tunnel_proto.messages import KIND_JOBS, Report
 
 
 class Compute:
     """Made over a gate's capabilities and peering; `run` keeps offers going, `close` ends jobs of others."""
 
-    def __init__(self, capabilities: Capabilities, peering: Peering, directory: Directory) -> None:
+    def __init__(
+        self,
+        capabilities: Capabilities,
+        peering: Peering,
+        directory: Directory,
+        *,
+        store: Store,
+        vault: Vault,
+        audit: AuditLog,
+        pool_key: bytes,
+    ) -> None:
         self._directory = directory
         self._links = peering.links
         self._inventory = capabilities.inventory
         self._names: dict[bytes, str] = {}  # of pools that are in the inventory
-        self.jobs = OffloadedJobs(capabilities.desk, directory, time.monotonic)
+        self.results = Results(
+            links=peering.links,
+            peers=directory,
+            store=store,
+            vault=vault,
+            receipts=capabilities.receipts,
+            gate=capabilities.settings.name,
+            pool_key=pool_key,
+            underway=capabilities.engine.underway,
+            audit=audit.record,
+        )
+        capabilities.receipts.on_issue(self.results.issued)
+        self.jobs = OffloadedJobs(capabilities.desk, directory, time.monotonic, self.results)
         peering.links.serve(KIND_JOBS, "jobs", self.jobs.accept)
         self.offers = Offers(
             links=peering.links,
@@ -42,18 +68,23 @@ class Compute:
             takes=self._takes,
             changed=self._changed,
         )
-        capabilities.executors["pool"] = PoolExecutor(peering.links, self._named, directory.setting)
+        capabilities.executors["pool"] = PoolExecutor(
+            peering.links, self._named, directory.setting, self.results.docket
+        )
         directory.subscribe(self._directory_changed)
         self._name_own()
 
     async def run(self) -> None:
-        """Keep offers fresh, until cancelled."""
-        await self.offers.run()
+        """Keep offers fresh and results told, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.offers.run(), name="offers")
+            tasks.create_task(self.results.run(), name="results")
 
     async def close(self) -> None:
-        """Cancel the jobs of others."""
+        """Cancel the jobs of others, and keep what came of them."""
         self.offers.close()
         await self.jobs.close()
+        await self.results.close()
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a peer that offers something, for the list of workers."""

@@ -162,7 +162,15 @@ class Gate:
                 gates=lambda: pool_gates(office),
             ),
         )
-        self.compute = Compute(self.capabilities, self.peering, parts.directory)
+        self.compute = Compute(
+            self.capabilities,
+            self.peering,
+            parts.directory,
+            store=parts.store.store,
+            vault=parts.vault,
+            audit=parts.audit,
+            pool_key=parts.keys.pool_key,
+        )
         self.replication = Replication(
             parts.store.store,
             online=parts.online,

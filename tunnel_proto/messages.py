@@ -10,8 +10,8 @@ type. What arrives is checked field by field against bounds, and a frame that br
     job     gate       gate: one JobStart, then the end of its direction    daemon: the other Job... messages
     blob    gate       gate: the bytes of a model file, then the end        daemon: LoadProgress, one Answer
 
-Gates of paired pools (docs/federation.md) say the same of jobs on streams of the kind "jobs", and `Offer` on
-"inventory".
+Gates of paired pools (docs/federation.md) say the same of jobs on streams of the kind "jobs", `Offer` on
+"inventory", and `JobResult` and `JobRecorded` on "results".
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ TOKENS_MAX: Final = 4 * 1024 * 1024  # token ids in one message: more than any c
 TEXTS_MAX: Final = 4096  # texts to embed in one job
 TEXT_MAX: Final = FRAME_MAX
 MESSAGE_MAX: Final = 2000  # characters of an error's text
+RECEIPT_MAX: Final = 64 << 10
+DOCKET_MAX: Final = 2048  # bytes
 VECTOR_MAX: Final = 4 * 65_536  # bytes of one embedding: 65,536 dimensions
 STOPS_MAX: Final = 16
 BIAS_MAX: Final = 1024
@@ -63,6 +65,7 @@ KIND_JOB: Final = "job"
 KIND_BLOB: Final = "blob"
 KIND_JOBS: Final = "jobs"
 KIND_INVENTORY: Final = "inventory"
+KIND_RESULTS: Final = "results"
 
 KINDS: Final = ("chat", "completion", "embedding")
 VERBS: Final = (
@@ -459,8 +462,24 @@ class JobFailed:
     retry_after_s: float | None = has(maybe(_SECONDS), None)
 
 
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """A job is over: what the asking pool's gate had sealed for it, and the executing pool's receipt."""
+
+    job: str = has(_JOB)
+    docket: bytes = has(raw(DOCKET_MAX))
+    receipt: str = has(text(RECEIPT_MAX))
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecorded:
+    """The asking pool has it: the result need not be kept."""
+
+    job: str = has(_JOB)
+
+
 JobMessage = JobAccepted | JobRefused | JobProgress | JobTokens | JobVectors | JobDone | JobFailed
-Message = Report | Offer | LoadProgress | Ask | Answer | JobStart | JobMessage
+Message = Report | Offer | LoadProgress | Ask | Answer | JobStart | JobMessage | JobResult | JobRecorded
 
 TYPES: Final[Mapping[str, type]] = {
     "report": Report,
@@ -476,6 +495,8 @@ TYPES: Final[Mapping[str, type]] = {
     "job-vectors": JobVectors,
     "job-done": JobDone,
     "job-failed": JobFailed,
+    "job-result": JobResult,
+    "job-recorded": JobRecorded,
 }
 
 _PLANS: Final = {name: plan_of(cls) for name, cls in TYPES.items()}

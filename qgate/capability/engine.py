@@ -193,6 +193,10 @@ class Engine:
         demand = demand_of(work, settings, now=now, input_tokens=input_tokens)
         return self.scheduler.explain(demand, settings, now=now, limit=limit)
 
+    def underway(self, request: str) -> bool:
+        """Whether a request of that id runs here."""
+        return any(run.work.id == request for run in self._runs)
+
     async def close(self) -> None:
         """Cancel what runs."""
         for run in list(self._runs):

@@ -32,11 +32,19 @@ _BOUNDS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 class PoolExecutor:
-    """The `Executor` of kind "pool". ``named`` finds a peer by what it is called here."""
+    """The `Executor` of kind "pool". ``named`` finds a peer by what it is called here.
+
+    ``docket`` seals what this pool has to know of an attempt when its result is told later.
+    """
 
     def __init__(
-        self, links: PeerLinks, named: Callable[[str], Peer | None], settings: Callable[[str], Any]
+        self,
+        links: PeerLinks,
+        named: Callable[[str], Peer | None],
+        settings: Callable[[str], Any],
+        docket: Callable[[Attempt, Peer], bytes],
     ) -> None:
+        self._docket = docket
         self._links = links
         self._named = named
         self._setting = settings
@@ -52,7 +60,7 @@ class PoolExecutor:
         elif peer is None:
             job.refuse("unavailable", f"the pool {attempt.candidate.node} is not paired any more")
         else:
-            job.open_at(self._links, peer)
+            job.open_at(self._links, peer, self._docket(attempt, peer))
         return job
 
 
@@ -63,7 +71,7 @@ class PoolJob(JobStream):
         """It was never sent."""
         self._end(Failure(code, message, retriable=True, blame="network", usage=Usage()))
 
-    def open_at(self, links: PeerLinks, peer: Peer) -> None:
+    def open_at(self, links: PeerLinks, peer: Peer, docket: bytes) -> None:
         """Send the job. What goes wrong is told to the sink."""
         try:
             start = encode(offloaded(self._attempt))
@@ -74,7 +82,8 @@ class PoolJob(JobStream):
             self._end(Failure("invalid_request", error.message, blame="request"))
             return
         try:
-            stream = links.open(peer.pool_key, KIND_JOBS, {"job": self._attempt.id}, self)
+            meta = {"job": self._attempt.id, "docket": docket}
+            stream = links.open(peer.pool_key, KIND_JOBS, meta, self)
         except LocalProtocolError as error:
             self.refuse("unavailable", error.message)
             return

@@ -33,6 +33,7 @@ _CLOSE_TIMEOUT_S: Final = 5.0
 log = structlog.get_logger(__name__)
 
 OnShift = Callable[[Work, Outcome], None]
+OnIssue = Callable[[Work, str], None]
 
 
 def _ignored(work: Work, outcome: Outcome) -> None:
@@ -59,6 +60,7 @@ class Receipts:
         self._online = online
         self._signer = ReceiptSigner(pool_key)
         self._on_shift = on_shift
+        self._on_issue: list[OnIssue] = []
         self._clock = clock
         self._waiting: OrderedDict[str, ReceiptRow] = OrderedDict()
         self._arrived = asyncio.Event()
@@ -80,7 +82,22 @@ class Receipts:
         self._arrived.set()
         if outcome.shift:
             self._on_shift(work, outcome)
+        for heard in self._on_issue:
+            heard(work, signed.text)
         return Receipt(work.id, signed.document, signed.text)
+
+    def on_issue(self, callback: OnIssue) -> None:
+        """Call ``callback`` with each request that ends and its receipt's text."""
+        self._on_issue.append(callback)
+
+    def pending(self, receipt_id: str) -> bool:
+        """Whether it was issued here and is not in the store yet."""
+        return receipt_id in self._waiting
+
+    def recover(self, fields: Mapping[str, Any]) -> ReceiptRow:
+        """Sign a receipt for a request whose gate died before it could; whoever asks writes it."""
+        signed = self._signer.sign(fields, online=self._online.identity, certificate=self._online.certificate)
+        return ReceiptRow(fields["id"], self._clock(), fields["app"], signed.text)
 
     async def get(self, receipt_id: str, app: str | None) -> Mapping[str, Any] | None:
         """The signed document, None where there is none of this app (None: of any app).

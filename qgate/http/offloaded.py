@@ -21,12 +21,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from sys import byteorder
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -34,6 +33,7 @@ from qgate.capability.pools import POOL_APP
 from qgate.capability.work import Begun, Chunk, Finished, Kind, Moved, Problem, Usage, Work
 from qgate.federation.links import Carrier
 from qgate.federation.peer import Peer
+from qgate.federation.results import receipt_id
 from qgate.governance.directory import App, Directory
 from qgate.governance.policy import CapabilityPolicy
 from qgate.http import bodies
@@ -42,6 +42,7 @@ from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import LocalProtocolError, MeshError, RemoteProtocolError
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.messages import (
+    DOCKET_MAX,
     Decoder,
     JobAccepted,
     JobDone,
@@ -63,17 +64,32 @@ BUSY_RETRY_S: Final = 1.0
 READING_MAX: Final = 32
 """Streams of one peer on which no whole job has come yet: each may hold a message of 16 MiB."""
 
-ID_BYTES: Final = 12
 VECTORS_BYTES: Final = 4 * 1024 * 1024  # in one message
 MESSAGE_MAX: Final = 2000
 
 log = structlog.get_logger(__name__)
 
 
+class Keeping(Protocol):
+    """Keeps the results of jobs that came with a docket."""
+
+    def expect(self, receipt: str, pool_key: bytes, job: str, docket: bytes) -> None:
+        """A job begins whose receipt will have that id."""
+
+    async def settled(self, receipt: str) -> None:
+        """Wait until its result is kept, or nothing more can be done for it now."""
+
+    def over(self, receipt: str) -> None:
+        """It has ended, with a receipt or without."""
+
+
 class OffloadedJobs:
     """All jobs of other pools at this gate. ``clock`` is the event loop's time."""
 
-    def __init__(self, desk: Desk, directory: Directory, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, desk: Desk, directory: Directory, clock: Callable[[], float], keeping: Keeping
+    ) -> None:
+        self.keeping = keeping
         self._desk = desk
         self._directory = directory
         self._clock = clock
@@ -131,7 +147,13 @@ class OffloadedJobs:
         self._running[key] += 1
         try:
             self._admit(job.peer, start)
-            await job.answer(self._desk, self._work(job.peer, start))
+            work = self._work(job.peer, start)
+            if job.docket:
+                self.keeping.expect(work.id, key, start.job, job.docket)
+            try:
+                await job.answer(self._desk, work)
+            finally:
+                self.keeping.over(work.id)
         except Problem as problem:
             job.fail(problem)
         except asyncio.CancelledError:
@@ -203,6 +225,8 @@ class _Job:
         self._decoder = Decoder()
         self._task: asyncio.Task[None] | None = None
         self._job = ""
+        offered = stream.metadata.get("docket")
+        self.docket = offered if isinstance(offered, bytes) and len(offered) <= DOCKET_MAX else b""
         self._said = False  # a piece of the answer
         self._reading = True
         self._flowing = asyncio.Event()
@@ -222,6 +246,7 @@ class _Job:
                         version = event.version
                         self._say(JobAccepted(self._job, node=event.node))
                     case Finished():
+                        await self._jobs.keeping.settled(work.id)  # kept, then said
                         self._finish(event, version)
                     case Moved():
                         self._say(JobAccepted(self._job, node=event.to_node))
@@ -322,11 +347,6 @@ class _Job:
         if self._stream is not None:
             with contextlib.suppress(MeshError):
                 self._stream.write_eof()
-
-
-def receipt_id(pool_key: bytes, job: str) -> str:
-    """The id of the executing pool's receipt for another pool's job, as both can compute it. Pure."""
-    return "req_" + hashlib.blake2b(pool_key + job.encode(), digest_size=ID_BYTES).hexdigest()
 
 
 def _tokens(job: str, chunk: Chunk) -> JobTokens:

@@ -18,10 +18,11 @@ from qgate.capability.pools import offloaded
 from qgate.capability.work import Attempt, Chunk, Failure, Running, Sink, Usage
 from qgate.federation.offers import offer_of
 from qgate.federation.peer import Permissions
+from qgate.federation.results import receipt_id
 from qgate.gate import Gate
 from qgate.governance.directory import App
 from qgate.governance.policy import CapabilityPolicy
-from qgate.http.offloaded import READING_MAX, receipt_id
+from qgate.http.offloaded import READING_MAX
 from qgate.store.embedded import EmbeddedPostgres
 from tests.qgate.calling import Ear as Calling
 from tests.qgate.capability import model, report, work
