@@ -11,10 +11,12 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from qgate.control import copies
 from qgate.control.access import Access
 from qgate.control.configuring import Configuring
 from qgate.control.watching import Watching
 from qgate.governance.logins import Logins
+from qgate.replicating import Replicating
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -36,20 +38,33 @@ class Governing:
         # --- what the pool is set to and shows
         self.configuring = Configuring(gate, office)
 
+        # --- models' copies at other pools
+        self.replicating = Replicating(
+            office,
+            folder=gate.files.state_dir / "models",
+            gate=gate.settings.name,
+            pool_key=gate.parts.keys.pool_key,
+            links=gate.peering.links,
+            replication=gate.replication,
+            workers=gate.capabilities.workers,
+        )
+
     def guarded(self, application: Callable[..., Any]) -> Access:
         """The control surface behind its door."""
         return Access(application, self.logins)
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routers of all nouns, for the control surface."""
-        return (*self.watching.routers(), *self.configuring.routers())
+        return (*self.watching.routers(), *self.configuring.routers(), *copies.routers(self.replicating))
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Make ready; ``stack`` ends it."""
         await self.watching.open(stack)
+        await self.replicating.open(stack)
 
     async def run(self) -> None:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.watching.run(), name="watching")
             tasks.create_task(self.configuring.run(), name="configuring")
+            tasks.create_task(self.replicating.run(), name="copies of models")
