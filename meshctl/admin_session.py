@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from meshctl.client import Dialler, Gate
-from meshctl.contexts import Context, ContextSettings, known_pool
+from meshctl.contexts import Context, ContextSettings, known_pool, pools_of
 from meshctl.errors import GateError, RefusedError, UnreachableError
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.node_directory import replace_file
@@ -232,6 +232,26 @@ class ContextDialler:
         with self._lock:
             self._at = self._began = known_pool(self.pools, place).name
             self._allowed.add(self._at)
+
+    def keep(self, reply: Mapping[str, Any], *, name: str, read_only: bool) -> AdminSession:
+        """Keep what the home pool answered to a log-in: the session, and the pools that it is good for.
+
+        GateError for an answer that is none, ConfigError where the folder cannot be written.
+        """
+        try:
+            session = session_of(reply, self.bundle.pool_key)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise GateError(f"The answer to the log-in cannot be read: {error}", status=502) from None
+        pools = pools_of(reply.get("pools"))
+        with self._lock:
+            self.settings = ContextSettings(name, read_only, pools or self.settings.pools)
+            self.context.write_settings(self.settings)
+            write_session(self.context.session, session)
+            self._session = session
+            self.pools = self.context.pools(self.bundle, self.settings)
+            self._at = self._began = self.pools[0].name
+            self._allowed = {self._at}
+        return session
 
     def without_login(self) -> Dialler:
         """The same pool and links for what is asked before log-in; it moves nowhere."""

@@ -279,6 +279,15 @@ def pool_of(entry: Any) -> RosterPool:
     return RosterPool(key, name, tuple(gates))
 
 
+def pools_of(entries: Any) -> tuple[RosterPool, ...]:
+    """The pools of a reply; an entry that cannot be used, or has no gates, is left out."""
+    found = []
+    for entry in entries or ():
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            found.append(pool_of(entry))
+    return tuple(pool for pool in found if pool.gates)
+
+
 def _roster_pools(bundle: Bundle) -> tuple[RosterPool, ...]:
     """The pools of the bundle's roster, also when it has expired: who dials elsewhere proves itself there."""
     if not bundle.roster:

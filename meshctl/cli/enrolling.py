@@ -11,7 +11,7 @@ from meshctl.errors import RefusedError
 from meshctl.render import write
 from meshctl.terminal import STDIN, confirm, note, read_text
 
-ROLES = {"client": "sidecar", "daemon": "worker"}
+ROLES = {"client": "sidecar", "daemon": "worker", "admin": "admin"}
 """What a person calls a node of each role."""
 
 
@@ -23,6 +23,7 @@ def enrol_offer(
     expected: str | None,
     yes: bool,
     gate: Callable[[], Gate],
+    path: str = "/sidecars",
 ) -> dict[str, Any]:
     """Enrol the offer in a file; returns the gate's reply with the bundle. ``noun`` is a value of `ROLES`."""
     from tunnel_proto.enrolment import read_offer
@@ -49,8 +50,9 @@ def enrol_offer(
     body: dict[str, object] = {"offer": text}
     if days is not None:
         body["valid_days"] = days
-    reply: dict[str, Any] = reached.post("/sidecars", body)
-    note(f"{noun.capitalize()} {reply['name']} is enrolled. On its host: meshctl {noun} install BUNDLE")
+    reply: dict[str, Any] = reached.post(path, body)
+    install = "context add NAME" if noun == "admin" else f"{noun} install"
+    note(f"{noun.capitalize()} {reply['name']} is enrolled. On its host: meshctl {install} BUNDLE")
     return reply
 
 

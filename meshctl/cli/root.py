@@ -11,12 +11,14 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from meshctl.cli import (
+    admin,
     alias,
     app,
     audit,
     budget,
     catalog,
     config,
+    context,
     db,
     dev,
     failover,
@@ -37,6 +39,7 @@ from meshctl.cli.ask import ask
 from meshctl.cli.completion import completion
 from meshctl.cli.doctor import doctor
 from meshctl.cli.init import init
+from meshctl.cli.login import login, logout, whoami
 from meshctl.cli.options import CONTEXT_META, context_names
 from meshctl.cli.status import status
 from meshctl.errors import ExitCode
@@ -62,6 +65,11 @@ ORDER = (
     "pool",
     "failover",
     "incident",
+    "context",
+    "login",
+    "logout",
+    "whoami",
+    "admin",
     "secret",
     "audit",
     "key",
@@ -160,6 +168,11 @@ def build() -> typer.Typer:
     root.add_typer(pool.commands, name="pool")
     root.add_typer(failover.commands, name="failover")
     root.add_typer(incident.commands, name="incident")
+    root.add_typer(admin.commands, name="admin")
+    root.add_typer(context.commands, name="context")
+    root.command("login")(login)
+    root.command("logout")(logout)
+    root.command("whoami")(whoami)
     root.add_typer(secret.commands, name="secret")
     root.add_typer(audit.commands, name="audit")
     root.add_typer(key.commands, name="key")
