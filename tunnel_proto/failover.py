@@ -322,7 +322,7 @@ def _carry_out(state: State, now: float, rules: Rules, moves: list[Move], incide
         return state
     source = state.target
     state = replace(state, pending=None, target=order.target)
-    if order.verb == "reassign":
+    if order.verb == "reassign" and source != order.target:  # a new home; the old one keeps its failures
         state = replace(state, assigned=order.target, moved_at=now, home_down=False, failed_at=None)
     if order.verb == "back":
         state = replace(state, assigned=b"")

@@ -293,3 +293,16 @@ def test_a_damaged_state_is_refused(field: str, value: object) -> None:
 def test_half_a_state_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         load_state(text, 0.0)
+
+
+def test_being_told_to_belong_where_it_belongs_does_not_excuse_homes_failures() -> None:
+    node = settled()
+    node.see(NEXT, "well")
+    node.see(HOME, "dead")
+    node.see(HOME, "well")
+    node.wait(60)  # home again
+    assert node.order("reassign", HOME) == ()
+    node.see(HOME, "dead")  # the second failure within five minutes: a flap
+    node.see(HOME, "well")
+    assert node.wait(290) == ()
+    assert [move.rule for move in node.wait(20)] == ["return"]
