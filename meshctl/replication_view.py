@@ -67,6 +67,27 @@ COPY_COLUMNS = (
     Column("MAY NOT READ", "not_told"),
 )
 
+MODEL_COLUMNS = (
+    Column("MODEL", "model"),
+    Column("SIZE", "size", view.size, right=True),
+    Column("STATE", "state", lambda state: str(state).upper()),
+    Column("WANTED", "wanted", right=True),
+    Column("COPIES AT", "copies"),
+    Column("COMING TO", "coming"),
+    Column("NO ROOM AT", "declined"),
+    Column("SHA256", "sha256", _short),
+)
+
+COMING_COLUMNS = (
+    Column("MODEL HERE", "model"),
+    Column("OF POOL", "pool"),
+    Column("SIZE", "size", view.size, right=True),
+    Column("STATE", "state"),
+    Column("DONE", "share", lambda share: f"{100 * (share or 0):.0f} %", right=True),
+    Column("GATE", "gate"),
+    Column("PROBLEM", "problem"),
+)
+
 RECORD_COLUMNS = (
     Column("NAME", "name"),
     Column("POOL", "pool"),
@@ -128,7 +149,13 @@ def redundancy(reply: Record) -> list[Table]:
         "copies": f"{reply.get('whole')} whole, {reply.get('partial')} partial, {reply.get('wanted')} wanted",
         "entries": reply.get("head"),
     }
-    return [view.card(summary), view.table(reply.get("items") or [], COPY_COLUMNS)]
+    tables = [view.card(summary), view.table(reply.get("items") or [], COPY_COLUMNS)]
+    models = reply.get("models") or {}
+    if models.get("items"):
+        tables.append(view.table(models["items"], MODEL_COLUMNS))
+    if models.get("coming"):
+        tables.append(view.table(models["coming"], COMING_COLUMNS))
+    return tables
 
 
 def catalogue(reply: Record) -> list[Table]:

@@ -28,11 +28,13 @@ from qdaemon.metrics import QdaemonCollector, status
 from qdaemon.models.gguf_facts import ModelFileError
 from qdaemon.models.store import Entry, ModelStore
 from qdaemon.orders import DRAINED_FILE, Orders
+from qdaemon.readings import Reading
 from qdaemon.residency import Residency, ResidencyError
 from qdaemon.runtimes.engine import Runtime
 from qdaemon.settings import QdaemonSettings
 from qdaemon.uplink import Uplink
 from qdaemon.uploads import Upload
+from tunnel_proto.blob_messages import KIND_BLOB_READ
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
 from tunnel_proto.enrolment import GateAddress
@@ -70,6 +72,7 @@ class Daemon:
             log.warning("the handshake mark was damaged and begins anew", path=settings.state_dir / MARK_FILE)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads: set[Upload] = set()
+        self._readings: set[Reading] = set()
         self._expiry = ExpiryWatch(
             loop, f"at the gate: meshctl worker enroll {settings.state_dir / OFFER_FILE}"
         )
@@ -217,6 +220,8 @@ class Daemon:
         """End what is left, at once; safe after `drain` and without it."""
         self._expiry.close()
         await self.jobs.close()
+        for reading in list(self._readings):
+            reading.task.cancel()
         for upload in list(self._uploads):
             upload.task.cancel()
         await self.uplink.close(CLOSE_S)
@@ -372,6 +377,12 @@ class Daemon:
             self._uploads.add(upload)
             upload.task.add_done_callback(lambda _task: self._uploads.discard(upload))
             stream.receiver = upload
+        elif stream.kind == KIND_BLOB_READ and pool == self._bundle.pool_key:
+            # A pool that the worker is lent to has no business with its files.
+            reading = Reading(stream, self.store)
+            self._readings.add(reading)
+            reading.task.add_done_callback(lambda _task: self._readings.discard(reading))
+            stream.receiver = reading
         else:
             stream.reset(StreamCode.REFUSED, f"a worker takes no streams of kind {stream.kind[:32]}")
 

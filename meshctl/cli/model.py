@@ -218,6 +218,27 @@ def remove(
     _order("remove", {"model": model}, worker, gate_dir, socket, output)
 
 
+@commands.command("replicate")
+def replicate(
+    model: ModelName,
+    copies: Annotated[
+        int, typer.Option("--copies", min=0, max=50, help="How many other pools shall have it.")
+    ] = 1,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Have copies of a model at other pools, chosen among those that are trusted and have room for it.
+
+    Chunks are checked as they come, and a transfer goes on where it was. 0 wants no copies, and removes none.
+    """
+    reply = options.connect(gate_dir, socket).put("/copies", {"model": model, "copies": copies})
+    if output is Output.TABLE:
+        note(f"{copies} copies of {reply['model']} are wanted at other pools: meshctl pool redundancy")
+    else:
+        emit(reply, [], output)
+
+
 @commands.command("fit")
 def fit(
     family: Annotated[

@@ -115,8 +115,12 @@ def redundancy(
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
-    """Show who has a readable copy of what this pool published: healthy, rebuilding, degraded, lost."""
-    reply = options.connect(gate_dir, socket).get("/logs/redundancy")
+    """Show who has a readable copy of what this pool published, and of its models; and what comes here.
+
+    States are healthy, rebuilding, degraded, lost.
+    """
+    gate = options.connect(gate_dir, socket)
+    reply = {**gate.get("/logs/redundancy"), "models": gate.get("/copies")}
     emit(reply, replication_view.redundancy(reply), output)
 
 

@@ -14,6 +14,7 @@ chunk is asked no more.
     a chunk is right     | write it; ask for the next                      | all there: check the whole
     a chunk is wrong     | ban the source, ask another for it              |
     a source goes        | its chunks are missing again                    | no source: wait for one
+    bytes come           | what its source was asked for is not late       |
     a chunk is late      | the source counts as gone for `REST_S`          |
     the whole is right   |                                                 | done
     the whole is wrong   | (the manifest lied) everything is missing again | failed
@@ -28,14 +29,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from qgate.federation.log.problems import LogProblem
+from tunnel_proto.blob_messages import CHUNK, CHUNK_MAX, CHUNK_MIN, CHUNKS_MAX, chunk_hash
 from tunnel_proto.errors import RemoteProtocolError
 from tunnel_proto.packing import pack, unpack
 
-CHUNK: Final = 4 * 1024 * 1024
-CHUNK_MIN: Final = 64 * 1024
-CHUNK_MAX: Final = 16 * 1024 * 1024
-SIZE_MAX: Final = 4 * 1024**4
-CHUNKS_MAX: Final = 1_000_000  # 32 MB of hashes
+SIZE_MAX: Final = 2 * 1024**4
 WINDOW: Final = 4
 """Chunks asked of one source at a time: hides a round trip and keeps little in memory."""
 
@@ -45,7 +43,6 @@ LOST_AFTER_S: Final = 900.0
 """How long a pool with a copy may be away before another one is made: a restart must not move models."""
 
 _ROOT: Final = b"qgate-blob-root"
-_CHUNK: Final = b"qgate-blob-chunk"
 _PLACE: Final = b"qgate-blob-place"
 _HASH: Final = 32
 
@@ -81,11 +78,6 @@ class Manifest:
         return pack([1, self.sha256, self.size, self.chunk, b"".join(self.hashes)])
 
 
-def chunk_hash(data: bytes) -> bytes:
-    """The hash of one chunk."""
-    return hashlib.blake2b(data, digest_size=_HASH, person=_CHUNK).digest()
-
-
 def read_manifest(raw: bytes, root: bytes) -> Manifest:
     """A manifest that stands for ``root``. LogProblem ``manifest``."""
     try:
@@ -97,6 +89,7 @@ def read_manifest(raw: bytes, root: bytes) -> Manifest:
             and type(chunk) is int
             and 0 < size <= SIZE_MAX
             and CHUNK_MIN <= chunk <= CHUNK_MAX
+            and -(-size // chunk) <= CHUNKS_MAX
             and len(joined) == _HASH * -(-size // chunk)
         )
     except (RemoteProtocolError, ValueError, TypeError):
@@ -137,6 +130,13 @@ class ChunkCame:
 
 
 @dataclass(frozen=True, slots=True)
+class BytesCame:
+    """Part of a chunk came from a pool: over a slow link a chunk may take minutes, and is not late."""
+
+    pool: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class WholeChecked:
     """The SHA-256 of all that was written is, or is not, the file's."""
 
@@ -148,7 +148,7 @@ class Woke:
     """Time passed."""
 
 
-Event = SourceCame | SourceWent | ChunkCame | WholeChecked | Woke
+Event = SourceCame | SourceWent | ChunkCame | BytesCame | WholeChecked | Woke
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +193,9 @@ def step(fetch: Fetch, event: Event, now: float) -> tuple[Fetch, Ready]:
             else:
                 fetch = replace(fetch, sources=fetch.sources - {pool}, banned=fetch.banned | {pool})
                 fetch = _without(fetch, pool)
+        case BytesCame(pool):
+            asked = {at: (by, now if by == pool else since) for at, (by, since) in fetch.asked.items()}
+            fetch = replace(fetch, asked=asked)
         case WholeChecked(right) if fetch.state == "checking":
             done: State = "done" if right else "failed"
             fetch = replace(fetch, state=done, have=fetch.have if right else frozenset())

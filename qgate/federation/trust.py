@@ -26,6 +26,7 @@ FLOWS: Final[Mapping[str, int]] = MappingProxyType(
         "jobs": 2,
         "workers": 2,
         "failover": 2,
+        "models": 2,
         "catalogue": 3,
         "fanout": 3,
         "memories": 4,

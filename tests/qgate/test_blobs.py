@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgate.federation.blobs import (
-    CHUNK_MIN,
     LATE_S,
     LOST_AFTER_S,
     REST_S,
     WINDOW,
+    BytesCame,
     ChunkCame,
     Fetch,
     Holder,
@@ -24,13 +24,13 @@ from qgate.federation.blobs import (
     SourceWent,
     WholeChecked,
     Woke,
-    chunk_hash,
     manifest_of,
     placement,
     read_manifest,
     step,
 )
 from qgate.federation.log.problems import LogProblem
+from tunnel_proto.blob_messages import CHUNK_MIN, chunk_hash
 
 A, B, C, D = (bytes([n]) * 32 for n in range(1, 5))
 
@@ -194,3 +194,12 @@ def test_files_spread_over_pools() -> None:
     pools = [Holder(bytes([n]) * 32, False, 100) for n in range(10)]
     first = [placement(hashlib.sha256(bytes([n])).digest(), 1, 1, pools)[0] for n in range(200)]
     assert len(set(first)) == 10
+
+
+def test_a_chunk_that_comes_slowly_is_not_late() -> None:
+    transfer = Transfer(2)
+    transfer.feed(SourceCame(A))
+    for _ in range(10):  # ten minutes for one chunk, of which something comes all the time
+        ready = transfer.feed(BytesCame(A), after=LATE_S - 1)
+        assert ready.ask == ()
+    assert transfer.feed(ChunkCame(A, 0, True)).write == 0

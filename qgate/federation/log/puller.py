@@ -37,7 +37,7 @@ from qgate.store.database import Connection
 from qgate.store.log import Row
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import MeshError, TunnelError
-from tunnel_proto.link import Stream, StreamReceiver
+from tunnel_proto.link import Stream, StreamError, StreamReceiver
 from tunnel_proto.log_messages import (
     KIND_LOG,
     Certificates,
@@ -90,6 +90,10 @@ class Progress:
     retry_s: float = 0.0  # how long it waits after what went wrong last
 
 
+def _always() -> bool:
+    return True
+
+
 class Puller:
     """Keeps the replica of one pool's log current. `pace()` is the bytes/s that a backfill may take."""
 
@@ -106,6 +110,7 @@ class Puller:
         sequencer: Sequencer,
         reclaim: Callable[[Connection, Row], Awaitable[None]],
         rate: Callable[[], float],
+        fetches: Callable[[], bool] = _always,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.progress = Progress()
@@ -121,6 +126,7 @@ class Puller:
         self._sequencer = sequencer
         self._reclaim = reclaim
         self._rate = rate
+        self._fetches = fetches
         self._clock = clock
         self._pace = Pace(0.0)
         self._number = 0
@@ -174,7 +180,7 @@ class Puller:
     def _failed(self, error: MeshError) -> None:
         """A session ended. What it was refused for is not asked for again at once."""
         self.progress.problem = error.message
-        if isinstance(error, TunnelError) and error.code in {StreamCode.REFUSED, StreamCode.REVOKED}:
+        if isinstance(error, StreamError) and error.code in {StreamCode.REFUSED, StreamCode.REVOKED}:
             self.progress.refusals += 1
         # The end of the stream stirs whoever waits for an answer; it is no news.
         self.stir.clear()
@@ -201,7 +207,7 @@ class Puller:
                     return
                 if self.wanted is not None:
                     await self._fetch_own(peer, ear, inbox)
-                if await self._leased():
+                if self._fetches() and await self._leased():
                     await self._catch_up(peer, ear, inbox)
                     await self._fill(peer, ear, inbox)
                     await self._fill_own(peer, ear, inbox)

@@ -1,0 +1,39 @@
+"""Copies of models at other pools over the control API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from qgate.control.bodies import Body
+from qgate.control.resources import By
+from tunnel_proto.messages import MODEL_NAME
+
+if TYPE_CHECKING:
+    from qgate.replicating import Replicating
+
+
+class CopiesBody(Body):
+    """A model of ours, and at how many other pools a copy of it shall be."""
+
+    model: Annotated[str, Field(pattern=rf"^{MODEL_NAME}$")]
+    copies: Annotated[int, Field(ge=0, le=50)]
+
+
+def routers(replicating: Replicating) -> tuple[APIRouter, ...]:
+    """The routes of copies."""
+    router = APIRouter(prefix="/copies", tags=["replication"])
+
+    @router.get("")
+    async def list_copies() -> dict[str, Any]:
+        """Our models with their copies, what comes here, and how much more each peer would take."""
+        return await replicating.status()
+
+    @router.put("")
+    async def want_copies(body: CopiesBody, by: By) -> dict[str, Any]:
+        """Want so many copies of a model at other pools; 0 wants none, and removes none."""
+        return await replicating.replicate(body.model, body.copies, by=by)
+
+    return (router,)
