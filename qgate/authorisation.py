@@ -3,7 +3,8 @@
 A node of this pool is checked against the pool's key and what was enrolled here. A node of a paired pool is
 checked against that pool's key: its gates come in the role "peer", with a chain that their own online key
 signed; its sidecars and daemons come as guests while the pool may fail over to here, and have to be on the
-list of nodes that it sent.
+list of nodes that it sent; its administrators' keys come while its administrators count here. A tunnel gives
+those nothing yet: every request needs a session (`qgate.control.access`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 from qgate.federation.guests import GuestNode
 from qgate.federation.peer import Peer
+from qgate.federation.trust import may
 from qgate.governance.directory import Directory, Node
 from tunnel_proto.authorisation import Authorisation
 from tunnel_proto.certificate import NodeCertificate, claimed_pool, read_chain, read_online
@@ -21,13 +23,13 @@ from tunnel_proto.errors import AuthenticationFailed
 from tunnel_proto.handshake import Hello
 from tunnel_proto.marks import ReplayMarks
 
-SERVED_ROLES = frozenset({"client", "daemon"})
+SERVED_ROLES = frozenset({"client", "daemon", "admin"})
 """Roles of this pool's own nodes that find something here."""
 
 GUEST_ROLES = frozenset({"client", "daemon"})
 """Roles of other pools' nodes that may come while their own pool is dead."""
 
-FOREIGN_ROLES = GUEST_ROLES | {"peer"}
+FOREIGN_ROLES = GUEST_ROLES | {"peer", "admin"}
 """Roles of other pools' nodes that may come in."""
 
 UNKNOWN = "the node is not enrolled"
@@ -38,6 +40,7 @@ OTHER_ROLE = "the node is enrolled in another role"
 UNPAIRED = "the node's pool is not paired with this one"
 PEER_REVOKED = "the node's pool was revoked"
 ROTATED = "the node's pool has another online key by now"
+NOT_ADMINISTERED = "administrators of the node's pool have no rights here"
 
 _REASONS = {
     UNKNOWN: "unknown",
@@ -48,6 +51,7 @@ _REASONS = {
     UNPAIRED: "unpaired",
     PEER_REVOKED: "revoked",
     ROTATED: "superseded",
+    NOT_ADMINISTERED: "unpaired",
 }
 
 
@@ -128,6 +132,8 @@ class GateAuthorisation:
         """
         if peer is not None and peer.state == "revoked":
             return PEER_REVOKED
+        if role == "admin":
+            return "" if peer is not None and may(peer, "admin", "receive") else NOT_ADMINISTERED
         if peer is not None and (peer.paired or (role == "peer" and peer.state == "confirmed")):
             return ""
         knocks = role == "peer" and self._directory.takes_answers(self._clock())

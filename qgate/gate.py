@@ -354,6 +354,8 @@ class Gate:
                 self.parts.front.cancel(session, stream)
             case "client", "http":
                 self.capabilities.http.accept(session, stream)
+            case "admin", "http":
+                self.governing.administering.accept(session, stream)
             case "daemon", "daemon":
                 self.capabilities.workers.accept(session, stream)
             case "client" | "daemon", "moved":

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from qgate.control import copies
 from qgate.control.access import Access
+from qgate.control.administering import Administering
 from qgate.control.configuring import Configuring
+from qgate.control.staff import Staff
 from qgate.control.watching import Watching
-from qgate.governance.logins import Logins
 from qgate.replicating import Replicating
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ class Governing:
         self._office = office
         # --- what screens look at
         self.watching = Watching(gate)
+        # --- people
+        self.staff = Staff(gate, office)
         # --- administrators
-        self.logins = Logins(office)
+        self.administering = Administering(office, gate.administration.sidecars, gate.peering.asks)
         # --- what the pool is set to and shows
         self.configuring = Configuring(gate, office)
 
@@ -51,20 +54,30 @@ class Governing:
 
     def guarded(self, application: Callable[..., Any]) -> Access:
         """The control surface behind its door."""
-        return Access(application, self.logins)
+        return self.administering.guarded(application)
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routers of all nouns, for the control surface."""
-        return (*self.watching.routers(), *self.configuring.routers(), *copies.routers(self.replicating))
+        return (
+            *self.administering.routers(),
+            *self.staff.routers(),
+            *self.watching.routers(),
+            *self.configuring.routers(),
+            *copies.routers(self.replicating),
+        )
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Make ready; ``stack`` ends it."""
+        await self.staff.open()
+        await self.administering.open(stack)
         await self.watching.open(stack)
         await self.replicating.open(stack)
 
     async def run(self) -> None:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.administering.run(), name="administering")
             tasks.create_task(self.watching.run(), name="watching")
             tasks.create_task(self.configuring.run(), name="configuring")
+            tasks.create_task(self.staff.run(), name="people")
             tasks.create_task(self.replicating.run(), name="copies of models")

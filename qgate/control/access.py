@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from fastapi import Depends, Request
 from starlette.routing import compile_path
 
-from qgate.control.problems import problem
+from qgate.control.problems import problem, refusal
 from qgate.governance.principal import AccessError, Principal, Role, unauthenticated
 from tunnel_proto.errors import MeshError
 
@@ -257,16 +257,6 @@ def _too_little(principal: Principal, need: Role) -> AccessError:
         if principal.pool
         else f"ask an owner: meshctl admin role {principal.name} {need}",
     )
-
-
-def refusal(error: AccessError) -> Any:
-    """The problem document of a refusal, with Retry-After where trying again will help."""
-    answer = problem(error.status, error.code, error.message, error.hint)
-    if error.retry_after_s is not None:
-        answer.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    if error.status == HTTPStatus.UNAUTHORIZED:
-        answer.headers["WWW-Authenticate"] = "Bearer"
-    return answer
 
 
 def principal_of(request: Request) -> Principal:

@@ -74,8 +74,18 @@ async def _http(_request: Request, error: Exception) -> JSONResponse:
 
 async def _mesh(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MeshError)
+    return refusal(error)
+
+
+def refusal(error: MeshError) -> JSONResponse:
+    """The problem document of an error, with when to try again where it knows that."""
     status, code = classify(error)
-    return problem(status, code, error.message, error.hint)
+    answer = problem(status, code, error.message, error.hint)
+    if (seconds := getattr(error, "retry_after_s", None)) is not None:
+        answer.headers["Retry-After"] = str(max(1, round(seconds)))
+    if status == HTTPStatus.UNAUTHORIZED:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
 
 
 def classify(error: MeshError) -> tuple[int, str]:

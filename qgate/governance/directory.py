@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qgate.federation.guests import guest_digest
 from qgate.federation.peer import OwnPool
+from qgate.governance.admin_list import AdminList
 from qgate.governance.guest_list import GuestList, guest_name
 from qgate.governance.policy import ApiKey, CapabilityPolicy, digest_of
 from qgate.governance.registry import DEFAULTS
@@ -119,7 +120,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A sidecar (or another party) whose keys the gate knows."""
+    """A sidecar (or another party) whose keys the gate knows. `owner` is the admin whose client key it is."""
 
     name: str
     role: str
@@ -128,6 +129,7 @@ class Node:
     enrolled_at: float
     verify_key: bytes
     handshake_public: bytes
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,8 @@ class Snapshot:
     itself, `peers` are other pools by key, revoked ones included. `offers_until`: a pairing may be
     answered over the tunnel until this unix time. `guest_list` is who may come from them,
     `guests` their apps as they count here, by "POOL/APP". `roster` is what our own nodes go by, sealed, and
-    `orders` are those to nodes that are still good.
+    `orders` are those to nodes that are still good. `admin_list` is which administrators'
+    sessions stand.
     """
 
     apps: Mapping[str, App] = field(default_factory=dict)
@@ -162,6 +165,7 @@ class Snapshot:
     guests: Mapping[str, App] = field(default_factory=dict)
     roster: bytes = field(default=b"", repr=False)
     orders: tuple[KeptOrder, ...] = ()
+    admin_list: AdminList = field(default_factory=AdminList)
 
 
 Unseal = Callable[[bytes, str], bytes]
@@ -285,6 +289,10 @@ class Directory:
         """The node that owns this X25519 public key."""
         return self._snapshot.nodes.get(handshake_public)
 
+    def admins(self) -> AdminList:
+        """Which administrators there are, and whose sessions stand."""
+        return self._snapshot.admin_list
+
     def takes_answers(self, now: float) -> bool:
         """Whether an offer of ours may be answered over the tunnel at unix time `now`, by whoever has it."""
         return now < self._snapshot.offers_until
@@ -393,6 +401,8 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
         yield "rosters"
     if before.orders != after.orders:
         yield "orders"
+    if before.admin_list != after.admin_list:
+        yield "admins"
     if before.pool != after.pool:
         yield "pool"
     for pool_key in before.peers.keys() | after.peers.keys():

@@ -21,6 +21,21 @@ __all__ = ["DEFAULTS", "SETTINGS", "Setting", "SettingError", "declared"]
 
 _DECLARED = (
     Setting(
+        "admin.require_second_factor",
+        bool,
+        False,
+        "Whether an administrator needs a second factor (a TOTP code) to log in. Who has none then has to "
+        "get one from an owner on the gate's host first; the control socket itself asks for no log-in.",
+    ),
+    Setting(
+        "admin.session_hours",
+        float,
+        12.0,
+        "How long an administrator's session lasts before the password is asked for again, in hours.",
+        minimum=0.05,
+        maximum=12.0,
+    ),
+    Setting(
         "audit.when_full",
         str,
         "refuse",

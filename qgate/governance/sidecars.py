@@ -35,14 +35,16 @@ class Sidecars:
         async with self._office.store.connection() as connection:
             return [self._shown(row) for row in await list_nodes(connection)]
 
-    async def enrol(self, offer: str, *, valid_days: int | None, by: str) -> dict[str, Any]:
+    async def enrol(self, offer: str, *, valid_days: int | None, by: str, owner: str = "") -> dict[str, Any]:
         """Certify the keys of an offer: `{name, fingerprint, bundle}`. The same keys again renew their
-        certificate.
+        certificate. ``owner`` is the administrator whose client key it is.
 
-        ConfigError for a damaged offer, ConflictError where the name is held by other keys.
+        ConfigError for a damaged offer, ConflictError where the name is held by other keys,
+        InvalidRequestError for an administrator's key without an owner, or an owner of anything else.
         """
         office = self._office
         asked = read_offer(offer)
+        check_owner(asked, owner)
         gates = await self._gates()
         now = int(office.clock())
         terms = read_online(office.online.certificate)
@@ -85,12 +87,15 @@ class Sidecars:
                 enrolled_at=now,
                 verify_key=asked.verify_key,
                 handshake_public=asked.handshake_public,
+                owner=owner,
             )
             await put_node(
                 connection, node, fingerprint=asked.fingerprint, expires_at=datetime.fromtimestamp(ends, UTC)
             )
         detail = {"fingerprint": asked.fingerprint, "serial": serial, "role": asked.role}
-        await office.changed("sidecar.enrol", asked.name, by, detail)
+        if owner:
+            detail["owner"] = owner
+        await office.changed("admin.enrol" if owner else "sidecar.enrol", asked.name, by, detail)
         return {"name": asked.name, "fingerprint": asked.fingerprint, "bundle": bundle}
 
     async def bundle(self, name: str, *, by: str) -> dict[str, Any]:
@@ -186,6 +191,20 @@ class Sidecars:
             "connected": address is not None,
             "address": address,
         }
+
+
+def check_owner(offer: Offer, owner: str) -> None:
+    """InvalidRequestError for an administrator's key that is nobody's, or somebody's key that is none."""
+    if offer.role == "admin" and not owner:
+        raise InvalidRequestError(
+            f"{offer.name} is an administrator's key and needs to know whose",
+            hint="meshctl admin enroll ADMIN --offer FILE",
+        )
+    if offer.role != "admin" and owner:
+        raise InvalidRequestError(
+            f"{offer.name} is a key for the role {offer.role}, not an administrator's",
+            hint="meshctl context offer makes an offer for the role admin",
+        )
 
 
 async def pool_gates(office: Office) -> tuple[GateAddress, ...]:

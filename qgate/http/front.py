@@ -27,8 +27,9 @@ class HttpFront:
 
     ``application`` is an ASGI application; a request's ``scope["state"]`` holds ``sidecar`` (its name),
     ``pool`` (the key of the sidecar's pool where ``origin`` says that it is another one), ``source`` (where
-    the app connects from, as the sidecar says), ``tls``, ``close``, which ends the connection after what was
-    written, and ``presence``, which tells when the client leaves.
+    the app connects from, as the sidecar says), ``tls``, ``node`` (the certificate at the other end),
+    ``close``, which ends the connection after what was written, and ``presence``, which tells when the
+    client leaves.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class HttpFront:
             "pool": pool,
             "source": source[:SOURCE_MAX] if isinstance(source, str) else "",
             "tls": metadata.get("tls") is True,
+            "node": session.peer,
         }
         protocol = _Counted(self._config, self._state, state)
         protocol.presence = Presence()

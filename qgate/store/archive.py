@@ -11,6 +11,7 @@ from tunnel_proto.errors import ConfigError
 # In an order that foreign keys allow. Columns that the server computes are not copied.
 TABLES: Final = (
     "nodes",
+    "admins",
     "pool",
     "peers",
     "pairings",
@@ -30,6 +31,7 @@ TABLES: Final = (
     "scheduled_orders",
     "onboarding",
     "automation_runs",
+    "peers_seen",
     "api_keys",
     "aliases",
     "providers",
@@ -39,6 +41,13 @@ TABLES: Final = (
     "budget_slices",
     "budget_shifts",
     "receipts",
+    "results",
+    "people",
+    "person_apps",
+    "erasures",
+    "mail_recipients",
+    "notifications",
+    "notification_reads",
     "roster",
     "exports",
     "failover_orders",
@@ -65,11 +74,22 @@ TABLES: Final = (
     "audit_markers",
     "audit_head",
 )
+# Keys of people outlive an erasure in no backup, codes and mail that were sent are not sent again, and no
+# administrator's session comes back to life.
+LEFT_OUT: Final = (
+    "person_keys",
+    "person_codes",
+    "mail_outbox",
+    "admin_sessions",
+    "admin_sessions_over",
+    "admin_strikes",
+)
 _IDENTITIES: Final = (
     ("app_verifiers", "number"),
     ("app_spares", "number"),
     ("incidents", "id"),
     ("outbox", "id"),
+    ("notifications", "id"),
     ("setting_changes", "number"),
     ("scheduled_orders", "number"),
 )

@@ -21,6 +21,7 @@ async def all_nodes(connection: Connection) -> list[Node]:
             enrolled_at=row["enrolled_at"].timestamp(),
             verify_key=row["verify_key"],
             handshake_public=row["handshake_public"],
+            owner=row["owner"],
         )
         for row in rows
     ]
@@ -50,9 +51,9 @@ async def put_node(connection: Connection, node: Node, *, fingerprint: str, expi
     await connection.execute(
         """
         INSERT INTO nodes (handshake_public, verify_key, name, role, fingerprint, serial, enrolled_at,
-        expires_at) VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), $8) ON CONFLICT (handshake_public) DO
-        UPDATE SET
-            name = excluded.name, role = excluded.role, serial = excluded.serial,
+        expires_at, owner) VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), $8, $9) ON CONFLICT
+        (handshake_public) DO UPDATE SET
+            name = excluded.name, owner = excluded.owner, role = excluded.role, serial = excluded.serial,
             enrolled_at = excluded.enrolled_at, expires_at = excluded.expires_at, revoked_at = NULL
         """,
         node.handshake_public,
@@ -63,6 +64,7 @@ async def put_node(connection: Connection, node: Node, *, fingerprint: str, expi
         node.serial,
         node.enrolled_at,
         expires_at,
+        node.owner,
     )
 
 

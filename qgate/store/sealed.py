@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 from qgate.capability.providers.catalogue import key_purpose
 from qgate.governance.directory import password_purpose, secret_purpose
+from qgate.store.admins import reseal_admins
 from qgate.store.database import Connection
+from qgate.store.people import reseal_people
 from qgate.store.providers import provider_of, put_provider_key
 from qgate.store.routes import all_routes
 
 
 async def reseal_all(connection: Connection, reseal: Callable[[bytes, str], bytes]) -> int:
     """Replace each box by `reseal(box, purpose)`; returns how many. No gate can add one meanwhile."""
-    await connection.execute("LOCK TABLE routes, passwords, secrets, providers IN EXCLUSIVE MODE")
+    await connection.execute("LOCK TABLE routes, passwords, secrets, providers, admins IN EXCLUSIVE MODE")
     routes = {route.name: route for route in await all_routes(connection)}
     count = 0
     for row in await connection.fetch("SELECT route, read_only, state, sealed FROM passwords"):
@@ -37,4 +39,5 @@ async def reseal_all(connection: Connection, reseal: Callable[[bytes, str], byte
         purpose = key_purpose(provider_of(dict(row)))
         await put_provider_key(connection, row["name"], reseal(row["sealed_key"], purpose))
         count += 1
-    return count
+    count += await reseal_admins(connection, reseal)
+    return count + await reseal_people(connection, reseal)

@@ -8,6 +8,7 @@ from qgate.federation.guests import GuestApp
 from qgate.governance.directory import App, CapabilityPolicy, Limits, Route, Snapshot, with_limits
 from qgate.governance.guest_list import GUEST_DATABASES, GuestList, guest_name, opened, welcome
 from qgate.governance.registry import DEFAULTS
+from qgate.store.admins import read_admins
 from qgate.store.api_keys import all_api_keys
 from qgate.store.apps import all_apps
 from qgate.store.budgets import all_budgets
@@ -56,6 +57,7 @@ async def read_snapshot(store: Store) -> Snapshot:
             guest_list=guests,
             roster=await _roster(connection),
             orders=await live_orders(connection),
+            admin_list=await read_admins(connection),
             guests=_guest_apps(guests, routes, effective[GUEST_DATABASES], defaults),
         )
 
