@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
-from meshctl.client import Dialler, Gate
+from meshctl.client import Gate
 from meshctl.contexts import Context, ContextSettings, known_pool, pools_of
+from meshctl.dialling import Dialler
 from meshctl.errors import GateError, RefusedError, UnreachableError
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.node_directory import replace_file

@@ -15,8 +15,9 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from meshctl.dialling import Dialler, UnixDialler
 from meshctl.errors import CommandError, GateError, UnreachableError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ API = "/control/v1"
 SYSTEM_GATE = Path("/var/lib/qgate")
 DEV_STATE = Path(".mesh")
 SOCKET_NAME = "admin.sock"
-SUN_PATH_MAX = 107  # bytes that fit sockaddr_un.sun_path beside its NUL (unix(7))
 CALL_TIMEOUT_S = 60.0
 UPLOAD_TIMEOUT_S = 360.0
 UPLOAD_PIECE = 1 << 20
@@ -44,78 +44,6 @@ class Reply:
 
     status: int
     body: Any
-
-
-class Dialler(Protocol):
-    """Where a gate's control API is reached. ``place`` names one of several; it is "" for the local gate."""
-
-    @property
-    def path(self) -> Path:
-        """The socket, or where it would be: what lies beside it belongs to the same gate or context."""
-
-    @property
-    def places(self) -> int:
-        """How many places there are to try."""
-
-    def place(self) -> str:
-        """Where calls go now."""
-
-    def check(self, place: str, method: str) -> None:
-        """Refuse what must not be done at this place, by RefusedError."""
-
-    def dial(self, place: str, timeout: float | None) -> socket.socket:
-        """A connection that speaks HTTP. Raises OSError."""
-
-    def headers(self, place: str) -> Mapping[str, str]:
-        """What every request there carries. Raises OSError, GateError."""
-
-    def renew(self, place: str) -> bool:
-        """After a 401: whether the request is worth repeating with other headers."""
-
-    def leave(self, place: str, error: OSError) -> str:
-        """Give a place up; where calls go now, "" where there is nowhere else."""
-
-    def explain(self, place: str, error: OSError, timeout: float | None) -> UnreachableError:
-        """Say in a person's words why nobody answers."""
-
-
-class UnixDialler:
-    """The gate behind one unix socket; its owner and root need nothing else to be let in."""
-
-    places = 1
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def place(self) -> str:
-        return ""
-
-    def check(self, place: str, method: str) -> None:
-        del place, method
-
-    def dial(self, place: str, timeout: float | None) -> socket.socket:
-        del place
-        return connect_unix(self.path, timeout)
-
-    def headers(self, place: str) -> Mapping[str, str]:
-        del place
-        return {}
-
-    def renew(self, place: str) -> bool:
-        del place
-        return False
-
-    def leave(self, place: str, error: OSError) -> str:
-        del place, error
-        return ""
-
-    def explain(self, place: str, error: OSError, timeout: float | None) -> UnreachableError:
-        del place
-        if isinstance(error, TimeoutError) and timeout is not None:
-            return UnreachableError(
-                f"The gate at {self.path} did not answer within {timeout:.0f} s.", hint="meshctl doctor"
-            )
-        return unreachable(self.path, error)
 
 
 class Gate:
@@ -332,10 +260,13 @@ class Gate:
                     renewed = False
                     self.moved(place, now)
                     continue
-                told = self.dialler.explain(place, error, timeout)
                 if place and sent and method not in SAFE:
-                    told.message += " Whether the change was made there is not known."
-                raise told from error
+                    raise UnreachableError(
+                        f"The pool {place} went away before it answered; whether the change was made there "
+                        "is not known.",
+                        hint="look before you repeat it",
+                    ) from error
+                raise self.dialler.explain(place, error, timeout) from error
             except BaseException:
                 connection.close()
                 raise
@@ -417,25 +348,6 @@ class Listening:
         self._socket.close()
 
 
-def connect_unix(path: Path, timeout: float | None) -> socket.socket:
-    """Connect to a stream socket, also where its path is longer than sockaddr_un holds. Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(timeout)
-    try:
-        if len(os.fsencode(path)) <= SUN_PATH_MAX:
-            sock.connect(str(path))
-        else:
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-            finally:
-                os.close(directory)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
 def find_socket(gate_dir: Path | None, socket_path: Path | None, *, here: Path) -> Path:
     """The admin socket to use: what was named, else the dev stack in ``here``, else the system's gate.
 
@@ -482,27 +394,6 @@ def problem(status: int, body: bytes) -> GateError:
         problem=str(document.get("code") or ""),
         hint=str(document.get("next") or ""),
     )
-
-
-def unreachable(path: Path, error: OSError) -> UnreachableError:
-    """Say in a person's words why the socket could not be used."""
-    if isinstance(error, FileNotFoundError):
-        settings = path.with_name("qgate.toml")
-        own = f"qgate --config {settings if settings.is_file() else 'FILE'}"
-        return UnreachableError(
-            f"No gate is running: {path} does not exist.",
-            hint=f"start it (meshctl dev, or: {own})",
-        )
-    if isinstance(error, PermissionError):
-        return UnreachableError(
-            f"{path} may be used by the gate's own user and by root only.", hint="sudo -u qgate meshctl ..."
-        )
-    if isinstance(error, ConnectionRefusedError):
-        return UnreachableError(
-            f"{path} is there but nobody listens on it: the gate stopped without cleaning up.",
-            hint="start the gate again; it replaces the socket",
-        )
-    return UnreachableError(f"The gate at {path} does not answer: {error}", hint="meshctl doctor")
 
 
 def _query_text(value: object) -> str:

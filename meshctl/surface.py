@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meshctl.client import connect_unix, unreachable
+from meshctl.dialling import connect_unix, unreachable
 from meshctl.errors import CommandError, ExitCode, UnreachableError, UsageError, exit_code_of
 
 if TYPE_CHECKING:

@@ -152,7 +152,7 @@ def log_in(
     if read_only:
         body["read_only"] = True
     if code_file is not None:
-        body["totp"] = _code(code_file)
+        body["code"] = _code(code_file)
     dialler.go(dialler.home)
     gate = Gate(dialler.without_login())
     try:
@@ -160,7 +160,7 @@ def log_in(
     except GateError as error:
         if error.problem not in SECOND_FACTOR or code_file is not None:
             raise
-        reply = gate.post("/session", {**body, "totp": _code(None)})
+        reply = gate.post("/session", {**body, "code": _code(None)})
     return dialler.keep(reply, name=name, read_only=read_only)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import nacl.exceptions
 import nacl.secret
 
-from meshctl.client import SUN_PATH_MAX
+from meshctl.dialling import SUN_PATH_MAX
 from meshctl.drivers import Credential
 from meshctl.errors import CommandError, RefusedError, UsageError
 from meshctl.gate_directory import GateDirectory, write_file

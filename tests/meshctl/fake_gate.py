@@ -6,7 +6,7 @@ import json
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -17,11 +17,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 @dataclass
 class FakeGate:
-    """``answers`` maps "METHOD /path" (without /control/v1) to (status, body); text goes out as it is."""
+    """``answers`` maps "METHOD /path" (without /control/v1) to (status, body); text goes out as it is.
+
+    ``guard`` is asked first, with the call, its headers and its body; what it returns is the answer.
+    """
 
     socket: Path
     answers: dict[str, tuple[int, Any]] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+    guard: Callable[[str, dict[str, str], Any], tuple[int, Any] | None] | None = None
 
     def answer(self, call: str, body: Any, status: int = 200) -> None:
         self.answers[call] = (status, body)
@@ -62,7 +66,9 @@ def serving(path: Path) -> Iterator[FakeGate]:
             body = json.loads(self.rfile.read(size)) if size else None
             call = f"{self.command} {url.path.removeprefix('/control/v1')}"
             self.gate.asked.append((call, dict(parse_qsl(url.query)), body))
-            status, answer = self.gate.answers.get(
+            guard = self.gate.guard
+            first = guard(call, dict(self.headers), body) if guard is not None else None
+            status, answer = first or self.gate.answers.get(
                 call, (404, {"detail": f"{call} is not there", "next": ""})
             )
             text = answer if isinstance(answer, str) else "" if answer is None else json.dumps(answer)
