@@ -122,6 +122,9 @@ class Compute:
     def _directory_changed(self, names: frozenset[str]) -> None:
         if "pool" in names:
             self._name_own()
+        if "setting:automation.smart_routing" in names:
+            for pool_key in list(self.offers.heard):
+                self._changed(pool_key)
 
     def _name_own(self) -> None:
         own = self._directory.own_pool()
@@ -133,7 +136,10 @@ class Compute:
         now = asyncio.get_running_loop().time()
         known = self._names.get(pool_key)
         refused = (
-            peer is None or not may(peer, "jobs", "send") or (heard is not None and not heard.offer.jobs)
+            peer is None
+            or not may(peer, "jobs", "send")
+            or (heard is not None and not heard.offer.jobs)
+            or not self._directory.setting("automation.smart_routing")
         )
         if known is not None and (refused or peer is None or peer.name != known):
             self._inventory.worker_gone(self._names.pop(pool_key), "pool")

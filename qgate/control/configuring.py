@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from qgate.control import branding, licence, settings
+from qgate.control import automations, branding, licence, orders, settings
+from qgate.control.automated import Automated
+from qgate.governance.automations import Automations
 from qgate.governance.licence import Licences
+from qgate.governance.order_kinds import kinds
+from qgate.governance.orders import Orders
 from qgate.governance.showing import Showing
+from qgate.store import StoreUnavailableError
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -15,14 +22,26 @@ if TYPE_CHECKING:
     from qgate.gate import Gate
     from qgate.governance.office import Office
 
+SEEN_EVERY_S: Final = 600.0
+"""How often it is noted which peers are there."""
+
 
 class Configuring:
     """The parts of one gate; ``routers`` are their routes, ``run`` what goes on unasked."""
 
     def __init__(self, gate: Gate, office: Office) -> None:
         self._gate = gate
+        preferences = gate.administration.preferences
         self.licences = Licences(office, pool=gate.parts.keys.pool_key)
         self.showing = Showing(office, self.licences)
+        self.orders = Orders(
+            office,
+            gate=gate.settings.name,
+            kinds=kinds(office, gate.movement, gate.capabilities.workers, preferences),
+            raise_incident=self._raise_incident,
+        )
+        self._automated = Automated(gate, office, self.orders)
+        self.automations = Automations(office, gate.settings.name, preferences, self._automated.each())
 
     def routers(self) -> tuple[APIRouter, ...]:
         """All routes."""
@@ -30,9 +49,23 @@ class Configuring:
             *settings.routers(self._gate.administration),
             *licence.routers(self.licences),
             *branding.routers(self.showing),
+            *orders.routers(self.orders),
+            *automations.routers(self.automations),
         )
 
     async def run(self) -> None:
         """Go on until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.licences.run(), name="licence")
+            tasks.create_task(self.orders.run(), name="orders")
+            tasks.create_task(self.automations.run(), name="automations")
+            tasks.create_task(self._see_peers(), name="peers seen")
+
+    async def _see_peers(self) -> None:
+        while True:
+            await asyncio.sleep(SEEN_EVERY_S)
+            with contextlib.suppress(StoreUnavailableError):
+                await self._automated.look()
+
+    async def _raise_incident(self, kind: str, subject: str, evidence: Mapping[str, Any]) -> None:
+        await self._gate.movement.journal.raise_incident(kind, subject, evidence)

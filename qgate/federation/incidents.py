@@ -199,7 +199,7 @@ class Journal:
     async def escalate(self) -> list[int]:
         """Escalate every incident that is overdue, each once in the whole pool; their numbers."""
         after_s = float(self._setting("incident.escalate_s"))
-        if not after_s:
+        if not after_s or not self._setting("automation.failsafe"):
             return []
         async with self._store.transaction() as connection:
             overdue = await table.take_overdue(connection, at=self._now(), after_s=after_s)
@@ -210,6 +210,18 @@ class Journal:
             if hook:
                 await self._run_hook(hook, document)
         return [int(row["id"]) for row in overdue]
+
+    def now(self) -> float:
+        """Unix time, as this journal writes it."""
+        return self._clock()
+
+    async def overdue(self) -> int:
+        """How many open incidents would be escalated now."""
+        after_s = float(self._setting("incident.escalate_s"))
+        if not after_s:
+            return 0
+        async with self._store.connection() as connection:
+            return await table.count_overdue(connection, at=self._now(), after_s=after_s)
 
     async def _run_hook(self, hook: str, document: Mapping[str, Any]) -> None:
         try:

@@ -14,7 +14,7 @@ import structlog
 from qgate.federation.exports import Exports
 from qgate.federation.incidents import Journal, short
 from qgate.federation.peer import Peer
-from qgate.federation.rebalance import PAUSE_S, BalanceState, PoolLoad, Sight, step
+from qgate.federation.rebalance import PAUSE_S, BalanceState, PoolLoad, Reassign, Sight, step
 from qgate.federation.rosters import Rosters
 from qgate.federation.suspicion import ALIVE, DEAD, Standing
 from qgate.governance.directory import Directory
@@ -91,6 +91,7 @@ class Movement:
         self._workers = workers
         self._monotonic = monotonic
         self._balance = BalanceState()
+        self.balanced: tuple[float, str] = (0.0, "")
         self._serial = (b"", 0)
         self._tasks: set[asyncio.Task[None]] = set()
         self.pool_key = pool_key
@@ -175,6 +176,7 @@ class Movement:
             if not self.directory.setting("failover.rebalance"):
                 continue
             self._balance, order = step(self._balance, self._sight(), self._monotonic())
+            self.balanced = (self.journal.now(), self._said(order))
             if order is None:
                 continue
             log.info(
@@ -191,6 +193,15 @@ class Movement:
                 )
             except StoreUnavailableError:
                 continue
+
+    def balance_preview(self) -> str:
+        """What the balancer would order now, empty for nothing; nothing is ordered and nothing remembered."""
+        return self._said(step(self._balance, self._sight(), self._monotonic())[1])
+
+    def _said(self, order: Reassign | None) -> str:
+        if order is None:
+            return ""
+        return f"{order.worker} to {self.name(order.pool or self.pool_key)}: {order.why}"
 
     def _sight(self) -> Sight:
         own, peers = self._loads()

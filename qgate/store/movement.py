@@ -205,6 +205,17 @@ async def take_overdue(connection: Connection, *, at: datetime, after_s: float) 
     return [dict(row) for row in rows]
 
 
+async def count_overdue(connection: Connection, *, at: datetime, after_s: float) -> int:
+    """How many incidents `take_overdue` would take."""
+    found = await connection.fetchval(
+        """
+        SELECT count(*) FROM incidents WHERE state = 'open' AND escalated_at IS NULL AND opened_at <= $1
+        """,
+        at - timedelta(seconds=after_s),
+    )
+    return int(found)
+
+
 # --- orders -------------------------------------------------------------------------------------------------
 
 

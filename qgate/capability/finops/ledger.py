@@ -125,6 +125,7 @@ class BudgetLedger:
                 "refused", f"it may cost {money(amount)} {price.currency}, the request allows {money(most)}"
             )
         now, strongest = self._monotonic(), _OK
+        steers = self._directory.setting("automation.smart_routing")
         for budget in budgets:
             if budget.currency != price.currency:
                 return Verdict(
@@ -135,7 +136,7 @@ class BudgetLedger:
             if room is not None and amount > room:
                 may = f"it may cost up to {money(amount)} {price.currency}"
                 return Verdict("refused", f"{may}, and {account.left_in_words(room)}")
-            if account.mood.strength > strongest.pressure:
+            if steers and account.mood.strength > strongest.pressure:
                 strongest = Verdict(
                     "prefer-local", f"{budget.id}: {account.mood.reason}", account.mood.strength
                 )

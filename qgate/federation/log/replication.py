@@ -404,6 +404,7 @@ class Replication:
             sequencer=self.sequencer,
             reclaim=self._reclaim,
             rate=lambda: float(self._setting("replication.backfill_kb_s")) * 1000,
+            fetches=lambda: bool(self._setting("automation.replication")),
             clock=self._clock,
         )
 

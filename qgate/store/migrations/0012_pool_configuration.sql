@@ -74,3 +74,9 @@ CREATE TABLE automation_runs (
     ok      boolean NOT NULL,
     outcome text NOT NULL
 );
+
+-- When each peer was seen last by any gate, so that one that is gone for good can be told from one that is away.
+CREATE TABLE peers_seen (
+    pool_key bytea PRIMARY KEY REFERENCES peers (pool_key) ON DELETE CASCADE,
+    seen_at  timestamptz NOT NULL
+);
