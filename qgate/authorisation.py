@@ -113,7 +113,12 @@ class GateAuthorisation:
         """Why the bearer of a sound certificate is not welcome all the same, or the empty string."""
         if certificate.pool != self._pool_key:
             peer = self._directory.peer(certificate.pool)
-            return self._unwelcome(peer, certificate.role) or self._guest_standing(certificate)
+            if problem := self._unwelcome(peer, certificate.role):
+                return problem
+            public = certificate.handshake_public
+            if self._directory.node_revoked(certificate.pool, public, certificate.serial):
+                return REVOKED
+            return self._guest_standing(certificate)
         return _standing(certificate, self._directory.node(certificate.handshake_public))
 
     def _guest_standing(self, certificate: NodeCertificate) -> str:

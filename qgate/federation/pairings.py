@@ -2,10 +2,12 @@
 
 Two streams of the log. "pairings" (level 2) says with whom a pool is paired, so that any pool can show the
 whole cluster and a pairing that only one side has is seen. "revocations" (everybody) says whose key a pool
-has revoked, and how far that pool's log had been accepted.
+has revoked, and how far that pool's log had been accepted; and which of its own nodes (sidecars, daemons,
+administrators' devices) it no longer vouches for.
 
-Nothing that a peer says here changes what is trusted here: trust is not passed on. What we said ourselves
-does, when it comes back after our store was restored from a backup: it takes trust away, and never gives any.
+A peer's word takes its own nodes away, everywhere and at once. Nothing that it says of others changes what is
+trusted here: trust is not passed on. What we said ourselves does, when it comes back after our store was
+restored from a backup: it takes trust away, and never gives any.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import structlog
 from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import KINDS, Peer, Permissions
 from qgate.store.database import Connection
+from qgate.store.guests import revoke_reclaimed
 from qgate.store.outbox import publish
+from qgate.store.peer_revocations import drop_node_revocations, put_node_revocation
 from qgate.store.peers import (
     drop_foreign_pairings,
     foreign_pairing_digests,
@@ -42,6 +46,7 @@ REVOCATIONS: Final = "revocations"
 
 _TOLD: Final = ("paired", "unpaired", "revoked")
 _SUBJECT: Final = "pool"
+_NODE: Final = "node"
 
 log = structlog.get_logger(__name__)
 
@@ -62,11 +67,19 @@ async def announce_revocation(
     await publish(connection, stream=REVOCATIONS, record=_record(pool_key), payload=payload)
 
 
+async def announce_node_revocation(
+    connection: Connection, handshake_public: bytes, serial: int, role: str
+) -> None:
+    """Let everybody hear that a node of ours is revoked: certificates for its key up to ``serial``."""
+    payload = {"subject": _NODE, "handshake": handshake_public, "serial": serial, "role": role}
+    await publish(connection, stream=REVOCATIONS, record=_record(handshake_public), payload=payload)
+
+
 def rules() -> tuple[StreamRule, ...]:
     """What these streams' entries do here."""
     return (
         StreamRule(PAIRINGS, _hear, forget=_forget, reclaim=_reclaim, rows=_rows),
-        StreamRule(REVOCATIONS, _hear_revocation, reclaim=_reclaim_revocation),
+        StreamRule(REVOCATIONS, _hear_revocation, forget=_forget_revocations, reclaim=_reclaim_revocation),
     )
 
 
@@ -101,14 +114,26 @@ async def _reclaim(connection: Connection, entry: Entry, payload: dict[str, Any]
 
 
 async def _hear_revocation(connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]) -> None:
-    del connection, entry
+    if payload.get("subject") == _NODE:
+        key, serial = payload.get("handshake"), payload.get("serial")
+        if not isinstance(key, bytes) or len(key) != KEY_BYTES or type(serial) is not int or serial < 0:
+            raise RemoteProtocolError("an entry about a revoked node is malformed")
+        await put_node_revocation(connection, peer.pool_key, key, serial, entry.record)
+        log.info("a peer has revoked a node of its own", pool=peer.name, role=str(payload.get("role"))[:16])
+        return
     key = payload.get("pool")
     if payload.get("subject") == _SUBJECT and isinstance(key, bytes) and len(key) == KEY_BYTES:
         log.warning("a peer has revoked a pool", pool=peer.name, revoked=fingerprint(key))
 
 
+async def _forget_revocations(connection: Connection, peer: Peer) -> None:
+    await drop_node_revocations(connection, peer.pool_key)
+
+
 async def _reclaim_revocation(connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
     del entry
+    if payload.get("subject") == _NODE and isinstance(payload.get("handshake"), bytes):
+        await revoke_reclaimed(connection, payload["handshake"])
     if payload.get("subject") == _SUBJECT:
         await _lower(connection, payload.get("pool"), "revoked")
 

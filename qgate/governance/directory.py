@@ -232,6 +232,10 @@ class Directory:
         """The node of that paired pool that owns this X25519 public key and may come here."""
         return self._snapshot.guest_list.nodes.get((pool, handshake_public))
 
+    def node_revoked(self, pool: bytes, handshake_public: bytes, serial: int) -> bool:
+        """Whether a paired pool has taken back the certificate of that serial for one of its nodes."""
+        return serial <= self._snapshot.guest_list.revoked.get((pool, handshake_public), -1)
+
     def guest_roster(self, pool: bytes) -> bytes | None:
         """The sealed roster of a paired pool, for its nodes that are here."""
         return self._snapshot.guest_list.rosters.get(pool)
@@ -397,6 +401,9 @@ def _changes(before: Snapshot, after: Snapshot) -> Iterable[str]:
     for at in old_guests.nodes.keys() | new_guests.nodes.keys():
         if old_guests.nodes.get(at) != new_guests.nodes.get(at):
             yield f"node:{(new_guests.nodes.get(at) or old_guests.nodes[at]).name}"
+    for place, serial in new_guests.revoked.items():
+        if old_guests.revoked.get(place) != serial:
+            yield f"node:{place[1].hex()[:16]}"
     if (before.roster, old_guests.rosters) != (after.roster, new_guests.rosters):
         yield "rosters"
     if before.orders != after.orders:

@@ -27,13 +27,15 @@ class GuestList:
     """`apps` are GuestApps by "POOL/APP", `keys` by pool and the digest that is good here, `nodes` by pool
     and X25519 key: what one pool says never counts for another's.
 
-    `rosters` are the sealed rosters of the pools whose nodes may come, by pool.
+    `rosters` are the sealed rosters of the pools whose nodes may come, by pool. `revoked` are nodes, in any
+    role, that their own pools have taken back: certificates up to that serial, by pool and X25519 key.
     """
 
     apps: Mapping[str, GuestApp] = field(default_factory=dict)
     keys: Mapping[tuple[bytes, bytes], ApiKey] = field(default_factory=dict, repr=False)
     nodes: Mapping[tuple[bytes, bytes], GuestNode] = field(default_factory=dict)
     rosters: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)
+    revoked: Mapping[tuple[bytes, bytes], int] = field(default_factory=dict)
 
 
 def guest_name(pool: str, name: str) -> str:
@@ -47,6 +49,7 @@ def welcome(
     apps: Iterable[GuestApp],
     nodes: Iterable[GuestNode],
     rosters: Mapping[bytes, bytes],
+    revoked: Mapping[tuple[bytes, bytes], int] | None = None,
 ) -> GuestList:
     """The guests of those peers that may fail over to here."""
     names = {key: peer.name for key, peer in peers.items() if may(peer, "failover", "receive")}
@@ -60,6 +63,7 @@ def welcome(
         },
         nodes={(node.pool, node.handshake_public): node for node in nodes if node.pool in names},
         rosters={pool: sealed for pool, sealed in rosters.items() if pool in names},
+        revoked=revoked or {},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from qgate.federation.pairings import announce_node_revocation
 from qgate.governance.directory import Node
 from qgate.store.database import Connection
 
@@ -69,8 +70,16 @@ async def put_node(connection: Connection, node: Node, *, fingerprint: str, expi
 
 
 async def revoke_node(connection: Connection, name: str, at: datetime) -> bool:
-    """Revoke the node that holds `name`; False where none does."""
-    done = await connection.execute(
-        "UPDATE nodes SET revoked_at = $2 WHERE name = $1 AND revoked_at IS NULL", name, at
+    """Revoke the node that holds `name`, and let every peer hear of it; False where none does."""
+    row = await connection.fetchrow(
+        """
+        UPDATE nodes SET revoked_at = $2 WHERE name = $1 AND revoked_at IS NULL
+        RETURNING handshake_public, serial, role
+        """,
+        name,
+        at,
     )
-    return done != "UPDATE 0"
+    if row is None:
+        return False
+    await announce_node_revocation(connection, row["handshake_public"], row["serial"], row["role"])
+    return True

@@ -16,6 +16,7 @@ from qgate.store.database import Connection, Store
 from qgate.store.guests import all_guest_apps, all_guest_nodes, all_guest_rosters, kept_roster
 from qgate.store.movement import live_orders
 from qgate.store.nodes import all_nodes
+from qgate.store.peer_revocations import node_revocations
 from qgate.store.peers import all_peers, offers_open_until, own_pool
 from qgate.store.providers import all_aliases, all_prices, all_providers
 from qgate.store.routes import all_passwords, all_routes
@@ -38,6 +39,7 @@ async def read_snapshot(store: Store) -> Snapshot:
             apps=await all_guest_apps(connection),
             nodes=await all_guest_nodes(connection),
             rosters=await all_guest_rosters(connection),
+            revoked=await node_revocations(connection),
         )
         return Snapshot(
             apps={app.name: app for app in await all_apps(connection, defaults)},

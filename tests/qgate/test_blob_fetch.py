@@ -23,6 +23,7 @@ from tunnel_proto.blob_messages import (
     CHUNK_MIN,
     AskChunk,
     AskManifest,
+    BlobMessage,
     ChunkIs,
     Frames,
     ManifestIs,
@@ -216,7 +217,12 @@ async def test_a_disk_that_fills_up_on_the_way_says_so(
 
 def test_messages_are_taken_apart_however_they_come() -> None:
     root = bytes(32)
-    said = [AskManifest(root), AskChunk(root, 7), ChunkIs(root, 7, b"x" * 1000), NotHere(root, -1, "no")]
+    said: list[BlobMessage] = [
+        AskManifest(root),
+        AskChunk(root, 7),
+        ChunkIs(root, 7, b"x" * 1000),
+        NotHere(root, -1, "no"),
+    ]
     wire = b"".join(encode(one) for one in said)
     frames = Frames()
     found = [message for at in range(0, len(wire), 13) for message in frames.feed(wire[at : at + 13])]

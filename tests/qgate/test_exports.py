@@ -140,8 +140,10 @@ async def test_a_revoked_node_is_told_as_revoked(pool: Pool) -> None:
     await hq.know()
     await hq.told()
     await pool.sidecars.revoke("laptop", by=BY)
-    ((stream, node),) = await hq.told()
-    assert (stream, node["revoked"]) == ("nodes", True)
+    (first, gone), (second, node) = await hq.told()
+    assert (first, gone["subject"], gone["role"]) == ("revocations", "node", "client")
+    assert gone["handshake"] == node["handshake"]
+    assert (second, node["revoked"]) == ("nodes", True)
 
 
 async def test_rosters_follow_mode_and_peers_and_are_renewed(pool: Pool) -> None:
