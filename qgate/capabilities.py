@@ -35,7 +35,7 @@ from qgate.capability.workers import Workers
 from qgate.governance.audit import AuditLog
 from qgate.governance.directory import App, Directory
 from qgate.governance.policy import CapabilityPolicy
-from qgate.http.application import Application
+from qgate.http.application import Application, Door
 from qgate.http.desk import Desk, ModelCard
 from qgate.http.front import HttpFront
 from qgate.http.intake import Intake
@@ -104,8 +104,9 @@ class Capabilities:
             self.receipts,
             accepting=lambda: audit.accepting,
         )
+        self.door = Door(Application(self.desk, settings.http, wall=clock))
         self.http = HttpFront(
-            Application(self.desk, settings.http, wall=clock),
+            self.door,
             Patience(head_s=settings.http.head_timeout_s, body_s=settings.http.body_timeout_s),
             origin=directory.origin,
         )

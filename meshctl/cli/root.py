@@ -26,6 +26,8 @@ from meshctl.cli import (
     incident,
     key,
     model,
+    notification,
+    people,
     pool,
     provider,
     receipt,
@@ -33,6 +35,8 @@ from meshctl.cli import (
     secret,
     settings,
     sidecar,
+    signup,
+    smtp,
     worker,
 )
 from meshctl.cli.ask import ask
@@ -70,6 +74,10 @@ ORDER = (
     "logout",
     "whoami",
     "admin",
+    "people",
+    "signup",
+    "smtp",
+    "notification",
     "secret",
     "audit",
     "key",
@@ -173,6 +181,10 @@ def build() -> typer.Typer:
     root.command("login")(login)
     root.command("logout")(logout)
     root.command("whoami")(whoami)
+    root.add_typer(people.commands, name="people")
+    root.add_typer(signup.commands, name="signup")
+    root.add_typer(smtp.commands, name="smtp")
+    root.add_typer(notification.commands, name="notification")
     root.add_typer(secret.commands, name="secret")
     root.add_typer(audit.commands, name="audit")
     root.add_typer(key.commands, name="key")

@@ -41,6 +41,7 @@ _OF_OLLAMA: Final = (
     "an administrator adds models with meshctl model"
 )
 
+ASGI = Callable[[Scope, Receive, Send], Awaitable[None]]
 Endpoint = Callable[[Exchange, App], Awaitable[None]]
 
 log = structlog.get_logger("qgate.http")
@@ -77,11 +78,9 @@ class Application:
                 )
 
     async def _serve(self, exchange: Exchange) -> None:
-        if self.principal is None:
-            self._check_host(exchange)
-            if self._check_origin(exchange):
-                await exchange.answer(204, b"")
-                return
+        if self.principal is None and not self.admits(exchange):
+            await exchange.answer(204, b"")
+            return
         endpoint = self._route(exchange)
         app = self.principal
         if app is None:
@@ -91,6 +90,11 @@ class Application:
         await endpoint(exchange, app)
 
     # --- who may speak to us from where
+
+    def admits(self, exchange: Exchange) -> bool:
+        """Whether a request is to be served; False: it is a page's preflight. `Problem` for a refusal."""
+        self._check_host(exchange)
+        return not self._check_origin(exchange)
 
     def _check_host(self, exchange: Exchange) -> None:
         """Refuse a web page whose name was rebound to this machine: its Host is not one of ours."""
@@ -317,6 +321,30 @@ class Beside:
             await self.capability(scope, receive, send)
         else:
             await self.other(scope, receive, send)
+
+
+class Door:
+    """What sidecars' streams reach: ``capability``, and faces that are opened beside it under a path."""
+
+    def __init__(self, capability: Application) -> None:
+        self.capability = capability
+        self._faces: dict[str, tuple[ASGI, Callable[[Scope], bool]]] = {}
+
+    def open(self, path: str, face: ASGI, *, when: Callable[[Scope], bool]) -> None:
+        """Serve ``path`` and what lies under it by ``face`` where ``when(scope)`` holds; else there is
+        nothing.
+        """
+        self._faces[path] = (face, when)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            first = "/" + scope["path"][1:].partition("/")[0]
+            face, when = self._faces.get(first, (None, None))
+            if face is not None and when is not None and when(scope):
+                await face(scope, receive, send)
+                return
+        await self.capability(scope, receive, send)
 
 
 def _log_defect(path: str, error: Exception) -> None:

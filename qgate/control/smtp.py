@@ -1,0 +1,107 @@
+"""The pool's mail over the control API.
+
+GET  /smtp             how mail is sent, who is told, what waits; never the password
+PUT  /smtp             {host?, port?, tls?, ca_file?, user?, from?, timeout_s?, give_up_hours?, password?}
+PUT  /smtp/recipients  {recipients: [{to, severity?}]}
+POST /smtp/test        {to}     {ok, steps: [{name, ok, detail}], problem, next}
+GET  /smtp/mail        {items: [{id, person, kind, state, attempts, next_at, said}]}
+POST /smtp/retry       {waiting}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from qgate.control.access import needs
+from qgate.control.bodies import Body, Secret
+from qgate.control.paging import Fields, Listing, Page, page
+from qgate.control.resources import By
+from qgate.governance.principal import Role
+from qgate.governance.smtp import ADDRESS_MAX
+
+if TYPE_CHECKING:
+    from qgate.governance.mail import Mail
+
+MAIL_MAX = 10_000
+
+FIELDS = Fields("id", search=("kind", "person", "said"), filters=("state", "kind"))
+
+Address = Annotated[str, Field(max_length=ADDRESS_MAX, repr=False)]
+
+
+class SmtpBody(Body):
+    """What changes; what is left out stays. An empty password is forgotten."""
+
+    host: Annotated[str, Field(max_length=255)] | None = None
+    port: int | None = None
+    tls: Literal["none", "starttls", "tls"] | None = None
+    ca_file: Annotated[str, Field(max_length=4096)] | None = None
+    user: Annotated[str, Field(max_length=320)] | None = None
+    sender: Annotated[str | None, Field(max_length=ADDRESS_MAX, alias="from")] = None
+    timeout_s: float | None = None
+    give_up_hours: int | None = None
+    password: Secret | None = Field(default=None, repr=False)
+
+
+class RecipientBody(Body):
+    """Somebody who is told of notifications of that severity and above."""
+
+    to: Address
+    severity: Literal["info", "warning", "critical"] = "warning"
+
+
+class RecipientsBody(Body):
+    """Everybody who is told."""
+
+    recipients: Annotated[list[RecipientBody], Field(max_length=100)]
+
+
+class TestBody(Body):
+    """Where the test goes."""
+
+    to: Address
+
+
+def routers(mail: Mail) -> tuple[APIRouter, ...]:
+    """One router a noun."""
+    router = APIRouter(prefix="/smtp", tags=["smtp"], dependencies=[needs(Role.ADMIN)])
+
+    @router.get("")
+    async def show_smtp() -> dict[str, Any]:
+        """How mail is sent."""
+        return await mail.show()
+
+    @router.put("")
+    async def set_smtp(body: SmtpBody, by: By) -> dict[str, Any]:
+        """Change how mail is sent."""
+        changes = {
+            name: value
+            for name, value in body.model_dump(by_alias=True, exclude={"password"}).items()
+            if value is not None
+        }
+        return await mail.set_up(changes, body.password, by=by)
+
+    @router.put("/recipients")
+    async def set_recipients(body: RecipientsBody, by: By) -> dict[str, Any]:
+        """Say who is told of notifications."""
+        return await mail.set_recipients([(one.to, one.severity) for one in body.recipients], by=by)
+
+    @router.post("/test")
+    async def test_smtp(body: TestBody, by: By) -> dict[str, Any]:
+        """Send a letter now and say what happened, step by step."""
+        return await mail.test(body.to, by=by)
+
+    @router.get("/mail", response_model=Page)
+    async def list_mail(listing: Listing) -> dict[str, Any]:
+        """What became of mail, the newest first."""
+        return page(await mail.journal(limit=MAIL_MAX), listing, FIELDS)
+
+    @router.post("/retry")
+    async def retry_mail(by: By) -> dict[str, Any]:
+        """Try all that waits now."""
+        return await mail.retry(by=by)
+
+    return (router,)

@@ -1,0 +1,75 @@
+"""People and what is told to them, put together: mail, notifications, people, sign-up, erasure.
+
+open     whom an older backup brought back is erased again, before anybody is served
+run      send mail, look at what is to be told, forget who never confirmed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from qgate.control import notifications, people, signup, smtp
+from qgate.governance.erasure import Erasures
+from qgate.governance.mail import Mail
+from qgate.governance.notifications import Notifications
+from qgate.governance.people import People
+from qgate.governance.person_archive import PersonArchives
+from qgate.governance.person_keys import FILE_NAME, PersonKeys
+from qgate.governance.signup import Signup
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from qgate.gate import Gate
+    from qgate.governance.office import Office
+
+SIGNUP_PATH: Final = signup.PATH
+
+
+class Staff:
+    """The people of one gate's pool, and the gate's part in looking after them."""
+
+    def __init__(self, gate: Gate, office: Office) -> None:
+        self._gate = gate
+        self._setting = office.directory.setting
+        apps = gate.administration.apps
+        self.keys = PersonKeys(office, gate.files.state_dir / FILE_NAME)
+        self.mail = Mail(office)
+        self.people = People(office, self.keys, self.mail, apps)
+        self.archives = PersonArchives(office, self.people)
+        self.erasures = Erasures(office, self.people, self.mail, apps)
+        self.notifications = Notifications(office, self.mail, pool=self._pool_name)
+        self.signup = Signup(office, self.people, self.mail, self.notifications, monotonic=time.monotonic)
+        door = gate.capabilities.door
+        face = signup.SignupFace(door.capability, self.signup)
+        # Whoever comes through a sidecar of another pool is to sign up there.
+        door.open(
+            SIGNUP_PATH,
+            face,
+            when=lambda scope: self.signup.enabled and not (scope.get("state") or {}).get("pool"),
+        )
+
+    def routers(self) -> tuple[APIRouter, ...]:
+        """The routers of these nouns."""
+        return (
+            *people.routers(self.people, self.archives, self.erasures),
+            *smtp.routers(self.mail),
+            *notifications.routers(self.notifications),
+            *signup.routers(self.signup, self._setting),
+        )
+
+    async def open(self) -> None:
+        """Erase again whom an older backup brought back."""
+        await self.erasures.reapply()
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.mail.run(), name="mail")
+            tasks.create_task(self.notifications.run(), name="notifications")
+            tasks.create_task(self.signup.run(), name="sign-up")
+
+    def _pool_name(self) -> str:
+        return self._gate.parts.directory.own_pool().name
