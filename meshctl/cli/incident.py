@@ -19,15 +19,22 @@ Note = Annotated[str, typer.Option("--note", metavar="TEXT", help="What to note 
 
 @commands.command("list")
 def list_incidents(
-    every: Annotated[bool, typer.Option("--all", help="Resolved ones too.")] = False,
+    resolved: Annotated[bool, typer.Option("--all", help="Resolved ones too.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, the newest.")] = 50,
+    watch: options.Watch = False,
+    every: options.Every = options.EVERY_S,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
     """List incidents that are not over, newest first."""
-    rows = options.connect(gate_dir, socket).items("/incidents", {"all": every, "limit": limit})
-    emit(rows, failover_view.incidents(rows), output)
+    gate = options.connect(gate_dir, socket)
+
+    def look() -> options.Shown:
+        rows = gate.items("/incidents", {"all": resolved, "limit": limit})
+        return rows, failover_view.incidents(rows)
+
+    options.show(look, output, watch=watch, every=every)
 
 
 @commands.command("show")

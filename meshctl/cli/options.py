@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from meshctl.client import CALL_TIMEOUT_S, Gate, find_socket
 from meshctl.errors import UnreachableError, UsageError
-from meshctl.render import Output
+from meshctl.render import Output, emit
 from meshctl.terminal import note
+from meshctl.view import Table
 from tunnel_proto.errors import MeshError
 
 CONTEXT_META: Final = "meshctl.context"
@@ -51,6 +53,16 @@ Socket = Annotated[
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")]
 
+EVERY_S = 1.0
+"""How often a watch looks, in seconds, where nothing else is asked for."""
+
+Watch = Annotated[
+    bool, typer.Option("--watch", "-w", help="Print it again whenever it has changed, until Ctrl-C.")
+]
+Every = Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often --watch looks.")]
+Shown = tuple[Any, Table | Sequence[Table]]
+"""What a command has to show: the gate's answer, and its view for a person."""
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)", re.ASCII)
 
@@ -76,6 +88,19 @@ def connect(gate_dir: Path | None, socket: Path | None) -> Gate:
             return over_context(named)
         error.hint += ", or a pool elsewhere: --context NAME"
         raise
+
+
+def show(
+    look: Callable[[], Shown], output: Output, *, watch: bool, every: float = EVERY_S, empty: str = ""
+) -> None:
+    """Print what ``look`` gives: once, or with ``watch`` whenever it has changed."""
+    if watch:
+        from meshctl.watching import watch as go_on
+
+        go_on(look, output, every_s=every, empty=empty)
+        return
+    value, tables = look()
+    emit(value, tables, output, empty=empty)
 
 
 def current_context() -> str:

@@ -50,14 +50,20 @@ def init(
 
 @commands.command("list")
 def list_pools(
+    watch: options.Watch = False,
+    every: options.Every = options.EVERY_S,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
     """Show this pool, its peers in the order of failover, and pairings under way."""
     gate = options.connect(gate_dir, socket)
-    own, peers = gate.get("/pool"), gate.items("/pools")
-    emit({"pool": own, "peers": peers}, pool_view.pools(own, peers), output)
+
+    def look() -> options.Shown:
+        own, peers = gate.get("/pool"), gate.items("/pools")
+        return {"pool": own, "peers": peers}, pool_view.pools(own, peers)
+
+    options.show(look, output, watch=watch, every=every)
 
 
 @commands.command("show")

@@ -127,15 +127,22 @@ def install(
 
 @commands.command("list")
 def list_workers(
+    watch: options.Watch = False,
+    every: options.Every = options.EVERY_S,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
     """List the enrolled workers with what the connected ones report, and what other pools offer."""
-    reply = options.connect(gate_dir, socket).get("/workers")
-    rows = [*reply["items"], *reply.get("pools", ())]
+    gate = options.connect(gate_dir, socket)
+
+    def look() -> options.Shown:
+        reply = gate.get("/workers")
+        rows = [*reply["items"], *reply.get("pools", ())]
+        return rows, worker_view.workers(rows)
+
     none = "No workers. Next, on a machine that should be one: meshctl worker offer --name NAME"
-    emit(rows, worker_view.workers(rows), output, empty=none)
+    options.show(look, output, watch=watch, every=every, empty=none)
 
 
 @commands.command("show")
