@@ -157,11 +157,25 @@ async def deliver(
     try:
         await client.connect()
         step("connect", settings.place)
+        await client.ehlo()
         if settings.tls == "starttls":
+            if not client.supports_extension("starttls"):
+                raise MailError(
+                    "tls",
+                    f"{settings.place} does not offer STARTTLS, so nothing was sent",
+                    hint="meshctl smtp set --tls tls --port 465",
+                )
             await client.starttls(tls_context=context)
+            await client.ehlo()
         if settings.tls != "none":
             step("encryption", _cipher(client))
         if settings.user:
+            if not client.supports_extension("auth"):
+                raise MailError(
+                    "tls",
+                    f"{settings.place} does not let anybody log in over this connection",
+                    hint="meshctl smtp set --tls starttls, or --user ''",
+                )
             await client.login(settings.user, password or "")
             step("log in", settings.user)
         _, said = await client.send_message(
@@ -196,10 +210,6 @@ def problem_of(error: Exception, settings: SmtpSettings, password: str | None) -
             again=True,
             hint="check smtp.host, smtp.port and smtp.tls: meshctl smtp show",
         )
-    if isinstance(error, aiosmtplib.SMTPNotSupported):
-        what = "log-in" if "auth" in str(error).lower() else "STARTTLS"
-        hint = "meshctl smtp set --tls tls --port 465" if what == "STARTTLS" else "meshctl smtp set --user ''"
-        return MailError("tls", f"{settings.place} does not offer {what}, so nothing was sent", hint=hint)
     if isinstance(error, aiosmtplib.SMTPResponseException):
         said = f"{error.code} {_shown(error.message, password, settings.user)}"
         if isinstance(error, aiosmtplib.SMTPAuthenticationError) and error.code >= 500:
