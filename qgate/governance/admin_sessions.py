@@ -205,11 +205,12 @@ def _common_problem(
 def _parts(text: str, tag: str, most: int, count: int, what: str) -> list[Any]:
     if not text.startswith(tag) or len(text) > most:
         raise AuthenticationFailed(f"this is no {what}")
+    body = text[len(tag) :]
     try:
-        data = base64.b64decode(text[len(tag) :] + "==", altchars=b"-_", validate=True)
+        data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise AuthenticationFailed(f"the {what} is malformed: it is not base64url") from None
-    if _encode(data) != text[len(tag) :]:
+    if _encode(data) != body:
         raise AuthenticationFailed(f"the {what} is malformed: base64url has one spelling")
     return _array(data, count, what)
 
