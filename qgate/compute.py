@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from decimal import Decimal
 from typing import Any
 
 from qgate.capabilities import Capabilities
+from qgate.capability.finops.prices import QUANTUM
 from qgate.capability.pools import PoolExecutor
-from qgate.federation.offers import Offers
+from qgate.federation.offers import Offers, Tariff, price_of
 from qgate.federation.peer import Peer
 from qgate.federation.result_streams import Results
 from qgate.federation.trust import may
@@ -67,6 +69,7 @@ class Compute:
             inventory=self._inventory,
             takes=self._takes,
             changed=self._changed,
+            tariff=self._tariff,
         )
         capabilities.executors["pool"] = PoolExecutor(
             peering.links, self._named, directory.setting, self.results.docket
@@ -106,6 +109,9 @@ class Compute:
                     "slots": offer.slots,
                     "workers": offer.workers,
                     "model_count": len(offer.models),
+                    "price_input": offer.price_input,
+                    "price_output": offer.price_output,
+                    "currency": offer.currency,
                     "resident": sorted(one.name for one in offer.models if one.state == "resident"),
                 }
             )
@@ -118,6 +124,14 @@ class Compute:
 
     def _takes(self, peer: Peer) -> bool:
         return may(peer, "jobs", "receive") and self._directory.setting("federation.jobs") > 0
+
+    def _tariff(self) -> Tariff:
+        setting = self._directory.setting
+        return Tariff(
+            input=Decimal(str(setting("federation.price_input"))).quantize(QUANTUM),
+            output=Decimal(str(setting("federation.price_output"))).quantize(QUANTUM),
+            currency=setting("finops.currency"),
+        )
 
     def _directory_changed(self, names: frozenset[str]) -> None:
         if "pool" in names:
@@ -166,4 +180,5 @@ class Compute:
             now,
             kind="pool",
             distance_s=self._links.rtt_s(pool_key) or 0.0,
+            price=price_of(offer, peer.name),
         )

@@ -82,6 +82,7 @@ _SHA = text(64, r"([0-9a-f]{64})?")
 _WORD = text(64, r"[A-Za-z0-9._+:/ ()-]*")
 _LINE = text(256)
 _BYTES = whole()
+_AMOUNT = text(24, r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _SHARE = real(0.0, 1.0)
 _SECONDS = real(0.0, 1e10)
 _RATE = real(0.0, 1e15)
@@ -271,6 +272,9 @@ class Offer:
     jobs_queued: int = has(whole(0, 1_000_000), 0)
     slots: int = has(whole(0, 1_000_000), 0)
     draining: bool = has(flag, False)
+    price_input: str = has(_AMOUNT, "0")  # for a million tokens, in ``currency``
+    price_output: str = has(_AMOUNT, "0")
+    currency: str = has(text(8, r"[A-Z]{0,8}"), "")
 
 
 @dataclass(frozen=True, slots=True)

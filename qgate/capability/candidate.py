@@ -68,6 +68,11 @@ class Candidate:
         """What tells one deployment from every other."""
         return (self.kind, self.node, self.model, self.version)
 
+    @property
+    def charged(self) -> bool:
+        """Whether budgets have a say: a provider's model, or one of a pool that wants money for it."""
+        return self.kind == "provider" or (self.kind == "pool" and self.price is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderModel:

@@ -144,12 +144,22 @@ class Rows(Table):
 
 
 class NodeColumns(Table):
-    """One row a node. `slow` multiplies the time of its tokens."""
+    """One row a node. `slow` multiplies the time of its tokens; `input` and `output` are what another pool
+    asks for a token.
+    """
 
-    __slots__ = ("abroad", "bad", "slow")
-    _TYPES = {"abroad": np.float64, "bad": np.uint32, "slow": np.float64}  # noqa: RUF012
+    __slots__ = ("abroad", "bad", "input", "output", "slow")
+    _TYPES = {  # noqa: RUF012
+        "abroad": np.float64,
+        "bad": np.uint32,
+        "input": np.float64,
+        "output": np.float64,
+        "slow": np.float64,
+    }
     abroad: Floats  # 1.0 where content leaves the company
     bad: Bits
+    input: Floats
+    output: Floats
     slow: Floats
 
 

@@ -50,6 +50,11 @@ class Deployment:
         """Requests there now: what the node said, and what we have sent since."""
         return max(self.mine, self.reported + self.mine - self.mine_reported)
 
+    @property
+    def charged(self) -> bool:
+        """As `Candidate.charged`."""
+        return self.node.kind == "provider" or (self.node.kind == "pool" and self.price is not None)
+
     def candidate(self, rows: Rows, quality: float) -> Candidate:
         """What it looks like to those who place a request on it."""
         row, node, group = self.row, self.node, self.group

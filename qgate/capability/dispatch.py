@@ -210,7 +210,7 @@ class Dispatch:
 
     def _choose(self, candidate: Candidate, now: float) -> list[Command]:
         self.chosen = candidate
-        if candidate.kind == "provider":
+        if candidate.charged:
             self.state = "reserving"
             return [Reserve(candidate)]
         return self._launch(now)
@@ -237,7 +237,7 @@ class Dispatch:
         candidate = self.chosen
         assert candidate is not None
         assert self.live is None
-        self._reserved = candidate.kind == "provider"
+        self._reserved = candidate.charged
         self.attempts += 1
         number = self.attempts
         self.live = LiveAttempt(number, candidate, now, now, len(self.ids))

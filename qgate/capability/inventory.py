@@ -105,13 +105,16 @@ class Inventory:
         *,
         kind: NodeKind = "worker",
         distance_s: float = 0.0,
+        price: Price | None = None,
     ) -> None:
         """Take a worker's report: with `full` its models are all there are, else those that changed.
 
-        Another pool (`kind` "pool") is taken for one worker, a round trip of `distance_s` away.
+        Another pool (`kind` "pool") is taken for one worker, a round trip of `distance_s` away, that may
+        want `price` for each of its models.
         """
         node = self._node(kind, name)
         node.distance_s = distance_s
+        self._priced(node, price)
         if report.hardware is not None:
             node.hardware = report.hardware
         came = not node.live
@@ -134,6 +137,8 @@ class Inventory:
                     node.truncated += 1
                     continue
                 deployment = self._add(node, model.name, model.sha256)
+            if deployment.price != price:
+                deployment.price, deployment.offer, deployment.shown = price, None, None
             self._describe(deployment, model)
             self._refresh(deployment, now)
         if report.full:
@@ -475,6 +480,11 @@ class Inventory:
         group.quality = min(1.0, max(0.0, quality))
         table, index = self.group_columns, group.index
         table.quality[index] = group.quality
+        table.input[index] = float(price.input) / 1e6 if price is not None else 0.0
+        table.output[index] = float(price.output) / 1e6 if price is not None else 0.0
+
+    def _priced(self, node: Place, price: Price | None) -> None:
+        table, index = self.node_columns, node.index
         table.input[index] = float(price.input) / 1e6 if price is not None else 0.0
         table.output[index] = float(price.output) / 1e6 if price is not None else 0.0
 

@@ -107,6 +107,10 @@ def judge(
             fixed = fixed + rank.item(of)
         score = weights.time * seconds
         score += fixed
+        if node.kind == "pool":
+            fee = input_tokens * nodes.input.item(at) + output_tokens * nodes.output.item(at)
+            money += fee
+            score += weights.money * fee
         if weights.abroad:
             score += weights.abroad * nodes.abroad.item(at)
 
@@ -147,14 +151,14 @@ def abroad(demand: Demand, pool: str) -> bool:
 
 
 def charge(inventory: Inventory, ledger: Ledger, demand: Demand, lines: Lines, weights: Weights) -> str:
-    """Ask the ledger about every provider's model that is still possible.
+    """Ask the ledger about every model that costs money and is still possible.
 
     Returns why the one that would have been taken was held back; "" where that was none of them.
     """
     shift, favourite = "", -1
     for at, row in enumerate(lines.rows):
         deployment = inventory.deployments[row]
-        if lines.bad[at] or deployment.node.kind != "provider" or not deployment.node.live:
+        if lines.bad[at] or not deployment.charged or not deployment.node.live:
             continue
         verdict = ledger.verdict(demand.work, inventory.offer(deployment))
         if verdict.action == "ok":

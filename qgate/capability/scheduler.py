@@ -199,6 +199,7 @@ class Scheduler:
         judged, _ = self.judge(demand, settings, now=now, everything=True)
         order, equals = self._order(judged, demand, settings, None)
         best = order[0] if order else -1
+        table = self.inventory.rows
         by_score = np.lexsort((judged.rows, judged.score, judged.bad != 0))
         items = []
         for at in by_score[:limit]:
@@ -214,7 +215,7 @@ class Scheduler:
                     verdict="chosen" if at == best else "refused" if bad else "possible",
                     score=float(judged.score[at]),
                     seconds=seconds,
-                    price=float(judged.money[judged.group[at]]),
+                    price=float(judged.money[judged.group[at]] + self._fees(demand)[table.node[row]]),
                     reasons=words(self.inventory, demand, row, bad, seconds),
                 )
             )
@@ -278,6 +279,8 @@ class Scheduler:
             of_group = of_group + groups.rank
         score = weights.time * seconds
         score += of_group.take(group)
+        if inventory.node_columns.output.any() or inventory.node_columns.input.any():
+            score += (weights.money * self._fees(demand)).take(column(table.node))
         if weights.abroad:
             score += weights.abroad * inventory.node_columns.abroad.take(column(table.node))
         if demand.fingerprint or demand.tokenizer or demand.version:
@@ -413,6 +416,12 @@ class Scheduler:
             rank[group.index] = place * RANK_S
         return rank
 
+    def _fees(self, demand: Demand) -> Floats:
+        """What each node asks for the request, beside its model's own price."""
+        nodes = self.inventory.node_columns
+        fees: Floats = demand.input_tokens * nodes.input + demand.output_tokens * nodes.output
+        return fees
+
     def _quality(self, demand: Demand) -> Floats:
         quality = self.inventory.group_columns.quality
         nlp = self.inventory.nlp
@@ -437,15 +446,17 @@ class Scheduler:
         return bits
 
     def _budgets(self, demand: Demand, rows: Ints, bad: Bits, score: Floats, weights: Weights) -> str:
-        """Ask the ledger about every provider's model that is still possible.
+        """Ask the ledger about every model that costs money and is still possible.
 
         Returns why the one that would have been taken was held back; "" where that was none of them.
         """
         shift, favourite = "", -1
         for place in self.inventory.nodes.values():
-            if place.kind != "provider" or not place.live:
+            if place.kind not in {"provider", "pool"} or not place.live:
                 continue
             for deployment in place.deployments.values():
+                if not deployment.charged:
+                    continue
                 at = np.flatnonzero(rows == deployment.row) if len(rows) != self.inventory.rows.high else None
                 index = deployment.row if at is None else int(at[0]) if at.size else -1
                 if index < 0 or bad[index]:

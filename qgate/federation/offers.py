@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Final
 
 import structlog
 
 from qgate.capability.deployment import Deployment
+from qgate.capability.finops.prices import ListedPrice, plain
 from qgate.capability.inventory import Inventory
 from qgate.federation.links import Carrier, PeerLinks, Peers
 from qgate.federation.peer import Peer
@@ -38,6 +40,18 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Tariff:
+    """What a pool wants for a million tokens of its workers; 0 is for nothing."""
+
+    input: Decimal = Decimal(0)
+    output: Decimal = Decimal(0)
+    currency: str = ""
+
+
+FREE: Final = Tariff()
+
+
+@dataclass(frozen=True, slots=True)
 class Offered:
     """The newest offer of a peer, and the event loop's time at which it came."""
 
@@ -48,8 +62,8 @@ class Offered:
 class Offers:
     """Sends this pool's offer and keeps those of its peers; `heard` is by pool key.
 
-    ``takes(peer)``: whether we take that peer's requests. ``changed(pool_key)`` is called when what a peer
-    offers may have changed.
+    ``takes(peer)``: whether we take that peer's requests, ``tariff()`` what we want for them.
+    ``changed(pool_key)`` is called when what a peer offers may have changed.
     """
 
     def __init__(
@@ -60,7 +74,9 @@ class Offers:
         inventory: Inventory,
         takes: Callable[[Peer], bool],
         changed: Callable[[bytes], None],
+        tariff: Callable[[], Tariff] = Tariff,
     ) -> None:
+        self._tariff = tariff
         self.heard: dict[bytes, Offered] = {}
         self._links = links
         self._peers = peers
@@ -92,7 +108,7 @@ class Offers:
                 continue
             takes = self._takes(peer)
             if takes not in made:
-                made[takes] = offer_of(self._inventory, jobs=takes)
+                made[takes] = offer_of(self._inventory, jobs=takes, tariff=self._tariff())
             self._send(peer, made[takes], now)
 
     def close(self) -> None:
@@ -220,7 +236,7 @@ class _In(_Quiet):
         """A new one comes, or what was offered gets stale."""
 
 
-def offer_of(inventory: Inventory, *, jobs: bool) -> Offer:
+def offer_of(inventory: Inventory, *, jobs: bool, tariff: Tariff = FREE) -> Offer:
     """What the workers of our own pool have: a row a model, single workers not told apart. Pure."""
     models = []
     for name, version, group in inventory.models():
@@ -239,7 +255,21 @@ def offer_of(inventory: Inventory, *, jobs: bool) -> Offer:
         jobs_running=sum(max(one.reported, one.running) for one in workers),
         slots=sum(one.capacity for one in workers),
         draining=bool(workers) and all(one.draining for one in workers),
+        price_input=plain(tariff.input),
+        price_output=plain(tariff.output),
+        currency=tariff.currency,
     )
+
+
+def price_of(offer: Offer, pool: str) -> ListedPrice | None:
+    """What another pool wants for its tokens; None where that is nothing. Pure."""
+    price = ListedPrice(
+        input=Decimal(offer.price_input),
+        output=Decimal(offer.price_output),
+        currency=offer.currency or "USD",
+        source=f"the pool {pool}",
+    )
+    return None if price.free else price
 
 
 def _ours(one: Deployment) -> bool:

@@ -411,6 +411,24 @@ _DECLARED = (
         maximum=10000,
     ),
     Setting(
+        "federation.price_input",
+        float,
+        0.0,
+        "What a paired pool pays for a million tokens that its requests bring to our workers, in "
+        "finops.currency; 0: nothing.",
+        minimum=0,
+        maximum=1_000_000,
+    ),
+    Setting(
+        "federation.price_output",
+        float,
+        0.0,
+        "What a paired pool pays for a million tokens that our workers write for it, in finops.currency; "
+        "0: nothing.",
+        minimum=0,
+        maximum=1_000_000,
+    ),
+    Setting(
         "federation.model_room_mb",
         int,
         20_000,

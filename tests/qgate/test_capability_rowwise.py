@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from hypothesis import given
@@ -14,7 +15,7 @@ from qgate.capability.demand import Demand, demand_of
 from qgate.capability.inventory import Inventory
 from qgate.capability.preferences import ScheduleSettings
 from qgate.capability.scheduler import Plan, Scheduler
-from qgate.capability.work import Verdict
+from qgate.capability.work import Price, Verdict
 from qgate.governance.policy import CapabilityPolicy
 from tests.qgate.capability import APP, FakeLedger, model, provided, report, work
 from tunnel_proto.messages import Hardware, ModelState
@@ -68,7 +69,8 @@ def fleets(draw: st.DrawFn) -> Inventory:
         offered = {(one.name, one.sha256): one for one in draw(st.lists(MODELS, max_size=4))}
         away_s = draw(st.floats(0.0, 2.0))
         told = report(name, *offered.values(), hardware=None)
-        inventory.workers_changed(name, told, 0.0, kind="pool", distance_s=away_s)
+        price = Price(Decimal(draw(st.integers(0, 3))), Decimal(1)) if draw(st.booleans()) else None
+        inventory.workers_changed(name, told, 0.0, kind="pool", distance_s=away_s, price=price)
     inventory.providers_changed(
         [
             provided(
@@ -177,7 +179,7 @@ def test_both_forms_come_to_the_same_bits(data: st.DataObject) -> None:
     inventory = data.draw(fleets())
     demand, settings = data.draw(demands(inventory)), data.draw(SETTINGS)
     ledger = FakeLedger()
-    ledger.verdicts = {name: data.draw(VERDICTS) for name in CLOUDS}
+    ledger.verdicts = {name: data.draw(VERDICTS) for name in (*CLOUDS, "other", "third")}
     rows = Scheduler(inventory, ledger, few=1000)
     columns = Scheduler(inventory, ledger, few=-1)
     seed = data.draw(st.none() | st.integers(0, 99))

@@ -213,6 +213,46 @@ async def test_what_the_peer_offers_is_shown(tmp_path: Path, store_server: Embed
         assert not [one for one in branch.capabilities.inventory.candidates() if one.kind == "pool"]
 
 
+async def test_a_pool_that_wants_money_is_weighed_charged_and_held_to_budgets(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with two(tmp_path, store_server) as (hq, branch, stage):
+        async with asking(branch) as client:
+            for name, value in (("input", 2.0), ("output", 10)):
+                reply = await client.put(
+                    f"/control/v1/settings/federation.price_{name}", json={"value": value}
+                )
+                assert reply.status_code == 200, reply.text
+        branch.compute.offers.look()
+        await until(lambda: hq.compute.rows()[0]["price_output"] == "10")
+        async with asking(hq) as client:
+            assert (await client.put("/control/v1/budgets/pool/month", json={"hard": 1})).is_success
+            asked = {"request": "qg://task=chat;pool=branch"}
+            explained = (await client.post("/control/v1/route/explain", json=asked)).json()
+        (judged,) = [one for one in explained["items"] if one["kind"] == "pool"]
+        assert judged["price"] > 0
+        reply = await ask(hq)
+        assert reply.status_code == 200, reply.text
+        async with asking(hq) as client:
+            own = (await client.get(f"/v1/receipts/{reply.headers['x-qgate-receipt']}")).json()
+            await hq.capabilities.ledger.flush()
+            budget = (await client.get("/control/v1/budgets/pool/month")).json()
+        assert (own["price"], own["currency"]) == ("0.000034", "USD"), "7 tokens for 2 and 2 for 10 a million"
+        assert budget["spent"] == "0.000034"
+        async with asking(hq) as client:
+            assert (await client.put("/control/v1/budgets/pool/month", json={"hard": 0.00001})).is_success
+        await hq.capabilities.ledger.refresh()
+        refused = await ask(hq, max_tokens=1000)
+        assert refused.status_code in {402, 403, 429}, refused.text
+        assert len(stage.plays) == 1, "nothing is asked for that cannot be paid"
+        async with asking(branch) as client:
+            for name in ("input", "output"):
+                await client.put(f"/control/v1/settings/federation.price_{name}", json={"value": 0})
+        branch.compute.offers.look()
+        await until(lambda: hq.compute.rows()[0]["price_output"] == "0")
+        assert (await ask(hq)).status_code == 200, "for nothing it needs no budget"
+
+
 async def test_local_only_is_never_sent(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
     async with two(tmp_path, store_server) as (hq, _, stage):
         reply = await ask(hq, model="qg://task=chat;data=local-only")

@@ -92,8 +92,11 @@ class BudgetLedger:
 
     def price(self, candidate: Candidate) -> ListedPrice | None:
         """The candidate's price; None where it costs nothing, or nobody knows what it costs."""
-        if candidate.kind != "provider":
+        if not candidate.charged:
             return None
+        if candidate.kind == "pool":
+            asked = candidate.price
+            return asked if isinstance(asked, ListedPrice) and not asked.free else None
         found = self._listed(candidate)
         return None if found is None or found.free else found
 
@@ -110,7 +113,7 @@ class BudgetLedger:
 
     def verdict(self, work: Work, candidate: Candidate) -> Verdict:
         """Whether the budgets let this candidate be used, from memory."""
-        if candidate.kind != "provider":
+        if not candidate.charged:
             return _OK
         budgets = self._concerned(work, candidate)
         most = work.request.budget
@@ -165,7 +168,7 @@ class BudgetLedger:
         self, work: Work, candidate: Candidate, upper_bound: Decimal
     ) -> tuple[Decimal, ListedPrice | None, tuple[Budget, ...]]:
         """How much is to be set aside, at which price (None: nothing is charged), and in which budgets."""
-        if candidate.kind != "provider":
+        if not candidate.charged:
             return ZERO, None, ()
         price = self.price(candidate)
         budgets = self._concerned(work, candidate)
