@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import typer
 
@@ -19,8 +20,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main() -> None:
-    """Run meshctl with this process's arguments."""
-    sys.exit(run(sys.argv[1:]))
+    """Run meshctl with this process's arguments; without any, on a terminal, the terminal UI."""
+    arguments = sys.argv[1:]
+    if not arguments and sys.stdin.isatty() and sys.stdout.isatty() and find_spec("textual") is not None:
+        arguments = ["tui"] if "tui" in command_line(app).commands else []
+    sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -15,9 +15,9 @@ from meshctl import view
 from meshctl.cli import options
 from meshctl.cli.enrolling import deliver
 from meshctl.cli.login import PasswordFile, dialler_of, log_in, shown
-from meshctl.errors import CommandError, RefusedError, UnreachableError
+from meshctl.errors import CommandError, RefusedError, UnreachableError, UsageError
 from meshctl.render import Output, emit
-from meshctl.terminal import confirm, note, read_secret, read_text
+from meshctl.terminal import STDIN, confirm, note, read_secret, read_text
 
 if TYPE_CHECKING:
     from meshctl.contexts import Context
@@ -279,9 +279,23 @@ def _checked(context: Context, pool: str) -> str:
 def _claim(
     context: Context, token_file: str, admin: str | None, password_file: str | None, node: str
 ) -> None:
-    """Become the first owner of a pool that has none."""
-    del context, token_file, admin, password_file, node
-    raise CommandError("Set-up tokens are not read yet.", hint="use the local socket: meshctl admin create")
+    """Become the first owner of a pool that has none, and log in."""
+    from meshctl.claiming import claim
+
+    if admin is None:
+        raise UsageError("Who becomes the first owner?", hint="--admin NAME")
+    if STDIN == token_file == password_file:
+        raise UsageError("Standard input can give the token or the password, not both.")
+    token = read_secret("Set-up token", token_file, option="--setup-token-file")
+    password = read_secret(
+        f"Password for {admin}", password_file, option="--password-file", twice=password_file is None
+    )
+    claim(context, token, admin=admin, password=password, node=node, now=time.time())
+    _use_first(context)
+    note(f"{admin} is the first owner; the set-up token is used up.")
+    dialler = dialler_of(_typed(context))
+    made = shown(dialler, log_in(dialler, admin, password))
+    emit(made, view.card(made), Output.TABLE)
 
 
 def _contexts() -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
+from meshctl.cli.enrolling import deliver
 from meshctl.errors import CommandError, NotFoundError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
@@ -26,6 +27,29 @@ def list_gates(
     """List the gates of the pool; those that announced themselves within a week go into bundles."""
     rows = options.connect(gate_dir, socket).items("/gates")
     emit(rows, view.table(rows, view.GATE_COLUMNS), output)
+
+
+@commands.command("setup-token")
+def setup_token(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write it to a file instead of standard output."),
+    ] = None,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """On the gate's host, while the pool has no admin: print what makes the first owner from elsewhere.
+
+    Whoever has the token may do that, once, for a day: carry it as you would a password.
+    """
+    reply = options.connect(gate_dir, socket).post("/session/setup-token", {})
+    if output is not Output.TABLE:
+        emit(reply, [], output)
+        return
+    note(f"Good until {view.moment(reply['expires_at'])}, once. Where you work:")
+    note("  meshctl context add NAME --setup-token-file FILE --admin YOUR-NAME")
+    deliver(str(reply["setup_token"]), out, mode=0o600)
 
 
 @commands.command("drain")
