@@ -33,7 +33,7 @@ def short(value: Any) -> str:
     return str(value)[:12] if value else "-"
 
 
-def _row(worker: Record) -> dict[str, Any]:
+def flat(worker: Record) -> dict[str, Any]:
     """A worker's line: its nested parts made flat."""
     hardware: Mapping[str, Any] = worker.get("hardware") or {}
     load: Mapping[str, Any] = worker.get("load") or {}
@@ -167,17 +167,17 @@ RUNTIME_COLUMNS = (
 
 def workers(rows: Iterable[Record]) -> Table:
     """`meshctl worker list`."""
-    return table([_row(row) for row in rows], LIST_COLUMNS)
+    return table([flat(row) for row in rows], LIST_COLUMNS)
 
 
 def top(rows: Iterable[Record]) -> Table:
     """`meshctl worker top`: one line a worker, what it does now."""
-    return table([_row(row) for row in rows if row.get("connected")], TOP_COLUMNS)
+    return table([flat(row) for row in rows if row.get("connected")], TOP_COLUMNS)
 
 
 def worker(one: Record) -> list[Table]:
     """`meshctl worker show`: the machine, its GPUs, engines and models."""
-    flat = _row(one)
+    shown = flat(one)
     hardware: Mapping[str, Any] = one.get("hardware") or {}
     facts = {
         "name": one.get("name"),
@@ -186,31 +186,31 @@ def worker(one: Record) -> list[Table]:
         "version": one.get("version"),
         "seen": moment(one.get("seen_at")),
         "certificate ends": one.get("expires_at"),
-        "cpu": flat["cpu"],
+        "cpu": shown["cpu"],
         "cores / threads": f"{hardware.get('cores', '-')} / {hardware.get('threads', '-')}",
         "cpu features": " ".join(hardware.get("cpu_flags") or []) or None,
-        "memory": f"{size(flat['memory'])}, {size(flat['free'])} free",
-        "memory bandwidth": f"{decimal_rate(flat['bandwidth'])}, "
+        "memory": f"{size(shown['memory'])}, {size(shown['free'])} free",
+        "memory bandwidth": f"{decimal_rate(shown['bandwidth'])}, "
         f"{decimal_rate(hardware.get('memory_bandwidth_one'))} by one thread",
         "measured": hardware.get("measured_at")
         and f"{moment(hardware['measured_at'])}, {share(hardware.get('measured_beside') or 0.0)} of the "
         "processors in other use",
-        "swap in use": size(flat["swap"]),
-        "disk free": size(flat["disk_free"]),
+        "swap in use": size(shown["swap"]),
+        "disk free": size(shown["disk_free"]),
         "network cards": ", ".join(
             f"{nic['name']} {decimal_rate(nic.get('speed'))}" for nic in hardware.get("nics") or []
         ),
         "system": hardware.get("system"),
         "gpu problem": hardware.get("gpu_problem"),
-        "jobs": flat["jobs"],
+        "jobs": shown["jobs"],
     }
     tables = [card({key: value for key, value in facts.items() if value})]
     if gpus := hardware.get("gpus"):
-        shown = [
+        cards = [
             {**gpu, "pcie": f"{gpu.get('pcie_generation') or '?'} x{gpu.get('pcie_width') or '?'}"}
             for gpu in gpus
         ]
-        tables.append(table(shown, GPU_COLUMNS))
+        tables.append(table(cards, GPU_COLUMNS))
     if runtimes := one.get("runtimes"):
         tables.append(table(runtimes, RUNTIME_COLUMNS))
     if models := one.get("models"):

@@ -46,6 +46,7 @@ from meshctl.cli.init import init
 from meshctl.cli.login import login, logout, whoami
 from meshctl.cli.options import CONTEXT_META, context_names
 from meshctl.cli.status import status
+from meshctl.cli.tui import tui
 from meshctl.errors import ExitCode
 from meshctl.render import write
 
@@ -54,6 +55,7 @@ EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code i
 
 ORDER = (
     "dev",
+    "tui",
     "init",
     "sidecar",
     "db",
@@ -188,6 +190,7 @@ def build() -> typer.Typer:
     root.add_typer(secret.commands, name="secret")
     root.add_typer(audit.commands, name="audit")
     root.add_typer(key.commands, name="key")
+    root.command("tui")(tui)
     root.command("status")(status)
     root.command("doctor")(doctor)
     root.add_typer(config.commands, name="config")

@@ -1,0 +1,98 @@
+"""`meshctl tui`: the control room on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meshctl.cli import options
+from meshctl.client import Gate
+from meshctl.errors import CommandError, UsageError
+
+INSTALL = "pip install 'qgate-mesh[tui]'"
+SMALLEST = (40, 10)
+
+
+def tui(
+    section: Annotated[
+        str, typer.Option("--section", metavar="NAME", help="Where to begin, such as workers.")
+    ] = "overview",
+    theme: Annotated[
+        str | None,
+        typer.Option(
+            "--theme", metavar="NAME", help="dark, light, colour-blind or mono.", show_default=False
+        ),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", metavar="CODE", help="en or fr.", show_default=False)
+    ] = None,
+    ascii_only: Annotated[
+        bool | None, typer.Option("--ascii/--no-ascii", help="Draw nothing but ASCII.", show_default=False)
+    ] = None,
+    mouse: Annotated[
+        bool | None, typer.Option("--mouse/--no-mouse", help="Use the mouse.", show_default=False)
+    ] = None,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+) -> None:
+    """Open the control room: every section, live, on this terminal.
+
+    What is chosen here by option or key (theme, language, ASCII, mouse) is kept for the next time.
+    """
+    refuse_terminal()
+    gate = options.connect(gate_dir, socket)
+    options.move_freely(gate)
+    chosen = {"theme": theme, "language": language, "ascii_only": ascii_only, "mouse": mouse}
+    run(gate, _where(gate_dir, gate), section, {key: one for key, one in chosen.items() if one is not None})
+
+
+def refuse_terminal() -> None:
+    """Raise UsageError where there is no terminal that can be drawn on, with what to do instead."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "The control room needs a terminal, and there is none here.",
+            hint="every command does the same in a script: meshctl --help",
+        )
+    from rich.console import Console
+
+    console = Console()
+    if console.is_dumb_terminal:
+        raise UsageError(
+            "This terminal (TERM=dumb) cannot be drawn on.",
+            hint="set TERM to what the terminal is, such as xterm-256color; or use meshctl status --watch",
+        )
+    if console.width < SMALLEST[0] or console.height < SMALLEST[1]:
+        raise UsageError(
+            f"This terminal has {console.width} x {console.height} cells; "
+            f"{SMALLEST[0]} x {SMALLEST[1]} are needed.",
+            hint="make it larger (80 x 24 shows everything); or use meshctl status --watch",
+        )
+
+
+def run(gate: Gate, where: str, section: str, chosen: dict[str, object]) -> None:
+    """Open the screen; where a person chose another context in it, open it again there."""
+    try:
+        from meshctl.tui import preferences
+        from meshctl.tui.room import Launch, Room
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("textual"):
+            raise
+        raise CommandError("The control room is not installed.", hint=INSTALL) from None
+    file = preferences.place()
+    while True:
+        liked = preferences.load(file).changed(**chosen)
+        room = Room(Launch(gate, where, liked, file, section))
+        following = room.run(mouse=liked.mouse)
+        if not following:
+            return
+        gate, where = options.over_context(following), following
+
+
+def _where(gate_dir: Path | None, gate: Gate) -> str:
+    if isinstance(gate_dir, options.ContextName):
+        return str(gate_dir)
+    context = getattr(gate.dialler, "context", None)
+    return str(context.name) if context is not None else "local"

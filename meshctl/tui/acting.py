@@ -1,0 +1,228 @@
+"""Doing what an action says: may it be done, what has to be asked, the requests, and what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from meshctl.errors import GateError
+from meshctl.render import Output, machine_text
+from meshctl.tui.confirm import ConfirmScreen, OnceScreen
+from meshctl.tui.declare import Action, Call, Confirm, Record, Result, Role
+from meshctl.tui.fields import Form
+from meshctl.tui.forms import FormScreen, Given
+from meshctl.tui.layout import clean
+from tunnel_proto.errors import MeshError
+
+if TYPE_CHECKING:
+    from meshctl.tui.data import Principal
+    from meshctl.tui.pane import PaneView
+    from meshctl.tui.room import Room
+
+AT_ONCE: Final = 4
+"""Requests under way together when an action is about many."""
+
+FIXABLE: Final = frozenset({400, 409, 422})
+"""Answers after which the form comes back with what was typed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one request: the record as it was, and the answer or the error."""
+
+    record: Record
+    call: Call
+    reply: Any = None
+    error: MeshError | None = None
+
+
+def refusal(action: Action, principal: Principal) -> tuple[str, dict[str, object]]:
+    """Why this principal may not do it, as a text and its values; ("", {}) where they may."""
+    if principal.read_only and action.role is not Role.VIEWER:
+        return "This context is read-only.", {}
+    if not principal.role.covers(action.role):
+        return "This needs the role {role}; yours is {own}.", {"role": action.role, "own": principal.role}
+    return "", {}
+
+
+class Acting:
+    """Does actions for the screen, one at a time as a person does."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    def reason(self, action: Action, records: Sequence[Record]) -> str:
+        """Why it cannot be done now, in the person's language; "" where it can."""
+        say = self._room.say
+        text, values = refusal(action, self._room.principal)
+        if text:
+            return say(text, **values)
+        if action.row and not records:
+            return say("There is no row to do that to.")
+        reasons = [action.against(record) for record in records] if action.row else [""]
+        return say(reasons[0]) if reasons and all(reasons) else ""
+
+    async def perform(self, action: Action, view: PaneView) -> None:
+        """All of it, from the question to the word of success."""
+        records: Sequence[Record] = view.chosen() if action.row else ({},)
+        if action.row and not action.bulk and (front := view.front()) is not None:
+            records = (front,)
+        if why := self.reason(action, records):
+            self._room.warn(why)
+            return
+        if action.opens is not None:
+            action.opens(self._room, records)
+            return
+        if action.row:
+            records = [record for record in records if not action.against(record)]
+        outcomes = await self._asked_and_done(action, records)
+        if outcomes is not None:
+            await self._tell(action, outcomes)
+            view.reload()
+
+    async def _asked_and_done(self, action: Action, records: Sequence[Record]) -> list[Outcome] | None:
+        first = records[0]
+        form = action.asked(first)
+        typed: dict[str, str] = {}
+        problem = ""
+        while True:
+            values: Given = {}
+            if form is not None:
+                screen = FormScreen(
+                    form,
+                    title=self._title(action, form, records),
+                    given=typed,
+                    problem=problem,
+                    preview=lambda given: action.draft(first, given, form),
+                )
+                answer = await self._room.push_screen_wait(screen)
+                if not isinstance(answer, dict):
+                    return None
+                values, typed = answer, screen.typed()
+            try:
+                calls = [action.call(record, values, form) for record in records]
+                if not await self._confirmed(action, records, calls, values):
+                    return None
+            except MeshError as error:  # what would happen cannot be said: it would not happen
+                if form is None:
+                    self._room.fail(error)
+                    return None
+                problem = _said(error)
+                continue
+            outcomes = await self._done(action, records, calls)
+            refused = outcomes[0].error if len(outcomes) == 1 else None
+            if form is not None and isinstance(refused, GateError) and refused.status in FIXABLE:
+                problem = _said(refused)
+                continue
+            self._remember(action, values, outcomes)
+            return outcomes
+
+    def _title(self, action: Action, form: Form, records: Sequence[Record]) -> str:
+        title = self._room.say(form.title or action.label)
+        if not action.row:
+            return title
+        subject = clean(action.subject(records[0]))
+        return f"{title}: {subject}" if len(records) == 1 else f"{title} ({len(records)})"
+
+    async def _confirmed(
+        self, action: Action, records: Sequence[Record], calls: Sequence[Call], values: Given
+    ) -> bool:
+        plan = await self._plan(action, calls) if action.dry is not None else ""
+        if action.plan is not None:
+            plan = "\n".join(dict.fromkeys(action.plan(record, values) for record in records))
+        if action.confirm is Confirm.NONE:
+            return True
+        say = self._room.say
+        subject = clean(action.subject(records[0]))
+        many = len(records) > 1
+        name = "" if action.confirm is Confirm.ASK else (str(len(records)) if many else subject)
+        what = say("{count} rows", count=len(records)) if many else subject
+        question = (
+            say(action.question, name=what)
+            if action.question
+            else f"{say(action.label)}: {what}?".replace(": ?", "?")
+        )
+        screen = ConfirmScreen(
+            question, calls, name=name, plan=plan, undoable=action.undo is not None and not name
+        )
+        return bool(await self._room.push_screen_wait(screen))
+
+    async def _plan(self, action: Action, calls: Sequence[Call]) -> str:
+        assert action.dry is not None
+        said = []
+        for call in calls:
+            body = {**(call.body or {}), **action.dry}
+            reply = await self._room.desk.send(Call(call.method, call.path, body, version=call.version))
+            said.append(clean(action.planned(reply) if action.planned else str(reply)))
+        return "\n".join(dict.fromkeys(said))
+
+    async def _done(self, action: Action, records: Sequence[Record], calls: Sequence[Call]) -> list[Outcome]:
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(record: Record, call: Call) -> Outcome:
+            async with gate:
+                try:
+                    return Outcome(record, call, await self._room.desk.send(call))
+                except MeshError as error:
+                    return Outcome(record, call, error=error)
+
+        with self._room.busy(self._room.say(action.label)):
+            return await asyncio.gather(*(one(*pair) for pair in zip(records, calls, strict=True)))
+
+    def _remember(self, action: Action, values: Given, outcomes: Sequence[Outcome]) -> None:
+        if action.undo is None:
+            return
+        for outcome in outcomes:
+            if outcome.error is None and (inverse := action.undo(outcome.record, values, outcome.reply)):
+                self._room.undo.done(inverse)
+
+    async def _tell(self, action: Action, outcomes: Sequence[Outcome]) -> None:
+        say = self._room.say
+        for outcome in outcomes:
+            if outcome.error is not None:
+                self._room.fail(outcome.error, about=clean(action.subject(outcome.record)))
+        done = [outcome for outcome in outcomes if outcome.error is None]
+        if not done:
+            return
+        if action.result is Result.ONCE:
+            text = "\n\n".join(clean_lines(machine_text(one.reply, Output.YAML)) for one in done)
+            await self._room.push_screen_wait(OnceScreen(say(action.label), text))
+            return
+        if action.result is Result.DESCRIBE:
+            self._room.show_answer(say(action.label), done[0].reply)
+            return
+        name = clean(action.subject(done[0].record)) if len(done) == 1 else str(len(done))
+        text = say(action.done, name=name) if action.done else f"{say(action.label)}: {name}".rstrip(": ")
+        if action.undo is not None:
+            text += "  " + say("(u takes it back)")
+        self._room.tell(text)
+
+    async def take_back(self, view: PaneView | None) -> None:
+        """Undo the newest change, after asking."""
+        call = self._room.undo.newest()
+        if call is None:
+            self._room.warn(self._room.say("There is nothing to take back."))
+            return
+        question = self._room.say("Take back: {what}?", what=self._room.say(call.label))
+        if not await self._room.push_screen_wait(ConfirmScreen(question, [call])):
+            return
+        self._room.undo.taken(call)
+        try:
+            await self._room.desk.send(call)
+        except MeshError as error:
+            self._room.fail(error)
+        else:
+            self._room.tell(self._room.say("Taken back: {what}", what=self._room.say(call.label)))
+        if view is not None:
+            view.reload()
+
+
+def clean_lines(text: str) -> str:
+    """A text of several lines without what a terminal would obey."""
+    return "\n".join(clean(line) for line in text.splitlines())
+
+
+def _said(error: MeshError) -> str:
+    return f"{error.message}\n{error.hint}" if error.hint else error.message

@@ -1,0 +1,106 @@
+"""The lines at the top and the bottom: where we are, as whom, and which keys apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widgets import Static
+
+from meshctl.tui.feed import Link
+
+LINK_STYLE = {
+    Link.LIVE: "$text-success",
+    Link.POLLING: "$text-primary",
+    Link.CONNECTING: "$text-muted",
+    Link.AWAY: "$text-error bold",
+    Link.REFUSED: "$text-error bold",
+}
+
+
+class Bar(Static):
+    """A line that is drawn again only when it says something else."""
+
+    DEFAULT_CSS: ClassVar[str] = """
+    Bar { height: 1; width: 1fr; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    #top { background: $primary 20%; }
+    #crumbs { background: $surface; }
+    #keys { background: $panel; }
+    """
+
+    _said: Content | None = None
+
+    def tell(self, content: Content) -> None:
+        """Show this."""
+        if self._said is None or content.markup != self._said.markup:
+            self._said = content
+            self.update(content)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A key in the footer; ``why`` it does not work now, "" where it does."""
+
+    key: str
+    label: str
+    why: str = ""
+
+
+def header(
+    brand: str, where: str, who: str, role: str, *, read_only: str, link: Link, note: str, width: int
+) -> Content:
+    """Pool and place at the left, principal and the feed's state at the right."""
+    left = [(brand, "bold"), ("  ", ""), (where, "")]
+    right = [(who, ""), (" ", ""), (role, "bold")]
+    if read_only:
+        right += [("  ", ""), (read_only, "$text-warning bold")]
+    right += [("  ", ""), (note, LINK_STYLE[link])]
+    used = sum(cell_len(text) for text, _ in (*left, *right))
+    return Content.assemble(*left, " " * max(1, width - used), *right)
+
+
+def crumbs(trail: Sequence[str], panes: Sequence[str], chosen: int, *, separator: str) -> Content:
+    """Where we are, and the panes beside."""
+    parts: list[str | tuple[str, str]] = []
+    for index, one in enumerate(trail):
+        if index:
+            parts.append((f" {separator} ", "$text-muted"))
+        parts.append((one, "bold" if index == len(trail) - 1 else ""))
+    if len(panes) > 1:
+        parts.append("   ")
+        for index, one in enumerate(panes):
+            parts.append((f" {index + 1} {one} ", "reverse" if index == chosen else "$text-muted"))
+    return Content.assemble(*parts)
+
+
+def footer(hints: Sequence[Hint], always: Sequence[Hint], width: int) -> Content:
+    """As many keys as fit beside those that are ``always`` there; those that do not apply are faint, and the
+    first of them says why if there is room.
+    """
+    parts: list[str | tuple[str, str]] = []
+    width -= sum(cell_len(hint.key) + cell_len(hint.label) + 3 for hint in always)
+    used = 0
+    explained = False
+    for hint in hints:
+        why = f" ({hint.why})" if hint.why and not explained and width >= 110 else ""
+        size = cell_len(hint.key) + 1 + cell_len(hint.label) + cell_len(why) + 2
+        if used + size > width + 2:
+            break
+        used += size
+        if hint.why:
+            explained = True
+            parts += [(f"{hint.key} {hint.label}{why}", "$text-disabled"), "  "]
+        else:
+            parts += [(hint.key, "$text-accent bold"), f" {hint.label}  "]
+    for hint in always:
+        parts += [(hint.key, "$text-accent bold"), f" {hint.label}  "]
+    return Content.assemble(*parts)
+
+
+def shown_key(key: str) -> str:
+    """A key as people write it."""
+    names = {"delete": "del", "insert": "ins", "plus": "+", "minus": "-", "equals_sign": "="}
+    return names.get(key, key.replace("ctrl+", "^"))

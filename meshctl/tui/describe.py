@@ -1,0 +1,117 @@
+"""All of one record: as a person reads it, as YAML, as JSON; kept current while it is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.widgets import Static
+
+from meshctl.tui.declare import Record, TablePane, at, filled, items_of
+from meshctl.tui.layout import Form, card, clean, lines_of
+from meshctl.tui.pager import Pager
+from meshctl.tui.pane import PaneView
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+
+class DocumentView(PaneView):
+    """Something in a pager, in three forms. Subclasses give `document` and `tables_of`."""
+
+    DEFAULT_CSS: ClassVar[str] = """
+    DocumentView > .document--line { height: 1; padding: 0 1; color: $text-muted; background: $surface; }
+    DocumentView > .document--line.-stale { color: $text-warning; }
+    """
+
+    form: Form = Form.PERSON
+    document: Any = None
+
+    def compose(self) -> ComposeResult:
+        """The text, and a line that says in which form."""
+        yield Pager()
+        yield Static(classes="document--line")
+
+    def on_mount(self) -> None:
+        """Show what is known already."""
+        self.show()
+
+    @property
+    def pager(self) -> Pager:
+        """The text."""
+        return self.query_one(Pager)
+
+    def tables_of(self, document: Any) -> Sequence[Any]:
+        """How a person reads it."""
+        return card(document)
+
+    def show(self) -> None:
+        """Lay it out in the form that was chosen."""
+        if not self.is_mounted:
+            return
+        if self.document is not None:
+            tables = self.tables_of(self.document) if self.form is Form.PERSON else ()
+            self.pager.fill(lines_of(self.document, tables, self.form))
+        line = self.query_one(".document--line", Static)
+        line.set_class(bool(self.problem), "-stale")
+        line.update(clean(self.problem) if self.problem else self.say(str(self.form)))
+
+    def as_form(self, form: Form) -> None:
+        """Show it in another form, or again for a person."""
+        self.form = Form.PERSON if form is self.form else form
+        self.show()
+
+    def narrow(self, text: str) -> None:
+        """Search in it."""
+        self.pager.seek(text)
+
+    def leave(self) -> bool:
+        """The search first."""
+        if self.pager.sought:
+            self.pager.seek("")
+            return True
+        return False
+
+    def extract(self) -> tuple[str, str]:
+        """The text as it is shown."""
+        return self.crumb or self.pane.id, self.pager.text() + "\n"
+
+    def became_stale(self) -> None:
+        """Say why."""
+        self.show()
+
+    def became_current(self) -> None:
+        """Say so."""
+        self.show()
+
+
+class DescribeView(DocumentView):
+    """One record of a table; the table's actions are about it."""
+
+    def __init__(self, pane: TablePane, record: Record, *, crumb: str) -> None:
+        super().__init__(pane, crumb=crumb)
+        self.table = pane
+        self.record = record
+        self.document = record
+
+    def tables_of(self, document: Any) -> Sequence[Any]:
+        """As the table's section lays it out."""
+        return self.table.tables(document) if self.table.tables is not None else card(document)
+
+    async def load(self) -> None:
+        """Ask for all of it; where it has no path of its own, find it in the list."""
+        if self.table.one:
+            self.document = await self.room.desk.get(filled(self.table.one, self.record))
+            self.record = {**self.record, **self.document} if isinstance(self.document, dict) else self.record
+        else:
+            reply = await self.room.desk.get(self.table.path, self.table.query)
+            mine = at(self.record, self.table.key)
+            found = next((one for one in items_of(reply) if at(one, self.table.key) == mine), None)
+            if found is not None:
+                self.document = self.record = found
+        self.show()
+        self.room.refresh_bars()
+
+    def chosen(self) -> Sequence[Record]:
+        """This record."""
+        return (self.record,)

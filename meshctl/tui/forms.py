@@ -1,0 +1,197 @@
+"""A form on the screen: typed fields, faults said at the field, and the command that would do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Input, Static, TextArea
+
+from meshctl.tui.choice import Choice
+from meshctl.tui.confirm import Modal, told
+from meshctl.tui.declare import Call
+from meshctl.tui.fields import Field, FieldError, Form, Kind
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+Given = Mapping[str, Any]
+TRUTH = ("true", "false")
+
+
+class FormScreen(Modal):
+    """Asks for the values of a form: a mapping by field name, None when it was left.
+
+    ``preview`` makes the request from the values, to be shown while they are typed. ``problem`` is what the
+    gate had against the last attempt, ``given`` what was typed then.
+    """
+
+    DEFAULT_CSS: ClassVar[str] = """
+    FormScreen VerticalScroll { max-height: 18; }
+    FormScreen .form--label { height: 1; color: $text-muted; }
+    FormScreen .form--fault { height: auto; color: $text-error; }
+    FormScreen .form--fault.-none { display: none; }
+    FormScreen TextArea { height: 5; border: none; background: $surface; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s", "submit", show=False, priority=True),
+        Binding("down", "app.focus_next", show=False),
+        Binding("up", "app.focus_previous", show=False),
+        Binding("enter", "forward", show=False),
+    ]
+
+    def __init__(
+        self,
+        form: Form,
+        *,
+        title: str = "",
+        given: Mapping[str, str] | None = None,
+        problem: str = "",
+        preview: Callable[[Given], Call] | None = None,
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.heading = title or form.title
+        self.given = given or {}
+        self.problem = problem
+        self.preview = preview
+        self.widgets: dict[str, Widget] = {}
+        self.faults: dict[str, Static] = {}
+
+    def compose(self) -> ComposeResult:
+        """The fields, what the gate said, and the request as it stands."""
+        with Vertical(classes="modal--box"):
+            yield told(self.heading, classes="modal--title")
+            if self.form.intro:
+                yield told(self.say(self.form.intro), classes="modal--muted")
+            with VerticalScroll(can_focus=False):
+                for field in self.form.fields:
+                    yield from self._line(field)
+            yield (
+                told(self.problem, classes="modal--bad") if self.problem else told("", classes="modal--muted")
+            )
+            yield Static(id="request", classes="modal--muted")
+            yield Static(id="command", classes="modal--code")
+            yield told(self.say("enter next   ctrl+s send   esc cancel"), classes="modal--muted")
+
+    def _line(self, field: Field) -> ComposeResult:
+        mark = " *" if field.required else ""
+        note = f"  {self.say(field.help)}" if field.help else ""
+        yield told(f"{self.say(field.label)}{mark}{note}", classes="form--label")
+        widget = self.widgets[field.name] = self._widget(field)
+        yield widget
+        fault = self.faults[field.name] = told("", classes="form--fault -none")
+        yield fault
+
+    def _widget(self, field: Field) -> Widget:
+        text = self.given.get(field.name, field.shown(field.default))
+        match field.kind:
+            case Kind.CHOICE:
+                return Choice(field.choices, text)
+            case Kind.BOOL:
+                return Choice(TRUTH, text or TRUTH[1])
+            case Kind.LONG:
+                return TextArea(text)
+            case Kind.SECRET:
+                return Input(text, password=True)
+            case _:
+                return Input(text, select_on_focus=False)
+
+    def on_mount(self) -> None:
+        """Begin at the first field, or at the one that the gate complains of."""
+        super().on_mount()
+        for field in self.form.fields:
+            if f"{field.name}:" in self.problem:
+                self.widgets[field.name].focus()
+                break
+        else:
+            if self.form.fields:
+                self.widgets[self.form.fields[0].name].focus()
+        self._show_request()
+
+    def typed(self) -> dict[str, str]:
+        """What stands in the fields."""
+        return {name: _text(widget) for name, widget in self.widgets.items()}
+
+    def values(self) -> dict[str, Any] | None:
+        """The values; None where a field has a fault, which is shown at it."""
+        found: dict[str, Any] = {}
+        first: Widget | None = None
+        for field in self.form.fields:
+            fault = self._fault(field)
+            if fault and first is None:
+                first = self.widgets[field.name]
+            if not fault:
+                found[field.name] = field.parse(_text(self.widgets[field.name]))
+        if first is not None:
+            first.focus()
+            return None
+        return found
+
+    def _fault(self, field: Field) -> str:
+        try:
+            field.parse(_text(self.widgets[field.name]))
+        except FieldError as error:
+            text = self.say(error.message, **error.values)
+        else:
+            text = ""
+        fault = self.faults[field.name]
+        fault.update(Content(text))
+        fault.set_class(not text, "-none")
+        return text
+
+    def _show_request(self) -> None:
+        if self.preview is None:
+            return
+        values: dict[str, Any] = {}
+        for field in self.form.fields:
+            try:
+                values[field.name] = field.parse(_text(self.widgets[field.name]))
+            except FieldError:
+                values[field.name] = None
+        call = self.preview(values)
+        self.query_one("#request", Static).update(Content(f"{call.method} {call.path}"))
+        self.query_one("#command", Static).update(Content(f"= {call.cli}" if call.cli else ""))
+
+    @on(Input.Changed)
+    @on(Choice.Changed)
+    @on(TextArea.Changed)
+    def _changed(self) -> None:
+        self._show_request()
+
+    @on(Input.Blurred)
+    def _left(self, event: Input.Blurred) -> None:
+        for field in self.form.fields:
+            if self.widgets[field.name] is event.input and (event.value or not field.required):
+                self._fault(field)
+
+    @on(Input.Submitted)
+    def _entered(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.action_forward()
+
+    def action_forward(self) -> None:
+        """To the next field; from the last one, send."""
+        names = [field.name for field in self.form.fields]
+        here = next((n for n, name in enumerate(names) if self.widgets[name] is self.focused), len(names) - 1)
+        if here + 1 < len(names):
+            self.widgets[names[here + 1]].focus()
+        else:
+            self.action_submit()
+
+    def action_submit(self) -> None:
+        """Hand the values over, if they fit."""
+        values = self.values()
+        if values is not None:
+            self.dismiss(values)
+
+
+def _text(widget: Widget) -> str:
+    if isinstance(widget, Input | Choice):
+        return widget.value
+    return widget.text if isinstance(widget, TextArea) else ""

@@ -1,0 +1,31 @@
+"""The keys of the screen that is in front."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshctl.tui import keys, sections
+from meshctl.tui.bars import shown_key
+from meshctl.tui.confirm import TextScreen
+
+if TYPE_CHECKING:
+    from meshctl.tui.room import Room
+
+
+def help_screen(room: Room) -> TextScreen:
+    """The section's own keys first, each with the command that does the same; then those of everywhere."""
+    say = room.say
+    lines: list[tuple[str, str]] = []
+    section, pane = room.section, room.pane
+    if section is not None and section.section.about:
+        lines += [("", say(section.section.about))]
+    if pane is not None:
+        for action in pane.actions():
+            lines.append((shown_key(action.key), f"{say(action.label)}   = {action.cli}"))
+        lines += [(shown_key(key), say(label)) for key, label in pane.hints()]
+    lines += [("", ""), ("", say("Everywhere"))]
+    lines += [(key, say(label)) for key, label in keys.EVERYWHERE]
+    lines += [("", ""), ("", say("Sections"))]
+    lines += [(entry.key, say(entry.title)) for entry in sections.present()]
+    title = say(section.section.title) if section is not None else say("Help")
+    return TextScreen(title, lines)

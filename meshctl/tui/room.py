@@ -1,0 +1,551 @@
+"""The control room: the screen around the sections, and everything that they share.
+
+It owns the gate's desk, the one live feed, the principal, the undo stack and the bars. Sections say what they
+are in data (`meshctl.tui.declare`); this puts one of them in front.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from textual import events, work
+from textual.app import ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.css.query import NoMatches
+from textual.message import Message
+from textual.screen import Screen
+
+from meshctl.client import Gate
+from meshctl.errors import GateError
+from meshctl.tui import jumping, sections, words
+from meshctl.tui.acting import Acting
+from meshctl.tui.bars import Bar, Hint, crumbs, footer, header, shown_key
+from meshctl.tui.confirm import ConfirmScreen
+from meshctl.tui.context_screen import log_in
+from meshctl.tui.data import Desk, Principal
+from meshctl.tui.declare import Action
+from meshctl.tui.describe import DocumentView
+from meshctl.tui.feed import Feed, Link, News, Standing
+from meshctl.tui.layout import Form, clean
+from meshctl.tui.pane import PaneView
+from meshctl.tui.preferences import Preferences
+from meshctl.tui.prompt import Prompt
+from meshctl.tui.section_view import SectionView
+from meshctl.tui.shell import Shell
+from meshctl.tui.table import TableView
+from meshctl.tui.undo import Undo
+from tunnel_proto.errors import MeshError
+
+KEPT_SECTIONS: Final = 4
+"""Sections that stay as they were left; older ones are built anew."""
+
+GLANCE: Final = "overview"
+"""The topic that the header listens to, whatever is in front."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What the screen is started with; ``where`` is what the header calls the gate."""
+
+    gate: Gate
+    where: str = "local"
+    preferences: Preferences = field(default_factory=Preferences)
+    preferences_file: Path | None = None
+    section: str = "overview"
+
+
+class FeedNews(Message):
+    """What the feed's thread has to say."""
+
+    def __init__(self, news: News) -> None:
+        super().__init__()
+        self.news = news
+
+
+class Room(Shell):
+    """The application. Ends with the name of a context to go on with, or None."""
+
+    CSS_PATH = "room.tcss"
+    TITLE = "meshctl"
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("colon", "jump", show=False),
+        Binding("slash", "filter", show=False),
+        Binding("question_mark", "help", show=False),
+        Binding("full_stop", "menu", show=False),
+        Binding("escape", "back", show=False),
+        Binding("q", "back(True)", show=False),
+        Binding("u", "undo", show=False),
+        Binding("r", "reload", show=False),
+        Binding("d", "describe('described')", show=False),
+        Binding("y", "describe('yaml')", show=False),
+        Binding("J", "describe('json')", show=False),
+        Binding("c", "copy_shown", show=False),
+        Binding("x", "export", show=False),
+        Binding("m", "mouse", show=False),
+        Binding("asterisk", "mark_all", show=False),
+        Binding("less_than_sign", "order(-1)", show=False),
+        Binding("greater_than_sign", "order(1)", show=False),
+        Binding("s", "turn_order", show=False),
+        Binding("left_square_bracket", "pane_beside(-1)", show=False),
+        Binding("right_square_bracket", "pane_beside(1)", show=False),
+        *(Binding(str(number), f"pane({number - 1})", show=False) for number in range(1, 10)),
+        *(Binding(entry.key, f"section('{entry.id}')", show=False) for entry in sections.ENTRIES),
+        Binding("ctrl+l", "audit", show=False),
+        Binding("ctrl+o", "contexts", show=False),
+        Binding("ctrl+t", "next_theme", show=False),
+        Binding("ctrl+s", "shot", show=False),
+        Binding("ctrl+q", "quit", show=False, priority=True),
+    ]
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch.preferences, launch.preferences_file)
+        self.launch = launch
+        self.desk = Desk(launch.gate)
+        self.principal = Principal()
+        self.undo = Undo()
+        self.acting = Acting(self)
+        self.feed = Feed(launch.gate, self._hear)
+        self.newest: dict[str, Any] = {}
+        self.standing = Standing(Link.CONNECTING)
+        self.pool = ""
+        self.brand = "qgate-mesh"
+        self._sections: OrderedDict[str, SectionView] = OrderedDict()
+        self._front = ""
+        self._heard = time.monotonic()
+
+    # --- set-up
+
+    def compose(self) -> ComposeResult:
+        """Where we are; the section; the line for `:` and `/`; the keys."""
+        yield Bar(id="top")
+        yield Bar(id="crumbs")
+        yield Container(id="body")
+        yield Prompt()
+        yield Bar(id="keys")
+
+    async def on_mount(self) -> None:
+        """Find out who we are, begin to listen, show the first section."""
+        self.set_class(self.ascii_only, "-ascii")
+        gate = self.launch.gate
+        gate.moved = self._moved
+        if hasattr(gate.dialler, "may_change"):
+            gate.dialler.may_change = self._may_change
+        self.feed.start()
+        self.set_interval(1.0, self._age)
+        self.introduce()
+        await self.show_section(self.launch.section)
+
+    def on_unmount(self) -> None:
+        """Stop listening."""
+        self.feed.end()
+
+    @work(group="introduce")
+    async def introduce(self) -> None:
+        """Ask the gate who we are and what it is called."""
+        try:
+            try:
+                self.principal = await self.desk.principal()
+            except GateError as error:
+                if error.status != 401 or not hasattr(self.desk.gate.dialler, "keep"):
+                    raise
+                if not await log_in(self):
+                    self.exit()
+                    return
+                self.principal = await self.desk.principal()
+                self._listen(anew=True)
+                self.action_reload()
+            with contextlib.suppress(MeshError):
+                shown = await self.desk.get("/branding")
+                self.brand = clean(str((shown or {}).get("name") or self.brand))
+        except MeshError as error:
+            self.fail(error)
+        self.refresh_bars()
+
+    # --- what sections use
+
+    def in_front(self, view: PaneView) -> bool:
+        """Whether a pane is the one that is seen."""
+        return self.pane is view
+
+    def descend(self, view: PaneView) -> None:
+        """Put a pane over the one in front, with a way back."""
+        if (section := self.section) is not None:
+            self.run_worker(self._descended(section, view), group="move")
+
+    async def _descended(self, section: SectionView, view: PaneView) -> None:
+        await section.descend(view)
+        self.refresh_bars()
+
+    def show_answer(self, title: str, reply: Any) -> None:
+        """Describe what the gate answered."""
+        if (pane := self.pane) is not None:
+            view = DocumentView(pane.pane, crumb=title)
+            view.document = reply
+            self.descend(view)
+
+    def perform(self, action: Action) -> None:
+        """Do an action of the pane in front, asking what has to be asked."""
+        if (pane := self.pane) is not None:
+            self.run_worker(self.acting.perform(action, pane), group="act")
+
+    # --- sections
+
+    @property
+    def section(self) -> SectionView | None:
+        """The section that is seen."""
+        return self._sections.get(self._front)
+
+    @property
+    def pane(self) -> PaneView | None:
+        """The pane that is seen."""
+        section = self.section
+        return section.front if section is not None else None
+
+    async def show_section(self, name: str, *, pane: int | None = None) -> None:
+        """Put a section in front."""
+        entry = sections.named(name)
+        if entry is None:
+            self.warn(self.say("There is no section {name}.", name=name))
+            return
+        body = self.query_one("#body")
+        if self.section is not None and self._front != entry.id:
+            self.section.display = False
+        self._front = entry.id
+        if entry.id in self._sections:
+            view = self._sections[entry.id]
+            self._sections.move_to_end(entry.id)
+            view.display = True
+            if pane is not None and pane != view.number:
+                await view.go(pane)
+            elif view.front is not None:
+                view.settle(view.front)
+                view.front.resume()
+        else:
+            view = self._sections[entry.id] = SectionView(sections.load(entry))
+            await body.mount(view)
+            if pane:
+                await view.go(pane)
+        while len(self._sections) > KEPT_SECTIONS:
+            _, old = self._sections.popitem(last=False)
+            await old.remove()
+        self._listen()
+        self.refresh_bars()
+
+    def _listen(self, *, anew: bool = False) -> None:
+        section = self.section
+        self.feed.listen({GLANCE, *(section.section.topics() if section is not None else ())}, anew=anew)
+
+    @property
+    def picture(self) -> str:
+        """What a picture of the screen is called."""
+        return self._front or "screen"
+
+    # --- the feed
+
+    def _hear(self, news: News) -> None:
+        self.post_message(FeedNews(news))
+
+    def on_feed_news(self, message: FeedNews) -> None:
+        """Pass news on to whoever is in front."""
+        news = message.news
+        self._heard = time.monotonic()
+        if isinstance(news, Standing):
+            self.standing = news
+            self.refresh_bars()
+            return
+        if news.data is not None:
+            self.newest[news.topic] = news.data
+        if news.topic == GLANCE and isinstance(news.data, Mapping):
+            self._glance(news.data)
+        pane = self.pane
+        if pane is not None and pane.listens(news.topic, news.data):
+            pane.told(news.topic, news.data)
+
+    def _glance(self, data: Mapping[str, Any]) -> None:
+        pool = data.get("pool")
+        name = pool.get("name") if isinstance(pool, Mapping) else pool
+        if name and name != self.pool:
+            self.pool = clean(str(name))
+            self.refresh_bars()
+
+    def _age(self) -> None:
+        if self.standing.link is not Link.LIVE and self.app_focus:
+            self.refresh_bars()
+
+    def _moved(self, left: str, now: str) -> None:
+        self.call_from_thread(self._tell_moved, left, now)
+
+    def _tell_moved(self, left: str, now: str) -> None:
+        self.warn(self.say("{left} does not answer; going on at {now}.", left=left, now=now))
+        self.introduce()
+        self.refresh_bars()
+
+    def _may_change(self, home: str, now: str) -> bool:
+        question = self.say("{home} does not answer. Make this change at {now}?", home=home, now=now)
+        answered: concurrent.futures.Future[bool] = concurrent.futures.Future()
+        self.call_from_thread(
+            self.push_screen, ConfirmScreen(question, ()), lambda answer: answered.set_result(bool(answer))
+        )
+        return answered.result()
+
+    def on_app_blur(self) -> None:
+        """Nobody looks: news come rarely."""
+        self.feed.watch(False)
+
+    def on_app_focus(self) -> None:
+        """Somebody looks again."""
+        self.feed.watch(True)
+
+    # --- bars
+
+    def refresh_bars(self) -> None:
+        """Draw the lines at the top and the bottom again, where they changed."""
+        try:
+            top, line, keys = (
+                self.screen_stack[0].query_one(f"#{name}", Bar) for name in ("top", "crumbs", "keys")
+            )
+        except (NoMatches, IndexError):
+            return
+        place = self.launch.gate.place
+        where = " ".join(
+            part for part in (self.pool, f"{self.launch.where}{f'@{place}' if place else ''}") if part
+        )
+        top.tell(
+            header(
+                self.brand,
+                where,
+                self.principal.label,
+                self.say(str(self.principal.role)),
+                read_only=self.say("read-only") if self.principal.read_only else "",
+                link=self.standing.link,
+                note=self._link_note(),
+                width=self.size.width - 2,
+            )
+        )
+        section = self.section
+        if section is not None:
+            trail = (self.say(section.section.title), *section.trail)
+            panes = [self.say(pane.title) for pane in section.section.panes]
+            separator = ">" if self.ascii_only else "›"
+            line.tell(crumbs(trail, panes, section.number, separator=separator))
+        keys.tell(footer(self._hints(), self._hints_always(), self.size.width - 2))
+
+    def _link_note(self) -> str:
+        note = self.say(str(self.standing.link))
+        if self.standing.link in {Link.AWAY, Link.REFUSED}:
+            note += f" {time.monotonic() - self._heard:.0f} s"
+        return note
+
+    def _hints(self) -> list[Hint]:
+        pane = self.pane
+        hints: list[Hint] = []
+        if self._busy:
+            hints.append(Hint("...", self._busy[-1]))
+        if pane is not None:
+            records = pane.chosen()
+            actions = [
+                Hint(shown_key(one.key), self.say(one.label), self.acting.reason(one, records))
+                for one in pane.actions()
+            ]
+            hints += sorted(actions, key=lambda hint: bool(hint.why))
+            hints += [Hint(shown_key(key), self.say(label)) for key, label in pane.hints()]
+        return hints
+
+    def _hints_always(self) -> list[Hint]:
+        return [
+            Hint("/", self.say("filter")),
+            Hint(":", self.say("go")),
+            Hint(".", self.say("all")),
+            Hint("?", self.say("help")),
+        ]
+
+    # --- keys
+
+    def on_key(self, event: events.Key) -> None:
+        """Keys of the pane in front: its actions and switches."""
+        if len(self.screen_stack) > 1 or isinstance(self.focused, Prompt):
+            return
+        pane = self.pane
+        if pane is None:
+            return
+        if isinstance(pane, TableView) and pane.press(event.key):
+            event.stop()
+            return
+        for action in pane.actions():
+            if event.key == action.key:
+                event.stop()
+                event.prevent_default()
+                self.perform(action)
+                return
+
+    def action_section(self, name: str) -> None:
+        """A section by its key."""
+        self.run_worker(self.show_section(name), group="move", exclusive=True)
+
+    def action_pane(self, number: int) -> None:
+        """A pane of this section by its number."""
+        self.run_worker(self._to_pane(number), group="move", exclusive=True)
+
+    async def _to_pane(self, number: int) -> None:
+        if (section := self.section) is not None:
+            await section.go(number)
+            self.refresh_bars()
+
+    def action_pane_beside(self, by: int) -> None:
+        """The next or the previous pane."""
+        if (section := self.section) is not None:
+            self.action_pane((section.number + by) % len(section.section.panes))
+
+    async def action_back(self, end: bool = False) -> None:
+        """Out of a search, marks, a filter, a description; at the top, `q` ends."""
+        section, pane = self.section, self.pane
+        if (pane is not None and pane.leave()) or (section is not None and await section.ascend()):
+            self.refresh_bars()
+        elif end:
+            self.exit()
+
+    def action_undo(self) -> None:
+        """Take the newest change back."""
+        self.run_worker(self.acting.take_back(self.pane), group="act")
+
+    def action_reload(self) -> None:
+        """Ask the gate again."""
+        if (pane := self.pane) is not None:
+            pane.reload()
+
+    def action_describe(self, form: str) -> None:
+        """All of the record under the cursor; in a description, the other forms."""
+        pane = self.pane
+        if isinstance(pane, DocumentView):
+            pane.as_form(Form(form))
+        elif isinstance(pane, TableView) and (record := pane.front()) is not None:
+            pane.describe(record, Form(form))
+
+    def action_copy_shown(self) -> None:
+        """The name under the cursor, or the text that is shown."""
+        pane = self.pane
+        if isinstance(pane, TableView):
+            chosen = pane.chosen()
+            if chosen:
+                self.copy("\n".join(pane.name_of(record) for record in chosen))
+        elif pane is not None:
+            self.copy(pane.extract()[1])
+
+    def action_export(self) -> None:
+        """What is shown, into a file."""
+        if (pane := self.pane) is not None:
+            from meshctl.tui.export import export
+
+            self.run_worker(export(self, pane), group="act")
+
+    def action_mark_all(self) -> None:
+        """Mark every row that is seen."""
+        if isinstance(pane := self.pane, TableView):
+            pane.mark_all()
+
+    def action_order(self, by: int) -> None:
+        """Order by the column beside."""
+        if isinstance(pane := self.pane, TableView):
+            pane.next_order(by)
+
+    def action_turn_order(self) -> None:
+        """The other direction."""
+        if isinstance(pane := self.pane, TableView):
+            pane.turn()
+
+    def action_jump(self) -> None:
+        """Ask where to go."""
+        self.query_one(Prompt).ask(
+            ":", words=[f":{word}" for word in jumping.destinations(self)], done=self._jumped
+        )
+
+    def _jumped(self, line: str | None) -> None:
+        self._settle()
+        if line:
+            self.run_worker(jumping.go(self, line), group="move")
+
+    def action_filter(self) -> None:
+        """Ask what to filter by, or to search for."""
+        pane = self.pane
+        if not isinstance(pane, TableView | DocumentView):
+            self.warn(self.say("There is nothing to filter here."))
+            return
+        before = pane.filter.text if isinstance(pane, TableView) else ""
+
+        def done(line: str | None) -> None:
+            pane.narrow(before if line is None else line)
+            self._settle()
+
+        typed = pane.narrow if not (isinstance(pane, TableView) and pane.paged) else None
+        self.query_one(Prompt).ask("/", given=before, typed=typed, done=done)
+
+    def _settle(self) -> None:
+        section, pane = self.section, self.pane
+        if section is not None and pane is not None:
+            section.settle(pane)
+
+    def action_help(self) -> None:
+        """The keys of this screen."""
+        from meshctl.tui.help import help_screen
+
+        self.push_screen(help_screen(self))
+
+    def action_menu(self) -> None:
+        """Everything that can be done here, and why not."""
+        from meshctl.tui.menu import ActionMenu
+
+        if (pane := self.pane) is not None:
+            self.push_screen(ActionMenu(self, pane), self._chosen)
+
+    def _chosen(self, answer: object) -> None:
+        if isinstance(answer, Action):
+            self.perform(answer)
+
+    def action_audit(self) -> None:
+        """The tail of the audit, over whatever is in front."""
+        from meshctl.tui.tail import AUDIT_PANE, TailView
+
+        if not isinstance(self.pane, TailView):
+            self.descend(TailView(AUDIT_PANE))
+
+    def action_contexts(self) -> None:
+        """Other gates and pools."""
+        from meshctl.tui.context_screen import choose_context
+
+        self.run_worker(choose_context(self), group="act")
+
+    def use_language(self, language: str) -> None:
+        """Speak another language, also the next time."""
+        if language not in words.languages():
+            self.warn(self.say("There is no language {name}.", name=language))
+            return
+        self.catalogue = words.catalogue(language)
+        self.keep(language=language)
+        self.run_worker(self._anew(), group="move", exclusive=True)
+
+    def use_ascii(self, wanted: bool) -> None:
+        """Draw ASCII only, or not, also the next time."""
+        self.keep(ascii_only=wanted)
+        self.set_class(wanted, "-ascii")
+        self.run_worker(self._anew(), group="move", exclusive=True)
+
+    async def _anew(self) -> None:
+        front, number = self._front, self.section.number if self.section else 0
+        while self._sections:
+            await self._sections.popitem()[1].remove()
+        await self.show_section(front, pane=number)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterator[SystemCommand]:
+        """What ctrl+p finds."""
+        yield from jumping.commands(self)
+        del screen

@@ -1,0 +1,296 @@
+"""Overview: how the pool is, at a glance, and how that went in the last minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from rich.cells import cell_len
+from textual.app import ComposeResult
+
+from meshctl import view
+from meshctl.tui import spark
+from meshctl.tui.declare import OwnPane, Section, state_of
+from meshctl.tui.fields import t
+from meshctl.tui.layout import clean
+from meshctl.tui.pager import Line, Pager, Piece, plain
+from meshctl.tui.pane import PaneView
+
+WIDE: Final = 110
+"""From this width on, two columns."""
+INCIDENTS_SHOWN: Final = 5
+
+RATES: Final = (
+    ("requests_s", t("requests/s")),
+    ("queries_s", t("queries/s")),
+    ("tokens_s", t("tokens/s")),
+    ("errors_s", t("errors/s")),
+    ("running", t("running")),
+    ("waiting", t("waiting")),
+    ("connections", t("connections")),
+    ("sessions", t("tunnels")),
+)
+
+
+class OverviewView(PaneView):
+    """Draws the overview document; asked for once, then told by the feed."""
+
+    DEFAULT_CSS: ClassVar[str] = "OverviewView > Pager { padding: 0 1; }"
+
+    def __init__(self, pane: OwnPane) -> None:
+        super().__init__(pane)
+        self.document: Mapping[str, Any] | None = None
+        self.incidents: Sequence[Mapping[str, Any]] = ()
+
+    def compose(self) -> ComposeResult:
+        """One text."""
+        yield Pager()
+
+    async def load(self) -> None:
+        """Ask for it, and for the newest incidents."""
+        self.document = await self.room.desk.get("/overview")
+        reply = await self.room.desk.get("/incidents", {"limit": INCIDENTS_SHOWN})
+        self.incidents = reply.get("items", [])[:INCIDENTS_SHOWN]
+        self._show()
+
+    def told(self, topic: str, data: Any) -> None:
+        """The document comes with the news; incidents are asked for when their number changed."""
+        if not isinstance(data, Mapping):
+            self.reload()
+            return
+        before = (self.document or {}).get("incidents")
+        self.document = data
+        self._show()
+        if data.get("incidents") != before:
+            self.reload()
+
+    def on_resize(self) -> None:
+        """Another width, another layout."""
+        self._show()
+
+    def _show(self) -> None:
+        if self.document is None or not self.is_mounted:
+            return
+        picture = Picture(self, self.document, self.incidents, time.time())
+        self.query_one(Pager).fill(picture.lines(max(40, self.size.width - 4)))
+
+    def extract(self) -> tuple[str, str]:
+        """As it is drawn."""
+        return "overview", self.query_one(Pager).text() + "\n"
+
+    def became_stale(self) -> None:
+        """Say why it is not current."""
+        self.query_one(Pager).fill(
+            ((("! " + clean(self.problem), "warn"),), *self.query_one(Pager).lines[:200])
+        )
+
+    def became_current(self) -> None:
+        """Draw it anew."""
+        self._show()
+
+
+class Picture:
+    """The overview as lines; ``now`` in unix seconds."""
+
+    def __init__(
+        self, pane: PaneView, document: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]], now: float
+    ) -> None:
+        self._say = pane.say
+        self._ascii = pane.room.ascii_only
+        self._of = document
+        self._incidents = incidents
+        self._now = now
+
+    def lines(self, width: int) -> list[Line]:
+        """All of it, in one column or two."""
+        left_width = width if width < WIDE else (width - 3) // 2
+        left = [*self._gate(), (), *self._rates(left_width), (), *self._workers(left_width)]
+        right = [*self._troubles(), (), *self._burn_down(min(left_width, 70)), (), *self._gates()]
+        if width < WIDE:
+            return [*left, (), *right]
+        return beside(left, right, left_width)
+
+    def _gate(self) -> list[Line]:
+        pool, gate, peers = (self._of.get(key) or {} for key in ("pool", "gate", "peers"))
+        state = str(gate.get("state", "-"))
+        linked = self._say("{up} of {total} peers", up=peers.get("up", 0), total=peers.get("total", 0))
+        return [
+            (
+                (clean(str(pool.get("name", "-"))), "title"),
+                (f"  {clean(str(gate.get('name', '-')))} {gate.get('version', '')}  ", ""),
+                (state, _role(state)),
+                (f"  {self._say('up {span}', span=view.span(gate.get('uptime_s')))}", "muted"),
+                (f"  {linked}", ""),
+            )
+        ]
+
+    def _rates(self, width: int) -> list[Line]:
+        series = self._of.get("series") or {}
+        names = [(key, self._say(name)) for key, name in RATES]
+        label = max(cell_len(name) for _, name in names)
+        room = max(10, min(60, width - label - 12))
+        lines: list[Line] = []
+        for key, name in names:
+            values = series.get(key) or []
+            value = self._of.get(key)
+            if not isinstance(value, int | float):
+                value = values[-1] if values else 0
+            bad = key == "errors_s" and value > 0
+            drawn = spark.sparkline(values, room, ascii_only=self._ascii)
+            lines.append(
+                (
+                    (_left(name, label) + " ", "key"),
+                    (f"{_figure(value):>8} ", "bad" if bad else ""),
+                    (drawn, "bad" if bad else "busy"),
+                )
+            )
+        return lines
+
+    def _workers(self, width: int) -> list[Line]:
+        workers = self._of.get("workers") or {}
+        jobs = self._say(
+            "{running} of {slots} slots, {queued} wait",
+            running=workers.get("jobs_running", 0),
+            slots=workers.get("slots", 0),
+            queued=workers.get("jobs_queued", 0),
+        )
+        head = self._say(
+            "{serving} of {total} serve", serving=workers.get("serving", 0), total=workers.get("total", 0)
+        )
+        away = workers.get("away") or 0
+        lines: list[Line] = [
+            ((self._say("Workers") + "  ", "title"), (head, ""), (f"   {jobs}", "")),
+        ]
+        if away or workers.get("draining"):
+            text = self._say("{away} away, {draining} drain", away=away, draining=workers.get("draining", 0))
+            lines.append(((f"  {text}", "warn"),))
+        room = max(10, min(40, width - 36))
+        for name, used, total in (
+            (
+                self._say("memory"),
+                (workers.get("memory") or 0) - (workers.get("memory_available") or 0),
+                workers.get("memory"),
+            ),
+            (self._say("VRAM"), workers.get("vram_used") or 0, workers.get("vram")),
+        ):
+            if total:
+                bar = spark.bar(used / total, room, ascii_only=self._ascii)
+                lines.append(
+                    (
+                        (f"  {_left(name, 8)} ", "key"),
+                        (bar, "busy"),
+                        (f" {view.size(used)} / {view.size(total)}", ""),
+                    )
+                )
+        return lines
+
+    def _troubles(self) -> list[Line]:
+        counts = self._of.get("incidents") or {}
+        opened, acknowledged = counts.get("open", 0), counts.get("acknowledged", 0)
+        lines: list[Line] = [
+            (
+                (self._say("Incidents") + "  ", "title"),
+                (self._say("{count} open", count=opened), "bad" if opened else "good"),
+                (f"   {self._say('{count} looked after', count=acknowledged)}", ""),
+            )
+        ]
+        for one in self._incidents:
+            text = f"{one.get('kind')}: {one.get('subject')}"
+            lines.append(
+                ((f"  {one.get('id'):>5} ", "muted"), (clean(text), _role(str(one.get("severity")))))
+            )
+        for name, problem in (self._of.get("problems") or {}).items():
+            lines.append(((f"  {clean(name)}: {clean(str(problem))}", "bad"),))
+        if store := self._of.get("store"):
+            lines.append(((f"  {self._say('the store: {problem}', problem=clean(str(store)))}", "bad"),))
+        for one in self._of.get("certificates") or ():
+            if one.get("expiring"):
+                left = view.span(max(0, float(one.get("expires_at") or 0) - self._now))
+                text = self._say("{name} ends in {span}", name=one.get("name"), span=left)
+                lines.append(((f"  {text}", "warn"),))
+        return lines
+
+    def _burn_down(self, width: int) -> list[Line]:
+        cost = "  ".join(
+            f"{one.get('amount')} {one.get('currency')}" for one in self._of.get("cost_today") or ()
+        )
+        lines: list[Line] = [
+            ((self._say("Spent today") + "  ", "title"), (cost or self._say("nothing"), "")),
+        ]
+        room = max(8, min(24, width - 44))
+        for one in self._of.get("burn_down") or ():
+            used = one.get("used")
+            share = float(used) if isinstance(used, int | float) else None
+            role = (
+                "bad"
+                if share is not None and share >= 1
+                else "warn"
+                if share is not None and share >= 0.8
+                else "good"
+            )
+            percent = "-" if share is None else f"{share * 100:.0f}%"
+            ends = one.get("exhausted_at")
+            lines.append(
+                (
+                    (f"  {_left(clean(str(one.get('id', '-')))[:18], 18)} ", ""),
+                    (spark.bar(share, room, ascii_only=self._ascii), role),
+                    (f" {percent:>5}", role),
+                    (f"  {self._say('gone {when}', when=view.moment(ends))}" if ends else "", "warn"),
+                )
+            )
+        return lines
+
+    def _gates(self) -> list[Line]:
+        lines: list[Line] = [((self._say("Gates"), "title"),)]
+        for one in self._of.get("gates") or ():
+            serving = bool(one.get("serving"))
+            lines.append(
+                (
+                    (f"  {_left(clean(str(one.get('name'))), 20)} ", ""),
+                    (
+                        self._say("serves") if serving else self._say("not in bundles"),
+                        "good" if serving else "warn",
+                    ),
+                    (f"  {self._say('seen {when}', when=view.moment(one.get('seen_at')))}", "muted"),
+                )
+            )
+        return lines
+
+
+def beside(left: Sequence[Line], right: Sequence[Line], width: int) -> list[Line]:
+    """Two columns, the left one ``width`` cells wide."""
+    lines: list[Line] = []
+    for number in range(max(len(left), len(right))):
+        one: tuple[Piece, ...] = left[number] if number < len(left) else ()
+        other: tuple[Piece, ...] = right[number] if number < len(right) else ()
+        space = " " * max(1, width + 3 - cell_len(plain(one)))
+        lines.append((*one, (space, ""), *other) if other else one)
+    return lines
+
+
+def _role(word: str) -> str:
+    state = state_of(word)
+    return str(state) if state is not None else ""
+
+
+def _left(text: str, width: int) -> str:
+    return text + " " * max(0, width - cell_len(text))
+
+
+def _figure(value: float) -> str:
+    if value >= 1_000_000:
+        return f"{value / 1_000_000:.1f}M"
+    if value >= 10_000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+SECTION: Final = Section(
+    "overview",
+    "Overview",
+    "O",
+    (OwnPane("overview", t("Overview"), OverviewView, topic="overview", cli="meshctl status"),),
+    about=t("How the pool is, at a glance, and how that went in the last minute."),
+    page="operations.md",
+)

@@ -1,0 +1,39 @@
+"""A fake gate, and the control room opened over it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from meshctl.client import Gate
+from meshctl.tui.preferences import Preferences
+from meshctl.tui.room import Launch
+from tests.tui.gate import RoomGate, serving
+from tests.tui.visit import Visit, visiting
+
+Open = Callable[..., AbstractAsyncContextManager[Visit]]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[RoomGate]:
+    """A fake gate."""
+    with serving(tmp_path / "admin.sock") as fake:
+        yield fake
+
+
+@pytest.fixture
+def visit(gate: RoomGate, tmp_path: Path) -> Open:
+    """Open the control room over the fake gate: ``async with visit("workers") as at:``."""
+
+    @asynccontextmanager
+    async def open_at(
+        section: str = "overview", *, size: tuple[int, int] = (80, 24), liked: Preferences | None = None
+    ) -> AsyncIterator[Visit]:
+        launch = Launch(Gate(gate.socket), "local", liked or Preferences(), tmp_path / "tui.toml", section)
+        async with visiting(launch, size=size) as found:
+            yield found
+
+    return open_at

@@ -1,0 +1,79 @@
+"""A person at the control room, for tests: presses keys, reads the screen, waits for what is to come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from textual.pilot import Pilot
+
+from meshctl.tui.room import Launch, Room
+
+PATIENCE_S: Final = 10.0
+"""How long anything may take on a machine with too much to do."""
+
+
+class Visit:
+    """The screen and the keyboard."""
+
+    def __init__(self, room: Room, pilot: Pilot[str | None]) -> None:
+        self.room = room
+        self.pilot = pilot
+
+    def text(self) -> str:
+        """What the screen shows, line by line, without what is blank at the right."""
+        screen = self.room.screen
+        lines = screen._compositor.render_strips()
+        return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines)
+
+    async def press(self, *keys: str) -> None:
+        """Press keys, one after the other."""
+        await self.pilot.press(*keys)
+
+    async def type(self, text: str) -> None:
+        """Type a text."""
+        names = {
+            " ": "space",
+            ":": "colon",
+            "/": "slash",
+            "=": "equals_sign",
+            "-": "minus",
+            "!": "exclamation_mark",
+        }
+        await self.pilot.press(*(names.get(char, char) for char in text))
+
+    async def until(self, condition: Callable[[], bool], what: str = "the screen") -> None:
+        """Wait until something is so; fails with the screen as it is then."""
+        end = time.monotonic() + PATIENCE_S
+        while not condition():
+            if time.monotonic() > end:
+                raise AssertionError(f"{what} did not come:\n{self.text()}")
+            await asyncio.sleep(0.01)
+            await self.pilot.pause()
+
+    async def sees(self, *texts: str) -> None:
+        """Wait until the screen shows these texts."""
+        await self.until(lambda: all(text in self.text() for text in texts), ", ".join(texts))
+
+    async def sees_no(self, text: str) -> None:
+        """Wait until the screen does not show a text."""
+        await self.until(lambda: text not in self.text(), f"no {text}")
+
+    def toasts(self) -> list[str]:
+        """What was said in passing."""
+        return [one.message for one in self.room._notifications]
+
+    async def told(self, text: str) -> None:
+        """Wait until something was said in passing."""
+        await self.until(lambda: any(text in one for one in self.toasts()), f"the word {text!r}")
+
+
+@asynccontextmanager
+async def visiting(launch: Launch, *, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Visit]:
+    """Open the control room without a terminal."""
+    room = Room(launch)
+    async with room.run_test(size=size) as pilot:
+        yield Visit(room, pilot)
