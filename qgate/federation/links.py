@@ -135,8 +135,9 @@ class PeerLinks:
         receiver: StreamReceiver,
         *,
         compression: str = "auto",
+        over: Carrier | None = None,
     ) -> Stream:
-        """Open a stream of a served kind to a peer.
+        """Open a stream of a served kind to a peer, over one of its `ways` where that matters.
 
         LocalProtocolError where no link is up, or this pool's admin does not let that flow out.
         """
@@ -147,7 +148,7 @@ class PeerLinks:
         if not served.may_open(peer):
             way = "come from" if served.taking else "go to"
             raise LocalProtocolError(f"{served.flow} may not {way} the pool {peer.name} (level {peer.level})")
-        carrier = self._carrier(pool_key)
+        carrier = over or self._carrier(pool_key)
         if carrier is None:
             raise LocalProtocolError(f"no link to the pool {peer.name} is up")
         return carrier.open_stream(kind, dict(meta), receiver, compression=compression)
@@ -169,6 +170,18 @@ class PeerLinks:
         if dialled is not None:
             yield from dialled.clients.values()
         yield from self._taken.get(pool_key, ())
+
+    def ways(self, pool_key: bytes) -> dict[str, Carrier]:
+        """A tunnel that is up to each gate of a pool, by the gate's name; ours before theirs."""
+        found: dict[str, Carrier] = {}
+        dialled = self._dialled.get(pool_key)
+        for gate, client in ({} if dialled is None else dialled.clients).items():
+            if client.state == "up":
+                found.setdefault(gate.name, client)
+        for session in reversed(self._taken.get(pool_key, ())):
+            if session.connected and not session.session.over:
+                found.setdefault(session.peer.name, session)
+        return found
 
     def rtt_s(self, pool_key: bytes) -> float | None:
         """The round trip on the link that is in use, in seconds; None where none is up or none is known."""

@@ -9,8 +9,9 @@ probe is asked for: a fresh tunnel, handshake and all, to each of the peer's gat
 life, and the peer stays a suspect that is not heard.
 
 Before anybody else a pool that hears from none of several peers suspects itself: its own network is the
-likelier cause, and nobody is declared dead then. With one peer only there is nobody to compare with; it is
-declared dead after a longer silence, and `Standing.doubt` says that it might be us.
+likelier cause, and nobody is declared dead then; a peer that is watched anew and was not heard yet tells
+nothing of our network. With one peer only there is nobody to compare with; it is declared dead after a longer
+silence, and `Standing.doubt` says that it might be us.
 
 Times are monotonic seconds of our own clock; the peers' clocks play no part.
 """
@@ -49,6 +50,7 @@ class Watched:
     failed_at: float | None = None
     answered_at: float | None = None
     probe_at: float | None = None  # when the last one was asked for
+    ever: bool = False  # it was heard since it is watched; before, ``heard_at`` is when that began
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Suspicion:
         if one is None or now < one.heard_at:
             return self
         since = one.since if one.state == ALIVE else now
-        return self._with(key, Watched(now, ALIVE, since))
+        return self._with(key, Watched(now, ALIVE, since, ever=True))
 
     def probed(self, key: bytes, now: float, *, answered: bool) -> Suspicion:
         """A probe that was asked for has ended."""
@@ -146,4 +148,5 @@ class Suspicion:
 
 
 def _doubts(peers: Mapping[bytes, Watched]) -> bool:
-    return len(peers) > 1 and all(one.state != ALIVE and one.answered_at is None for one in peers.values())
+    signs = ((one.state == ALIVE and one.ever) or one.answered_at is not None for one in peers.values())
+    return len(peers) > 1 and not any(signs)

@@ -1,8 +1,9 @@
-"""Heartbeats on their way: one stream to every peer, one from each of its gates, and what follows from them.
+"""Heartbeats on their way: one stream to every gate of a peer, one from each of its gates, and what follows.
 
-A heartbeat is made and signed once a beat and goes to all. Streams are never resumed: a heartbeat that comes
-late is worth nothing. A peer that refuses them is asked again when something about it changes, or now and
-then.
+A heartbeat is made and signed once a beat and goes to all. A gate of a peer that none of our tunnels leads
+to has dialled us: each of them hears us, as each judges for itself. Streams are never resumed: a heartbeat
+that comes late is worth nothing. A peer that refuses them is asked again when something about it changes, or
+now and then.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Vitals:
         self.clock = clock
         self._monotonic = monotonic
         self._pulse = Pulse(pool_key, gate, os.urandom(16))
-        self._out: dict[bytes, _Out] = {}
+        self._out: dict[tuple[bytes, str], _Out] = {}  # by pool and gate
         self._retry_at: dict[bytes, float] = {}
         self._refusals: dict[bytes, int] = {}
         self._gates: tuple[GateAddress, ...] = ()
@@ -195,7 +196,7 @@ class Vitals:
 
     def _send(self) -> None:
         wanted = [peer for peer in self._peers.peers() if may(peer, "heartbeat", "send")]
-        ready = [out for peer in wanted if (out := self._stream_to(peer)) is not None]
+        ready = [out for peer in wanted for out in self._streams_to(peer)]
         if not ready:
             return
         frame = sign_heartbeat(self.beat(), self._online.identity)
@@ -214,22 +215,27 @@ class Vitals:
             gates=self._gates,
         )
 
-    def _stream_to(self, peer: Peer) -> _Out | None:
-        out = self._out.get(peer.pool_key)
-        if out is not None and not out.over:
-            return out
-        if self._monotonic() < self._retry_at.get(peer.pool_key, 0.0):
-            return None
-        out = _Out(self, peer.pool_key)
-        try:
-            meta = {"online_certificate": self._online.certificate}
-            # Keys, hashes and signatures do not shrink, and 50 contexts would cost more than the beats do.
-            out.stream = self._links.open(peer.pool_key, KIND_HEARTBEAT, meta, out, compression="off")
-        except LocalProtocolError:
-            return None  # no link; the next beat looks again
-        self._out[peer.pool_key] = out
-        self._pulse.repeat_gates()
-        return out
+    def _streams_to(self, peer: Peer) -> list[_Out]:
+        key, found = peer.pool_key, []
+        if self._monotonic() < self._retry_at.get(key, 0.0):
+            return [out for (pool, _), out in self._out.items() if pool == key and not out.over]
+        ways = self._links.ways(key)
+        for gone in [place for place, out in self._out.items() if place[0] == key and out.over]:
+            del self._out[gone]
+        for gate, way in ways.items():
+            out = self._out.get((key, gate))
+            if out is None:
+                out = _Out(self, key)
+                try:
+                    meta = {"online_certificate": self._online.certificate}
+                    # Keys and hashes do not shrink, and 50 contexts would cost more than the beats do.
+                    out.stream = self._links.open(key, KIND_HEARTBEAT, meta, out, compression="off", over=way)
+                except LocalProtocolError:
+                    continue  # the next beat looks again
+                self._out[key, gate] = out
+                self._pulse.repeat_gates()
+            found.append(out)
+        return found
 
     def refused(self, pool_key: bytes, error: StreamError | None) -> None:
         """A stream of ours ended; a refusal is not hammered at."""

@@ -40,6 +40,7 @@ async def test_the_next_gate_of_a_peer_is_dialled_when_the_first_is_gone(
             async with running(second) as two:
                 await meet(one, branch, level=1)
                 key, links = one.parts.keys.pool_key, branch.peering.links
+                own = branch.parts.keys.pool_key
 
                 def gates() -> list[str]:
                     peer = branch.parts.directory.peer(key)
@@ -56,6 +57,12 @@ async def test_the_next_gate_of_a_peer_is_dialled_when_the_first_is_gone(
                 # Both gates beat, each from its own point of view, and the branch learns one list of both.
                 await until(lambda: gates() == ["one", "two"], 20)
                 await until(lambda: heard() == {"one", "two"}, 20)
+                # The branch's tunnel leads to the first only, and the second, which dialled, hears it too.
+                for gate in (one, two):
+                    await until(lambda at=gate: at.peering.vitals.heard.get(own) is not None, 20)
+                    standing = gate.peering.vitals.standing(own)
+                    assert standing is not None
+                    assert standing.state == "alive"
                 await until(lambda: dialled().get("one") == "up", 20)
                 await settled(lambda: branch.parts.directory.peer(key))
                 assert gates() == ["one", "two"]

@@ -144,3 +144,17 @@ def test_no_death_without_its_signs_and_life_always_returns(
     world.heard = set(world.keys)
     world.run(1.2)
     assert all(world.state(key) == ALIVE for key in world.keys)
+
+
+def test_a_peer_that_is_watched_anew_says_nothing_of_our_network() -> None:
+    world = World((A, B))
+    world.run(10)
+    world.heard.clear()
+    world.answers.clear()
+    world.run(4)
+    assert world.suspicion.doubt
+    world.suspicion = world.suspicion.follow(frozenset({A}), world.now)
+    world.suspicion = world.suspicion.follow(frozenset({A, B}), world.now)  # its level was raised again
+    world.run(60)
+    assert world.state(A) == SUSPECT
+    assert world.suspicion.doubt

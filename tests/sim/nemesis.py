@@ -102,7 +102,7 @@ class Nemesis:
 
     def _start_gate(self, gate: Gate) -> None:
         if not gate.alive:
-            gate.alive, gate.connection = True, -1
+            gate.begin()
         gate.paused = False
 
     def _start_gates(self, pool: Pool) -> None:
@@ -265,11 +265,11 @@ class Nemesis:
         return end
 
     def _back_to(self, pool: Pool, number: int, *, server: bool, files: bool) -> None:
-        connection, servers = pool.store.connection, self.world.servers
+        connection, life, servers = pool.store.connection, pool.store.life, self.world.servers
         store, noted = pool.backups[number]
         pool.store = store.copy()
         del pool.backups[number + 1 or len(pool.backups) :]  # what came later is of an abandoned life
-        pool.store.connection = connection + 1
+        pool.store.connection, pool.store.life = connection + 1, life + 1
         self.world.watch.restored(pool)
         if server:
             servers[0] += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-from qgate.federation import catalogue
+from qgate.federation import catalogue, results, suspicion
 from qgate.federation.log import continuity, hlc, replica
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.streams import STREAMS, Stream
@@ -128,6 +128,29 @@ def _allowing(mastership: replica.Mastership, entry: Entry) -> tuple[str, str]:
     return ("held", "frozen") if mastership.frozen else ("apply", "")
 
 
+def _told_once(telling: results.Telling, kept: Iterable[str], now: float) -> list[str]:
+    jobs = [job for job in kept if job not in telling.told]
+    telling.told.update((job, (1, now)) for job in jobs)
+    return jobs
+
+
+def _by_silence(
+    machine: suspicion.Suspicion, one: suspicion.Watched, now: float, *, doubt: bool, alone: bool
+) -> bool:
+    del alone
+    return not doubt and now - one.heard_at >= machine.patience.dead_s
+
+
+def _buried(method: Callable[..., suspicion.Suspicion]) -> Callable[..., suspicion.Suspicion]:
+    def unless_dead(
+        machine: suspicion.Suspicion, key: bytes, now: float, **named: bool
+    ) -> suspicion.Suspicion:
+        one = machine.peers.get(key)
+        return machine if one is None or one.state == suspicion.DEAD else method(machine, key, now, **named)
+
+    return unless_dead
+
+
 _MASTERS = "one master; one catalogue"
 _FOLD = catalogue.fold
 _KEPT = failover.kept
@@ -170,6 +193,35 @@ def bugs() -> dict[str, Bug]:
         ),
         "a lower epoch is taken": _bug(
             (replica.Mastership, "allows", _allowing), promises="one master; one catalogue"
+        ),
+        "a living gate's request is recorded": _bug(
+            (results, "judge", lambda *_, recorded, underway: "known" if recorded else "record"),
+            promises="recorded once",
+        ),
+        "what is recorded is recorded again": _bug(
+            (results, "judge", lambda *_, recorded, underway: "wait" if underway else "record"),
+            promises="recorded once",
+        ),
+        "results are acknowledged unrecorded": _bug(
+            (results, "judge", lambda *_, recorded, underway: "wait" if underway else "known"),
+            promises="no lost job",
+        ),
+        "a dead gate's requests are waited for": _bug(
+            (results, "judge", lambda *_, recorded, underway: "known" if recorded else "wait"),
+            promises="no lost job",
+        ),
+        "a result is told once": _bug((results.Telling, "due", _told_once), promises="no lost job"),
+        "silence alone kills": _bug(
+            (suspicion.Suspicion, "_is_dead", _by_silence), promises="no false death"
+        ),
+        "nobody doubts itself": _bug((suspicion, "_doubts", lambda peers: False), promises="self-doubt"),
+        "whoever was dead stays dead": _bug(
+            (suspicion.Suspicion, "heard", _buried(suspicion.Suspicion.heard)),
+            (suspicion.Suspicion, "probed", _buried(suspicion.Suspicion.probed)),
+            promises="life seen",
+        ),
+        "probes are not counted": _bug(
+            (suspicion.Suspicion, "probed", lambda machine, *_, **__: machine), promises="death seen"
         ),
         "a hold is not observed": _bug((failover, "_return_at", _eager_return), promises="3 hold"),
         "a return after five seconds": _bug((failover, "_return_at", _hasty_return), promises="2 unbroken"),

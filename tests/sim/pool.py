@@ -37,6 +37,8 @@ from qgate.federation.log.replica import (
 from qgate.federation.log.streams import INCARNATION, OWN_STREAMS, STREAMS, published_stream
 from qgate.federation.log.vector import EMPTY, Head, common, points
 from tests.sim.authority import AUTHORITY, EPOCH, Authority
+from tests.sim.jobs import Desk, Jobs
+from tests.sim.liveness import Liveness
 from tests.sim.store import Replica, Row, Store, Waiting
 from tunnel_proto.certificate import OnlineCertificate, issue_online, read_online
 from tunnel_proto.identity import Identity
@@ -50,11 +52,15 @@ Place = tuple[Entry, Contents | None, Missing]
 """An entry as it travels: with its contents, or with the word why they are missing."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Gate:
-    """One gate. ``noted`` is its own file of the newest head, ``offset`` how wrong its calendar is."""
+    """One gate. ``noted`` is its own file of the newest head, ``offset`` how wrong its calendar is.
+
+    ``run`` counts its processes; what a process knows is forgotten when it ends.
+    """
 
     name: str
+    run: int = 1
     alive: bool = True
     paused: bool = False
     offset: float = 0.0
@@ -62,6 +68,16 @@ class Gate:
     continuity: ContinuityState = field(default_factory=ContinuityState)
     ready: Ready = field(default_factory=Ready)
     connection: int = -1
+    desk: Desk = field(default_factory=Desk)
+    liveness: Liveness = field(init=False)
+
+    def begin(self) -> None:
+        """A new process, with what is on its disk."""
+        self.alive, self.connection = True, -1
+        self.run += 1
+        self.continuity, self.ready = ContinuityState(), Ready()
+        self.desk = Desk()
+        self.liveness.begin()
 
     @property
     def working(self) -> bool:
@@ -91,7 +107,9 @@ class Pool:
         self.trust: dict[bytes, int] = {}
         self.fastest = 0.0  # how far ahead a calendar here ever was
         self.backups: list[tuple[Store, dict[str, Head | None]]] = []
+        self.jobs = Jobs(self)
         for gate in self.gates:
+            gate.liveness = Liveness(self, gate)
             world.heap.every(1.0, lambda gate=gate: self.turn(gate))  # type: ignore[misc]
             world.heap.every(2.0, lambda gate=gate: self.pull(gate))  # type: ignore[misc]
         world.heap.every(world.write_every_s, self.write)
@@ -101,6 +119,16 @@ class Pool:
     def serving(self) -> bool:
         """Whether a node finds a gate here that takes work."""
         return self.store.up and any(gate.working for gate in self.gates)
+
+    @property
+    def awake(self) -> bool:
+        """Whether anybody answers a handshake."""
+        return any(gate.working for gate in self.gates)
+
+    def entrance(self, whose: Gate) -> Gate | None:
+        """The gate here that a tunnel of another pool's gate leads to: the first that is there."""
+        del whose
+        return next((gate for gate in self.gates if gate.working), None)
 
     # --- local life
 
@@ -141,7 +169,10 @@ class Pool:
 
     def turn(self, gate: Gate) -> None:
         """What a gate does every second: compare the store, then sign what waits."""
-        if not gate.working or not self.store.up:
+        if not gate.working:
+            return
+        self.jobs.turn(gate)
+        if not self.store.up:
             return
         now = self.world.heap.now
         if gate.connection != self.store.connection:

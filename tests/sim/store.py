@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from qgate.federation.catalogue import Document
 from qgate.federation.log.entry import Contents, Entry
 from qgate.federation.log.replica import Disposition, Known, ReplicaState
 from qgate.federation.log.vector import EMPTY, Head
+
+if TYPE_CHECKING:
+    from tests.sim import jobs
 
 Record = tuple[str, bytes]
 
@@ -56,7 +60,8 @@ class Replica:
 @dataclass(slots=True)
 class Store:
     """One PostgreSQL. ``server`` stands for its system identifier and timeline, ``settled`` is the one that
-    the last batch was signed on; ``connection`` counts the times that gates had to connect anew.
+    the last batch was signed on; ``connection`` counts the times that gates had to connect anew, ``life``
+    those that the store became an older one.
     """
 
     server: int
@@ -68,7 +73,11 @@ class Store:
     documents: dict[bytes, Document] = field(default_factory=dict)
     replicas: dict[bytes, Replica] = field(default_factory=dict)
     claims: dict[bytes, Head] = field(default_factory=dict)
+    receipts: dict[str, jobs.Record] = field(default_factory=dict)
+    results: dict[tuple[bytes, str], jobs.Kept] = field(default_factory=dict)
+    announced: dict[str, float] = field(default_factory=dict)
     connection: int = 0
+    life: int = 0
     up: bool = True
     full: bool = False
 
@@ -81,6 +90,9 @@ class Store:
             documents=dict(self.documents),
             replicas={origin: replica.copy() for origin, replica in self.replicas.items()},
             claims=dict(self.claims),
+            receipts=dict(self.receipts),
+            results=dict(self.results),
+            announced=dict(self.announced),
             up=True,
             full=False,
         )

@@ -10,6 +10,7 @@ from qgate.federation.log import hlc
 from qgate.federation.log.entry import Contents, Entry
 from qgate.federation.log.replica import Forked
 from qgate.federation.log.streams import OWN_STREAMS, STREAMS
+from qgate.federation.results import request_of
 from tests.sim.authority import EPOCH
 from tunnel_proto.failover import Event, Ready, Seen, State
 
@@ -25,6 +26,11 @@ VOLUNTARY_S = 300.0
 RETURN_MOST_S = 60.0
 RETURN_LEAST_S = 30.0
 ACT_WITHIN_S = 8.0
+SUSPECT_S = 3.0
+DEAD_S = 6.0
+SEEN_WITHIN_S = 16.0
+"""Silence, a probe that was answered last and is repeated every 10 s, its time, and two looks."""
+GONE_S = 150.0
 
 
 class Broken(AssertionError):  # noqa: N818 - reads as what it is
@@ -59,6 +65,12 @@ class Watch:
         self._signed: dict[bytes, str] = {}
         self._pasts: dict[str, Past] = {}
         self._masters: dict[tuple[str, int], set[bytes]] = {}
+        self._beats: dict[tuple[str, bytes], float] = {}
+        self._probes: dict[tuple[str, bytes], tuple[float, bool]] = {}
+        self._unseen: dict[tuple[str, bytes], float] = {}
+        self._looked: dict[str, tuple[float, int]] = {}
+        self._began: dict[str, float] = {}
+        self._owed: set[tuple[bytes, str]] = set()
 
     def check(self, promise: str, holds: bool, text: str) -> None:
         """Count a check; raise `Broken` where it fails."""
@@ -107,10 +119,17 @@ class Watch:
     def restored(self, pool: Pool) -> None:
         """A pool's store is an older one: what it had taken since is forgotten."""
         self._masters = {place: found for place, found in self._masters.items() if place[0] != pool.name}
+        self._owed = {place for place in self._owed if self._known_of(*place)}
 
     def converged(self) -> None:
         """All is healed and quiet: everybody has what everybody else said."""
+        for home, request in sorted(self._owed):
+            pool = self.world.by_key[home]
+            self.check("no lost job", request in pool.store.receipts, f"{pool.name} never recorded {request}")
         for pool in self.world.pools:
+            for gate in pool.gates:
+                unheard = [key for key in pool.trust if not gate.liveness.alive(key)]
+                self.check("life seen", not unheard, f"{gate.name} does not hear {len(unheard)} peers")
             self.check("converged", not pool.store.outbox, f"{pool.name} has not signed everything")
             first, mine = self.world.pools[0].authority, pool.authority
             self.check("one catalogue", mine.standing == first.standing, f"{pool.name} knows another master")
@@ -126,6 +145,109 @@ class Watch:
                 wanted = folded(peer, level)
                 kept = {key: value for key, value in replica.applied.items() if key in wanted}
                 self.check("converged", kept == wanted, f"{pool.name} applied other things of {peer.name}")
+
+    # --- jobs
+
+    def kept(self, executor: Pool, home: bytes, job: str) -> None:
+        """A result is in the store of whoever executed it: from now on home owes it a record."""
+        del executor
+        self._owed.add((home, request_of(job)))
+
+    def forgotten(self, home: Pool, request: str, life: int) -> None:
+        """Whoever executed it has forgotten it; what home lost with its store is owed no more."""
+        there = request in home.store.receipts
+        if not there and life != home.store.life and not self._known_of(home.key, request):
+            self._owed.discard((home.key, request))
+            return
+        self.check("no lost job", there or life != home.store.life, f"{request} is known nowhere")
+
+    def wrote_receipt(self, pool: Pool, gate: Gate, request: str) -> None:
+        """A gate writes the receipt of a request of its own."""
+        found = pool.store.receipts.get(request)
+        twice = found is not None and not found.gone
+        self.check("recorded once", not twice, f"{gate.name} writes {request}, which is recorded")
+
+    def recovering(self, pool: Pool, request: str, *, gone: bool) -> None:
+        """A gate records a request for another process."""
+        self.check("recorded once", request not in pool.store.receipts, f"{request} is recorded twice")
+        awake = [
+            gate
+            for gate in pool.gates
+            if gate.working and (request in gate.desk.requests or request in gate.desk.unwritten)
+        ]
+        # Whoever could not announce itself for so long may be thought to be gone: the store takes one.
+        silent = all(self._silent(pool, gate) for gate in awake)
+        self.check("recorded once", not awake or (gone and silent), f"{request} goes on at {pool.name}")
+
+    def _silent(self, pool: Pool, gate: Gate) -> bool:
+        return self.world.heap.now - pool.store.announced.get(gate.name, -1e9) > GONE_S
+
+    def _known_of(self, home: bytes, request: str) -> bool:
+        if request in self.world.by_key[home].store.receipts:
+            return True
+        return any(
+            key == home and request_of(job) == request
+            for pool in self.world.pools
+            for key, job in pool.store.results
+        )
+
+    # --- who is alive
+
+    def beat(self, pool: Pool, gate: Gate, peer: bytes) -> None:
+        """A heartbeat came."""
+        self._beats[gate.name, peer] = self.world.heap.now
+
+    def probed(self, pool: Pool, gate: Gate, peer: bytes, *, answered: bool) -> None:
+        """A handshake was tried."""
+        self._probes[gate.name, peer] = self.world.heap.now, answered
+
+    def declared_dead(self, pool: Pool, gate: Gate, peer: bytes) -> None:
+        """A gate holds a peer for dead: two signs, and not because it is alone."""
+        now, name = self.world.heap.now, self.world.by_key[peer].name
+        silence = now - self._beats.get((gate.name, peer), -1e9)
+        self.check("no false death", silence >= DEAD_S, f"{gate.name}: {name}, heard {silence:.1f} s ago")
+        _, answered = self._probes.get((gate.name, peer), (-1e9, True))
+        self.check("no false death", not answered, f"{gate.name}: {name}, whom no probe failed to reach")
+        others = [key for key, level in pool.trust.items() if key != peer and level >= 1]
+        heard = [
+            key
+            for key in others
+            if now - self._beats.get((gate.name, key), -1e9) <= SUSPECT_S + 1.5
+            or self._probes.get((gate.name, key), (0.0, False))[1]
+        ]
+        self.check("self-doubt", not others or bool(heard), f"{gate.name}: {name}, though it hears nobody")
+
+    def gate_looked(self, pool: Pool, gate: Gate) -> None:
+        """Time passes at a gate: whoever is gone for long is held for dead."""
+        now, network = self.world.heap.now, self.world.network
+        at, run = self._looked.get(gate.name, (-1e9, 0))
+        if run != gate.run or now - at > 2:  # its process began, or had been stopped
+            self._began[gate.name] = now
+        self._looked[gate.name] = now, gate.run
+        there: dict[bytes, bool] = {}
+        for key, level in pool.trust.items():
+            peer = self.world.by_key[key]
+            there[key] = level >= 1 and network.both(pool.name, peer.name) and peer.awake
+            if there[key] or level < 1:
+                self._unseen.pop((gate.name, key), None)
+            else:
+                self._unseen.setdefault((gate.name, key), now)
+        for key, here in there.items():
+            if here or pool.trust[key] < 1 or not self._sure(pool, gate, key, there):
+                continue
+            at, answered = self._probes.get((gate.name, key), (0.0, False))
+            signs = (self._unseen[gate.name, key], self._beats.get((gate.name, key), 0.0), at * answered)
+            if now - max(*signs, self._began[gate.name]) < SEEN_WITHIN_S:
+                continue
+            name = self.world.by_key[key].name
+            self.check("death seen", gate.liveness.dead(key), f"{gate.name} has not noticed {name}")
+
+    def _sure(self, pool: Pool, gate: Gate, key: bytes, there: dict[bytes, bool]) -> bool:
+        """Whether a gate has no reason to doubt itself: it hears another peer, steadily."""
+        others = [other for other in there if other != key and pool.trust[other] >= 1]
+        return any(
+            self.world.heap.now - self._beats.get((gate.name, other), -1e9) < SUSPECT_S for other in others
+        )
 
     # --- nodes
 
