@@ -88,6 +88,22 @@ COMING_COLUMNS = (
     Column("PROBLEM", "problem"),
 )
 
+WORKER_COLUMNS = (
+    Column("WORKER", "name"),
+    Column("CPU", "cpu"),
+    Column("CORES", "cores", right=True),
+    Column("MEMORY", "memory", view.size, right=True),
+    Column("GPUS", "gpus"),
+)
+
+SPEED_COLUMNS = (
+    Column("WORKER", "worker"),
+    Column("MODEL", "model"),
+    Column("TOKENS/S", "speed", right=True),
+    Column("PROMPT TOKENS/S", "prefill", right=True),
+    Column("SHA256", "sha256", _short),
+)
+
 RECORD_COLUMNS = (
     Column("NAME", "name"),
     Column("POOL", "pool"),
@@ -155,6 +171,14 @@ def redundancy(reply: Record) -> list[Table]:
         tables.append(view.table(models["items"], MODEL_COLUMNS))
     if models.get("coming"):
         tables.append(view.table(models["coming"], COMING_COLUMNS))
+    return tables
+
+
+def attested(reply: Record) -> list[Table]:
+    """What a peer says of its workers."""
+    tables = [view.table(reply.get("items") or [], WORKER_COLUMNS)]
+    if reply.get("speeds"):
+        tables.append(view.table(reply["speeds"], SPEED_COLUMNS))
     return tables
 
 

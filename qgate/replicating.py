@@ -15,6 +15,7 @@ import structlog
 
 from qgate.capability.passage import Passage
 from qgate.capability.workers import Workers
+from qgate.federation.attested import rules as attested_rules
 from qgate.federation.blob_fetch import BlobFetch
 from qgate.federation.blob_files import BlobFiles, pieces
 from qgate.federation.blobs import LOST_AFTER_S
@@ -30,6 +31,8 @@ from qgate.governance.problems import ConflictError, InvalidRequestError, Unknow
 from qgate.store import StoreUnavailableError
 from qgate.store import blobs as table
 from qgate.store.blobs import Blob, FetchRow, Holdings, PeerBlob
+from qgate.store.database import Connection
+from qgate.vouching import Vouching
 from tunnel_proto.blob_messages import KIND_CHUNKS
 from tunnel_proto.errors import MeshError
 from tunnel_proto.link import PeerSession
@@ -84,7 +87,9 @@ class Replicating:
         self._running: dict[bytes, _Running] = {}
         self._said = Holdings()
         self._stir = asyncio.Event()
-        replication.register(self.copies.rule())
+        self.vouching = Vouching(office, workers)
+        for rule in (self.copies.rule(), *attested_rules()):
+            replication.register(rule)
         links.serve(KIND_CHUNKS, "models", self.serving.accept)
         links.on_change(lambda _pool: self._stir.set())
         self._directory.subscribe(lambda _names: self._stir.set())
@@ -133,8 +138,10 @@ class Replicating:
             if leads:
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", table.LOCK)
                 count = await self.copies.reconcile(connection, sight)
+                count += await self.vouching.tell(connection)
                 if count:
-                    log.info("peers are told of models", entries=count)
+                    log.info("peers are told of models and workers", entries=count)
+            await self.vouching.learn(connection)
             await self._choose(connection, theirs, sight, rows)
 
     # --- what is here
@@ -170,7 +177,7 @@ class Replicating:
 
     # --- fetching
 
-    async def _note(self, connection: Any) -> None:
+    async def _note(self, connection: Connection) -> None:
         """Say in the store how far the fetches of this gate are; take up what has ended."""
         for sha256, one in list(self._running.items()):
             progress = one.fetch.progress
@@ -187,7 +194,7 @@ class Replicating:
                     self._declined[sha256] = self._monotonic()
 
     async def _choose(
-        self, connection: Any, theirs: list[PeerBlob], sight: Sight, rows: Mapping[bytes, FetchRow]
+        self, connection: Connection, theirs: list[PeerBlob], sight: Sight, rows: Mapping[bytes, FetchRow]
     ) -> None:
         """Begin the next fetch; end those that are not wanted or not allowed any more."""
         wanted = {

@@ -1,4 +1,4 @@
-"""`meshctl pool log|verify|export|import|redundancy`: what this pool published and what it has of others."""
+"""`meshctl pool log|verify|export|import|redundancy|workers`: what pools published, and who has it."""
 
 from __future__ import annotations
 
@@ -188,6 +188,19 @@ def import_(
     note(f"Carry {place} back: meshctl pool import {place.name} tells the sender what need not come again.")
 
 
+def workers(
+    pool: Annotated[
+        str, typer.Argument(metavar="POOL", help="A peer.", autocompletion=_pools, show_default=False)
+    ],
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Show the workers that a peer vouches for, and what it measured of its models there."""
+    reply = options.connect(gate_dir, socket).get(f"/attested/{quote(pool, safe='')}")
+    emit(reply, replication_view.attested(reply), output, empty=f"{pool} has told of no workers.")
+
+
 def install(commands: typer.Typer) -> None:
     """Add these commands to `meshctl pool`."""
     commands.command("log")(log)
@@ -195,3 +208,4 @@ def install(commands: typer.Typer) -> None:
     commands.command("export")(export)
     commands.command("import")(import_)
     commands.command("redundancy")(redundancy)
+    commands.command("workers")(workers)

@@ -29,7 +29,7 @@ from qgate.capability.candidate import (
 from qgate.capability.claims import claimed_speed, fits, isolated, isolation_of, load_cost
 from qgate.capability.columns import GroupColumns, NodeColumns, Rows
 from qgate.capability.deployment import Deployment, Group, Place, bound
-from qgate.capability.estimates import Estimate
+from qgate.capability.estimates import PREFILL_CLAIM_MAX, SPEED_CLAIM_MAX, Estimate, plausible
 from qgate.capability.work import Kind, NodeKind, Price
 from tunnel_proto.messages import ModelState
 
@@ -153,6 +153,18 @@ class Inventory:
         self._weigh(node)
         for callback in self._watchers if drains else ():
             callback(name)
+
+    def learned(self, name: str, model: str, version: str, *, speed: float, prefill: float) -> None:
+        """What another pool measured of a worker of its own counts as one observation, where we have none."""
+        node = self.nodes.get(("worker", name))
+        deployment = node.deployments.get((model, version)) if node is not None else None
+        if deployment is None or deployment.estimate.speed.count:
+            return
+        if speed := plausible(speed, SPEED_CLAIM_MAX):
+            deployment.estimate.speed.observe(speed)
+        if prefill := plausible(prefill, PREFILL_CLAIM_MAX):
+            deployment.estimate.prefill.observe(prefill)
+        self._refresh(deployment, 0.0)
 
     def load_progress(self, name: str, model: str, share: float, now: float = 0.0) -> None:
         """A load goes on: what is left of it costs less."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from qgate.control.bodies import Body
+from qgate.control.bodies import Body, Name
 from qgate.control.resources import By
 from tunnel_proto.messages import MODEL_NAME
 
@@ -36,4 +36,11 @@ def routers(replicating: Replicating) -> tuple[APIRouter, ...]:
         """Want so many copies of a model at other pools; 0 wants none, and removes none."""
         return await replicating.replicate(body.model, body.copies, by=by)
 
-    return (router,)
+    attested = APIRouter(prefix="/attested", tags=["replication"])
+
+    @attested.get("/{pool}")
+    async def attested_by(pool: Name) -> dict[str, Any]:
+        """The workers that a peer vouches for, and the speeds that it measured."""
+        return await replicating.vouching.attested_by(pool)
+
+    return (router, attested)

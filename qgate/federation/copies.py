@@ -12,7 +12,6 @@ compares what peers were told with what is; the gate that claimed a file fetches
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +24,14 @@ from qgate.federation.guests import record_of
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import Peer
+from qgate.federation.publishing import publish_changed
 from qgate.federation.trust import may
 from qgate.store import blobs as table
 from qgate.store import guests as exports
 from qgate.store.blobs import DECLINED, ROOM, Blob, Holdings, PeerBlob
 from qgate.store.database import Connection
-from qgate.store.outbox import publish
 from tunnel_proto.errors import RemoteProtocolError
 from tunnel_proto.messages import MODEL_NAME
-from tunnel_proto.packing import pack
 from tunnel_proto.shapes import ShapeError, listed, raw, text, whole
 
 STREAM: Final = "redundancy"
@@ -106,9 +104,9 @@ class Copies:
             wanted[record_of("room")] = table.room_payload(self._room(sight.room))
         count = 0
         for record, payload in wanted.items():
-            count += await _tell(connection, record, payload, known)
+            count += await publish_changed(connection, STREAM, record, payload, known)
         for record in known.keys() - wanted.keys():
-            count += await _tell(connection, record, {"gone": True}, known)
+            count += await publish_changed(connection, STREAM, record, {"gone": True}, known)
         return count
 
     def _room(self, room: int) -> int:
@@ -240,18 +238,6 @@ async def _erased(connection: Connection, peer: Peer, entry: Entry) -> None:
 
 async def _rows(connection: Connection, peer: Peer) -> Mapping[bytes, bytes]:
     return await table.digests(connection, peer.pool_key)
-
-
-async def _tell(
-    connection: Connection, record: bytes, payload: dict[str, Any], known: Mapping[bytes, bytes]
-) -> int:
-    gone = bool(payload.get("gone"))
-    digest = hashlib.blake2b(pack(payload), digest_size=16).digest()
-    if not gone and known.get(record) == digest:
-        return 0
-    await publish(connection, stream=STREAM, record=record, payload=payload)
-    await exports.note_published(connection, STREAM, record, None if gone else digest)
-    return 1
 
 
 def _key(value: Any) -> bytes:

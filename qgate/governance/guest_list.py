@@ -1,9 +1,10 @@
 """Which nodes and apps of paired pools are welcome now, in memory: part of the directory's snapshot.
 
 A guest is on the list only while its pool is paired and may fail over to here (`trust.may`, flow "failover"),
-and a guest app sees only databases that are here under the same name and that the setting
-`failover.guest_databases` opens to guests. So lowering a peer's level or closing a database takes effect like
-any other change of the directory: live sessions are looked at again.
+a worker only where the flow "workers" may come as well, and a guest app sees only databases that are here
+under the same name and that the setting `failover.guest_databases` opens to guests. So lowering a peer's
+level or closing a database takes effect like any other change of the directory: live sessions are looked at
+again.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def welcome(
 ) -> GuestList:
     """The guests of those peers that may fail over to here."""
     names = {key: peer.name for key, peer in peers.items() if may(peer, "failover", "receive")}
+    lenders = {key for key, peer in peers.items() if may(peer, "workers", "receive")}
     listed = {guest_name(names[app.pool], app.name): app for app in apps if app.pool in names}
     return GuestList(
         apps=listed,
@@ -61,7 +63,11 @@ def welcome(
             for name, app in listed.items()
             for digest, identifier, prefix, until in app.keys
         },
-        nodes={(node.pool, node.handshake_public): node for node in nodes if node.pool in names},
+        nodes={
+            (node.pool, node.handshake_public): node
+            for node in nodes
+            if node.pool in names and (node.role != "daemon" or node.pool in lenders)
+        },
         rosters={pool: sealed for pool, sealed in rosters.items() if pool in names},
         revoked=revoked or {},
     )
