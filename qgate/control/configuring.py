@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from qgate.control import automations, branding, licence, orders, settings
+from qgate.control import automations, branding, configuration, licence, orders, settings
 from qgate.control.automated import Automated
 from qgate.governance.automations import Automations
+from qgate.governance.configuration import Configuration
 from qgate.governance.licence import Licences
 from qgate.governance.order_kinds import kinds
 from qgate.governance.orders import Orders
@@ -34,6 +35,7 @@ class Configuring:
         preferences = gate.administration.preferences
         self.licences = Licences(office, pool=gate.parts.keys.pool_key)
         self.showing = Showing(office, self.licences)
+        self.configuration = Configuration(office)
         self.orders = Orders(
             office,
             gate=gate.settings.name,
@@ -49,6 +51,7 @@ class Configuring:
             *settings.routers(self._gate.administration),
             *licence.routers(self.licences),
             *branding.routers(self.showing),
+            *configuration.routers(self.configuration),
             *orders.routers(self.orders),
             *automations.routers(self.automations),
         )

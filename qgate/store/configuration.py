@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, Final
 
-from qgate.store.database import Connection
+import asyncpg
 
-CONFIGURATION_LOCK: Final = 0x71_67_63_66_67
-"""Taken by whoever changes the whole configuration: "qgcfg" in ASCII."""
+from qgate.store.database import Connection, Store
+from tunnel_proto.errors import MeshError
+
+
+class ChangedMeanwhileError(MeshError):
+    """Somebody changed a part of the configuration while the whole was being changed."""
+
 
 # --- licence ------------------------------------------------------------------------------------------------
 
@@ -79,9 +86,19 @@ async def put_branding(connection: Connection, document: dict[str, Any], *, by: 
 # --- revisions ----------------------------------------------------------------------------------------------
 
 
-async def lock_configuration(connection: Connection) -> None:
-    """Let one administrator at a time change the whole."""
-    await connection.execute("SELECT pg_advisory_xact_lock($1)", CONFIGURATION_LOCK)
+@contextlib.asynccontextmanager
+async def changing_configuration(store: Store) -> AsyncIterator[Connection]:
+    """A transaction that sees one moment, and in which one administrator at a time changes the whole.
+
+    ChangedMeanwhileError where somebody else changed a part of it since that moment.
+    """
+    try:
+        async with store.transaction() as connection:
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            await connection.execute("LOCK TABLE config_revisions IN SHARE ROW EXCLUSIVE MODE")
+            yield connection
+    except (asyncpg.SerializationError, asyncpg.ForeignKeyViolationError):
+        raise ChangedMeanwhileError("somebody changed a part of it meanwhile") from None
 
 
 async def add_revision(
@@ -94,7 +111,7 @@ async def add_revision(
     at: datetime,
     reverts: int | None = None,
 ) -> int:
-    """Keep a revision; its number. The caller holds the configuration's lock."""
+    """Keep a revision; its number. The caller is inside `changing_configuration`."""
     return int(
         await connection.fetchval(
             """
@@ -134,3 +151,50 @@ async def revision_row(connection: Connection, number: int | None) -> dict[str, 
         number,
     )
     return dict(row) if row else None
+
+
+# --- changes to what exists ---------------------------------------------------------------------------------
+
+ROUTE_FIELDS: Final = (
+    "target_session_attrs",
+    "compression",
+    "pool_size",
+    "pool_idle_s",
+    "limits",
+    "allow_replication",
+    "audit_detail",
+)
+APP_FIELDS: Final = (
+    "expires_at",
+    "limits",
+    "sidecars",
+    "read_only",
+    "statement_classes",
+    "replication",
+    "policy",
+    "failover",
+)
+PROVIDER_FIELDS: Final = ("isolation", "enabled", "models", "options")
+
+
+async def change_fields(
+    connection: Connection, table: str, name: str, fields: dict[str, Any], known: tuple[str, ...]
+) -> None:
+    """Replace fields of the row of that name; ``known`` are the columns that may be."""
+    names = [one for one in known if one in fields]
+    if not names:
+        return
+    columns = ", ".join(f"{one} = ${number}" for number, one in enumerate(names, 2))
+    await connection.execute(
+        f"UPDATE {table} SET {columns} WHERE name = $1",  # noqa: S608 - our own names
+        name,
+        *(fields[one] for one in names),
+    )
+
+
+async def bind_databases(connection: Connection, app: str, databases: list[str]) -> None:
+    """Let an app use these databases and no others."""
+    await connection.execute("DELETE FROM app_databases WHERE app = $1", app)
+    await connection.executemany(
+        "INSERT INTO app_databases (app, route) VALUES ($1, $2)", [(app, one) for one in databases]
+    )
