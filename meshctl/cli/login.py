@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -148,20 +148,13 @@ def log_in(
     read_only: bool = False,
 ) -> AdminSession:
     """Log in at the home pool and keep the session and the pools it is good for. Raises GateError."""
-    body: dict[str, Any] = {"name": name, "password": password}
-    if read_only:
-        body["read_only"] = True
-    if code_file is not None:
-        body["code"] = _code(code_file)
-    dialler.go(dialler.home)
-    gate = Gate(dialler.without_login())
+    code = _code(code_file) if code_file is not None else ""
     try:
-        reply = gate.post("/session", body)
+        return dialler.log_in(name, password, code=code, read_only=read_only)
     except GateError as error:
-        if error.problem not in SECOND_FACTOR or code_file is not None:
+        if error.problem not in SECOND_FACTOR or code:
             raise
-        reply = gate.post("/session", {**body, "code": _code(None)})
-    return dialler.keep(reply, name=name, read_only=read_only)
+    return dialler.log_in(name, password, code=_code(None), read_only=read_only)
 
 
 def shown(dialler: ContextDialler, session: AdminSession) -> dict[str, object]:

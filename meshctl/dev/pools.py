@@ -25,8 +25,11 @@ from meshctl.dev.state import DevRecord, DevState
 from meshctl.errors import CommandError, GateError, UnreachableError
 
 POOLS_MAX = 9
-LEVEL = 3
-"""What dev pools trust each other with: all but memories and each other's admins."""
+LEVEL = 4
+"""What dev pools trust each other with: all, each other's admins included."""
+
+ADMIN_ROLE = "admin"
+"""The most that one dev pool's admin may be at another."""
 
 POOLS_FOLDER = "pools"
 _NAMED = (("hq", "headquarters"), ("gpu", "satellite"), ("branch", "branch"))
@@ -97,6 +100,7 @@ class DevPools:
         for one, other in itertools.combinations(range(len(self.pools)), 2):
             self._pair(one, other)
         self._wait_linked()
+        self.first.log_in()
         for stack in self.stacks:
             stack.mark_ready()
         return proofs
@@ -150,7 +154,8 @@ class DevPools:
         here.post("/pairings/finish", {"file": finish["finish"]})
         # Two admins would read these to each other; here one process holds both ends.
         for gate, peer, string in ((there, name, confirm["string"]), (here, their, finish["string"])):
-            gate.put(f"/pools/{quote(peer, safe='')}/trust", {"level": LEVEL, "string": string})
+            body = {"level": LEVEL, "string": string, "permissions": {"admin_role": ADMIN_ROLE}}
+            gate.put(f"/pools/{quote(peer, safe='')}/trust", body)
         self.say(f"paired {name} ({confirm['string']}) with {their} ({finish['string']}) at level {LEVEL}")
 
     def _wait_linked(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meshctl.client import Gate
-from meshctl.dev import models
+from meshctl.dev import admin, models
 from meshctl.dev.children import (
     Child,
     end_postmaster,
@@ -72,8 +72,14 @@ class DevStack:
     def start(self) -> Proof:
         """Bring the stack up and say that it is ready; returns the answers that proved it."""
         proof = self.bring_up()
+        self.log_in()
         self.mark_ready()
         return proof
+
+    def log_in(self) -> None:
+        """Log the stack's admin in, with a context that reaches every pool which trusts this one."""
+        self.say("logging the admin in")
+        admin.log_in(self.gate, self.state.root)
 
     def mark_ready(self) -> None:
         """Say in dev.json that it is ready."""

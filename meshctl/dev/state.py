@@ -65,6 +65,7 @@ class DevRecord:
             "model": self.model,
             "state_dir": self.state_dir,
             "admin_socket": self.admin_socket,
+            "context": str(Path(self.state_dir) / "admin"),
             "port": self.port,
             "tunnel_port": self.tunnel_port,
             "phase": self.phase,

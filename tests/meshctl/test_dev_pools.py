@@ -107,7 +107,7 @@ def test_three_pools_run_and_see_each_other(stack: Stack) -> None:
     for pool in stack.document["pools"]:
         assert orders(stack.document["pools"][pool]["postgres_dsn"]) > 1000
         for other in stack.document["pools"].keys() - {pool}:
-            stack.wait_peer(pool, other, state="paired", level=3, link="up", health="alive")
+            stack.wait_peer(pool, other, state="paired", level=4, link="up", health="alive")
     keys = {stack.json(pool, "pool", "list")["pool"]["fingerprint"] for pool in stack.document["pools"]}
     assert len(keys) == 3
 
@@ -149,7 +149,7 @@ def test_unpaired_on_one_side_shows_on_the_other_and_is_mended_by_files(stack: S
     _, err = stack.run("branch", "pool", "trust", "hq", "--level", 2, "--string", "aaaa-bbbb-cccc", code=5)
     assert "2 more tries" in err
     stack.run("branch", "pool", "trust", "hq", "--level", "compute", "--string", string_in(shown))
-    assert stack.peer("hq", "branch")["level"] == 3  # hq had never parted
+    assert stack.peer("hq", "branch")["level"] == 4  # hq had never parted
     stack.run("hq", "pool", "trust", "branch", "--level", 2, "--string", string_in(told))
     stack.wait_peer("hq", "branch", link="up", health="alive", level=2)
     stack.wait_peer("branch", "hq", link="up", health="alive", level=2)
