@@ -40,7 +40,7 @@ class Modal(ModalScreen[object]):
     Modal VerticalScroll { height: auto; max-height: 16; }
     Modal Input { border: none; height: 1; padding: 0 1; background: $surface; }
     Modal Input:focus { border: none; background: $primary 35%; }
-    .-ascii Modal > .modal--box { border: ascii $primary; }
+    Modal.-plain > .modal--box { border: ascii $primary; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", show=False)]
 

@@ -19,9 +19,8 @@ class Prompt(Input):
     """Hidden until it is asked for; ``typed`` hears of each letter, ``done`` of the end, None for escape."""
 
     DEFAULT_CSS: ClassVar[str] = """
-    Prompt { display: none; height: 1; border: none; padding: 0 1; background: $panel; }
+    Prompt { height: 1; border: none; padding: 0 1; background: $panel; }
     Prompt:focus { border: none; }
-    Prompt.-asked { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "give_up", show=False),
@@ -33,11 +32,16 @@ class Prompt(Input):
     def __init__(self) -> None:
         super().__init__(id="prompt", select_on_focus=False)
         self.sign = ""
+        self.asked = False
         self.history: dict[str, list[str]] = {}
         self._typed: Callable[[str], None] = _ignore
         self._done: Callable[[str | None], None] = lambda _text: None
         self._words: Sequence[str] = ()
         self._at = 0
+
+    def on_mount(self) -> None:
+        """Not seen before it is asked for."""
+        self.display = False
 
     def ask(
         self,
@@ -56,8 +60,8 @@ class Prompt(Input):
         with self.prevent(Input.Changed):
             self.value = sign + given
         self.cursor_position = len(self.value)
-        self.add_class("-asked")
-        self.focus()
+        self.asked = self.display = True
+        self.screen.set_focus(self)  # now: the letters that were typed after the sign come here
 
     @property
     def line(self) -> str:
@@ -67,7 +71,7 @@ class Prompt(Input):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Tell of each letter; taking the sign away ends it."""
         event.stop()
-        if not self.has_class("-asked"):
+        if not self.asked:
             return
         if not self.value.startswith(self.sign):
             self.action_give_up()
@@ -89,7 +93,7 @@ class Prompt(Input):
         self._close(None)
 
     def _close(self, line: str | None) -> None:
-        self.remove_class("-asked")
+        self.asked = self.display = False
         self._done(line)
 
     def action_recall(self, by: int) -> None:
@@ -109,7 +113,7 @@ class Prompt(Input):
 
     def _on_blur(self, event: events.Blur) -> None:
         super()._on_blur(event)
-        if self.has_class("-asked") and self.screen.is_current and self.app.app_focus:
+        if self.asked and self.screen.is_current and self.app.app_focus:
             self.action_give_up()
 
 

@@ -22,6 +22,7 @@ from textual.containers import Container
 from textual.css.query import NoMatches
 from textual.message import Message
 from textual.screen import Screen
+from textual.widgets import Input, TextArea
 
 from meshctl.client import Gate
 from meshctl.errors import GateError
@@ -51,6 +52,16 @@ GLANCE: Final = "overview"
 """The topic that the header listens to, whatever is in front."""
 
 
+OWN_ACTIONS: Final = frozenset(
+    {
+        *("jump", "filter", "help", "menu", "back", "undo", "reload", "describe", "copy_shown", "export"),
+        *("mouse", "mark_all", "order", "turn_order", "pane_beside", "pane", "section", "audit", "contexts"),
+        *("next_theme", "shot", "command_palette"),
+    }
+)
+"""Actions of keys that mean something only where nothing is asked and nobody writes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What the screen is started with; ``where`` is what the header calls the gate."""
@@ -78,32 +89,35 @@ class Room(Shell):
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("colon", "jump", show=False),
-        Binding("slash", "filter", show=False),
-        Binding("question_mark", "help", show=False),
-        Binding("full_stop", "menu", show=False),
-        Binding("escape", "back", show=False),
-        Binding("q", "back(True)", show=False),
-        Binding("u", "undo", show=False),
-        Binding("r", "reload", show=False),
-        Binding("d", "describe('described')", show=False),
-        Binding("y", "describe('yaml')", show=False),
-        Binding("J", "describe('json')", show=False),
-        Binding("c", "copy_shown", show=False),
-        Binding("x", "export", show=False),
-        Binding("m", "mouse", show=False),
-        Binding("asterisk", "mark_all", show=False),
-        Binding("less_than_sign", "order(-1)", show=False),
-        Binding("greater_than_sign", "order(1)", show=False),
-        Binding("s", "turn_order", show=False),
-        Binding("left_square_bracket", "pane_beside(-1)", show=False),
-        Binding("right_square_bracket", "pane_beside(1)", show=False),
-        *(Binding(str(number), f"pane({number - 1})", show=False) for number in range(1, 10)),
-        *(Binding(entry.key, f"section('{entry.id}')", show=False) for entry in sections.ENTRIES),
-        Binding("ctrl+l", "audit", show=False),
-        Binding("ctrl+o", "contexts", show=False),
-        Binding("ctrl+t", "next_theme", show=False),
-        Binding("ctrl+s", "shot", show=False),
+        Binding("colon", "jump", show=False, priority=True),
+        Binding("slash", "filter", show=False, priority=True),
+        Binding("question_mark", "help", show=False, priority=True),
+        Binding("full_stop", "menu", show=False, priority=True),
+        Binding("escape", "back", show=False, priority=True),
+        Binding("q", "back(True)", show=False, priority=True),
+        Binding("u", "undo", show=False, priority=True),
+        Binding("r", "reload", show=False, priority=True),
+        Binding("d", "describe('described')", show=False, priority=True),
+        Binding("y", "describe('yaml')", show=False, priority=True),
+        Binding("J", "describe('json')", show=False, priority=True),
+        Binding("c", "copy_shown", show=False, priority=True),
+        Binding("x", "export", show=False, priority=True),
+        Binding("m", "mouse", show=False, priority=True),
+        Binding("asterisk", "mark_all", show=False, priority=True),
+        Binding("less_than_sign", "order(-1)", show=False, priority=True),
+        Binding("greater_than_sign", "order(1)", show=False, priority=True),
+        Binding("s", "turn_order", show=False, priority=True),
+        Binding("left_square_bracket", "pane_beside(-1)", show=False, priority=True),
+        Binding("right_square_bracket", "pane_beside(1)", show=False, priority=True),
+        *(Binding(str(number), f"pane({number - 1})", show=False, priority=True) for number in range(1, 10)),
+        *(
+            Binding(entry.key, f"section('{entry.id}')", show=False, priority=True)
+            for entry in sections.ENTRIES
+        ),
+        Binding("ctrl+l", "audit", show=False, priority=True),
+        Binding("ctrl+o", "contexts", show=False, priority=True),
+        Binding("ctrl+t", "next_theme", show=False, priority=True),
+        Binding("ctrl+s", "shot", show=False, priority=True),
         Binding("ctrl+q", "quit", show=False, priority=True),
     ]
 
@@ -370,6 +384,14 @@ class Room(Shell):
         ]
 
     # --- keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The screen's own keys come first, so that what is typed after `:` is not lost; but not before a
+        question, nor before somebody who writes.
+        """
+        del parameters
+        writes = isinstance(self.focused, Input | TextArea)
+        return action not in OWN_ACTIONS or not (writes or len(self.screen_stack) > 1)
 
     def on_key(self, event: events.Key) -> None:
         """Keys of the pane in front: its actions and switches."""

@@ -78,6 +78,6 @@ class SectionView(Widget):
         """Give the keyboard to a pane."""
         for kind in (Grid, Pager):
             for widget in view.query(kind):
-                widget.focus(scroll_visible=False)
+                self.screen.set_focus(widget, scroll_visible=False)
                 return
-        view.focus(scroll_visible=False)
+        self.screen.set_focus(view, scroll_visible=False)

@@ -15,11 +15,23 @@ from meshctl.tui.room import Launch, Room
 PATIENCE_S: Final = 10.0
 """How long anything may take on a machine with too much to do."""
 
+NAMES: Final = {
+    " ": "space",
+    ":": "colon",
+    "/": "slash",
+    "=": "equals_sign",
+    "-": "minus",
+    "!": "exclamation_mark",
+    ".": "full_stop",
+    "_": "underscore",
+}
+"""What Textual calls the keys of these characters."""
+
 
 class Visit:
     """The screen and the keyboard."""
 
-    def __init__(self, room: Room, pilot: Pilot[str | None]) -> None:
+    def __init__(self, room: Room, pilot: Pilot[str]) -> None:
         self.room = room
         self.pilot = pilot
 
@@ -35,15 +47,7 @@ class Visit:
 
     async def type(self, text: str) -> None:
         """Type a text."""
-        names = {
-            " ": "space",
-            ":": "colon",
-            "/": "slash",
-            "=": "equals_sign",
-            "-": "minus",
-            "!": "exclamation_mark",
-        }
-        await self.pilot.press(*(names.get(char, char) for char in text))
+        await self.pilot.press(*(NAMES.get(char, char) for char in text))
 
     async def until(self, condition: Callable[[], bool], what: str = "the screen") -> None:
         """Wait until something is so; fails with the screen as it is then."""

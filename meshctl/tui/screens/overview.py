@@ -230,13 +230,16 @@ class Picture:
                 else "good"
             )
             percent = "-" if share is None else f"{share * 100:.0f}%"
-            ends = one.get("exhausted_at")
+            left = None if one.get("in_time", True) else one.get("ends_in_s")
             lines.append(
                 (
                     (f"  {_left(clean(str(one.get('id', '-')))[:18], 18)} ", ""),
                     (spark.bar(share, room, ascii_only=self._ascii), role),
                     (f" {percent:>5}", role),
-                    (f"  {self._say('gone {when}', when=view.moment(ends))}" if ends else "", "warn"),
+                    (
+                        f"  {self._say('gone in {span}', span=view.span(left))}" if left is not None else "",
+                        "warn",
+                    ),
                 )
             )
         return lines
