@@ -94,6 +94,18 @@ OPERATIONS: Final[Mapping[tuple[str, str], Role]] = MappingProxyType(
         ("GET", "/admins/{name}"): Role.VIEWER,  # oneself; the route asks for an admin where it is another
         ("GET", "/admins/{name}/keys"): Role.VIEWER,
         ("GET", "/logs/{pool}/archive"): Role.ADMIN,
+        # who people are
+        ("GET", "/people"): Role.ADMIN,
+        ("GET", "/people/{person}"): Role.ADMIN,
+        ("GET", "/people/{person}/export"): Role.ADMIN,
+        ("GET", "/signup"): Role.ADMIN,
+        ("GET", "/signup/requests"): Role.ADMIN,
+        ("GET", "/smtp"): Role.ADMIN,
+        ("GET", "/smtp/mail"): Role.ADMIN,
+        ("POST", "/people/{person}/erase"): Role.OWNER,
+        # the inbox; what is read is everybody's own
+        ("POST", "/notifications/read"): Role.VIEWER,
+        ("POST", "/notifications/clear"): Role.OPERATOR,
         # the pool itself
         ("POST", "/admins"): Role.OWNER,
         ("PATCH", "/admins/{name}"): Role.OWNER,

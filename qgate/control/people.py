@@ -43,7 +43,7 @@ FIELDS = Fields(
 )
 
 Text = Annotated[str, Field(max_length=NAME_MAX)]
-Address = Annotated[str, Field(max_length=ADDRESS_MAX, repr=False)]
+Address = Annotated[str, Field(max_length=ADDRESS_MAX)]
 Note = Annotated[str, Field(max_length=NOTE_MAX)]
 
 

@@ -29,7 +29,7 @@ MAIL_MAX = 10_000
 
 FIELDS = Fields("id", search=("kind", "person", "said"), filters=("state", "kind"))
 
-Address = Annotated[str, Field(max_length=ADDRESS_MAX, repr=False)]
+Address = Annotated[str, Field(max_length=ADDRESS_MAX)]
 
 
 class SmtpBody(Body):

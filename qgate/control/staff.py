@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from qgate.control import notifications, people, signup, smtp
+from qgate.federation.guests import record_of
 from qgate.governance.erasure import Erasures
 from qgate.governance.mail import Mail
 from qgate.governance.notifications import Notifications
@@ -18,6 +19,7 @@ from qgate.governance.people import People
 from qgate.governance.person_archive import PersonArchives
 from qgate.governance.person_keys import FILE_NAME, PersonKeys
 from qgate.governance.signup import Signup
+from qgate.store.people import published_places
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -34,12 +36,13 @@ class Staff:
     def __init__(self, gate: Gate, office: Office) -> None:
         self._gate = gate
         self._setting = office.directory.setting
+        self._store = office.store
         apps = gate.administration.apps
         self.keys = PersonKeys(office, gate.files.state_dir / FILE_NAME)
         self.mail = Mail(office)
         self.people = People(office, self.keys, self.mail, apps)
         self.archives = PersonArchives(office, self.people)
-        self.erasures = Erasures(office, self.people, self.mail, apps)
+        self.erasures = Erasures(office, self.people, self.mail, apps, unpublish=self._unpublish)
         self.notifications = Notifications(office, self.mail, pool=self._pool_name)
         self.signup = Signup(office, self.people, self.mail, self.notifications, monotonic=time.monotonic)
         door = gate.capabilities.door
@@ -70,6 +73,14 @@ class Staff:
             tasks.create_task(self.mail.run(), name="mail")
             tasks.create_task(self.notifications.run(), name="notifications")
             tasks.create_task(self.signup.run(), name="sign-up")
+
+    async def _unpublish(self, apps: list[str]) -> int:
+        records = [record_of("app", app) for app in apps]
+        async with self._store.connection() as connection:
+            places = await published_places(connection, self._gate.parts.keys.pool_key, records)
+        if not places:
+            return 0
+        return await self._gate.replication.sequencer.erase(places, "a person was erased")
 
     def _pool_name(self) -> str:
         return self._gate.parts.directory.own_pool().name

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -38,10 +38,22 @@ log = structlog.get_logger(__name__)
 
 
 class Erasures:
-    """Erases people, and keeps them erased."""
+    """Erases people, and keeps them erased.
 
-    def __init__(self, office: Office, people: People, mail: Mail, apps: Apps) -> None:
+    ``unpublish(apps)`` erases what this pool's log says of apps, here and at peers; how many entries.
+    """
+
+    def __init__(
+        self,
+        office: Office,
+        people: People,
+        mail: Mail,
+        apps: Apps,
+        *,
+        unpublish: Callable[[list[str]], Awaitable[int]],
+    ) -> None:
         self._office = office
+        self._unpublish = unpublish
         self._people = people
         self._mail = mail
         self._apps = apps
@@ -74,6 +86,7 @@ class Erasures:
         removed = await self._remove(
             row.id, email=known.email, certify=lambda counts: self._signed(row.id, subject, counts, {})
         )
+        await self._office.audit.flush()
         async with self._office.store.transaction() as connection:
             kept = await table.mentions(connection, words_of(known))
             certificate = self._signed(row.id, subject, removed, kept)
@@ -132,10 +145,12 @@ class Erasures:
             ]
         for name in live:
             await self._apps.revoke(name, by="gate")  # cuts their sessions, tells peers
+        unpublished = await self._unpublish(apps) if apps else 0
         async with self._office.store.transaction() as connection:
             removed = await table.erase_apps(connection, apps)
             if email:
                 removed["mail_recipients"] = await self._mail.forget_address(connection, email)
+            removed["log_entries"] = unpublished
             removed["people"] = int(await table.drop_person(connection, person))
             removed = {name: count for name, count in removed.items() if count}
             if certify is not None:

@@ -33,6 +33,7 @@ from qgate.store import people as table
 from qgate.store.apps import find_app
 from qgate.store.database import Connection
 from qgate.store.people import PersonRow
+from qgate.vault import VaultError
 from tunnel_proto.certificate import name_problem
 
 STATES: Final = ("invited", "pending", "active", "disabled")
@@ -169,15 +170,24 @@ class People:
             row, details = await self.find(connection, who)
             if row.state not in {"invited", "pending"}:
                 raise ConflictError(f"{row.id} is {row.state} already", hint=f"meshctl people show {row.id}")
-            if details is None:
-                self.keys.key_of(row)
-                raise ConflictError(f"who {row.id} is cannot be read")
+            self._readable(row, details)
+            assert details is not None
             await table.change_person(
                 connection, row.id, by=by, at=self._office.now(), state="invited", confirmed=True
             )
             await self.send_invitation(connection, row.id, details)
         await self._told("people.invite", row.id, by)
         return await self.show(row.id)
+
+    def _readable(self, row: PersonRow, details: Details | None) -> bytes:
+        """The person's key. ConflictError where who they are cannot be read here."""
+        try:
+            key = self.keys.key_of(row)
+        except VaultError as error:
+            raise ConflictError(f"who {row.id} is cannot be read: {error.message}", hint=error.hint) from None
+        if details is None:
+            raise ConflictError(f"who {row.id} is cannot be read: it was damaged", hint="restore a backup")
+        return key
 
     async def send_invitation(self, connection: Connection, person: str, details: Details) -> None:
         """Mail a code that is good for a week."""
@@ -204,7 +214,7 @@ class People:
             await table.lock_people(connection)
             row, details = await self.find(connection, who)
             _seen(row, expected)
-            key = self.keys.key_of(row)
+            key = self._readable(row, details)
             assert details is not None
             new = checked_details(NewPerson(**{**asdict(details), **changes}))
             owner = await self.id_of(connection, new.email)

@@ -109,6 +109,7 @@ class PersonKeys:
 
     def read(self) -> KeptKeys:
         """What the file holds; nothing where there is none. ConfigError where it cannot be opened."""
+        self._kept = None  # whatever is in it, it is written anew at the next occasion
         if self._path is None or not self._path.exists():
             return KeptKeys()
         try:

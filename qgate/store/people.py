@@ -306,6 +306,7 @@ async def erase_apps(connection: Connection, apps: list[str]) -> dict[str, int]:
     """Remove apps with all that names them but the audit; how many rows of each table went."""
     removed: dict[str, int] = {}
     for table, condition in (
+        ("last_changes", "kind = 'app' AND name = ANY($1::text[])"),
         ("receipts", "app = ANY($1::text[])"),
         ("budget_shifts", "app = ANY($1::text[])"),
         ("budgets", "scope = 'app' AND subject = ANY($1::text[])"),
@@ -328,9 +329,29 @@ async def rewrite(store: Store, *, checkpoint: bool) -> None:
             await connection.execute("CHECKPOINT")
 
 
+async def published_places(connection: Connection, pool: bytes, records: list[bytes]) -> list[int]:
+    """Where our own log tells peers of apps that may fail over to them, by record."""
+    rows = await connection.fetch(
+        """
+        SELECT seq FROM log_entries
+        WHERE origin = $1 AND stream = 'guests' AND record = ANY($2::bytea[]) AND payload IS NOT NULL
+        ORDER BY seq
+        """,
+        pool,
+        records,
+    )
+    return [int(row["seq"]) for row in rows]
+
+
 async def mentions(connection: Connection, words: Iterable[str]) -> dict[str, int]:
-    """Rows in which one of ``words`` can be read, by table; tables without any are left out."""
-    patterns = [f"%{_escaped(word)}%" for word in words]
+    """Rows in which one of ``words`` can be read, by table; tables without any are left out. Bytes count
+    too.
+    """
+    patterns = [
+        f"%{spelt}%"
+        for word in words
+        for spelt in {_escaped(word), word.encode().hex(), word.lower().encode().hex()}
+    ]
     if not patterns:
         return {}
     tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'qgate'")

@@ -1,0 +1,175 @@
+"""An erasure leaves nothing of a person anywhere: store, dump, archives, older backups, peers; but a
+certificate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from qgate.governance.apps import NewApp
+from qgate.governance.backup import Backup
+from qgate.governance.problems import ConflictError, UnknownNameError
+from qgate.store import Store
+from qgate.store.embedded import EmbeddedPostgres
+from qgate.vault import Vault
+from tests.kit.cluster import bundled
+from tests.qgate.pool import BY, Pool, everything_stored, unchecked
+from tests.qgate.staff import ALICE, Staff, grant, names
+from tunnel_proto.erasure_certificate import ErasureCertificate, check_erasure
+from tunnel_proto.errors import AuthenticationFailed, ConfigError
+from tunnel_proto.identity import fingerprint
+
+
+@pytest.fixture
+def staff(pool: Pool, tmp_path: Path) -> Staff:
+    return Staff(pool, tmp_path)
+
+
+def dumped(dsn: str) -> str:
+    """What pg_dump writes of a store."""
+    done = subprocess.run(
+        [bundled() / "pg_dump", "--inserts", dsn], capture_output=True, check=True, timeout=60
+    )
+    return done.stdout.decode()
+
+
+async def restored(server: EmbeddedPostgres, backup: Path, vault: Vault, folder: Path) -> Staff:
+    """People over a new database that is filled from a backup."""
+    name = f"restored_{folder.name}"
+    administrator = await asyncpg.connect(server.dsn())
+    await administrator.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    await administrator.execute(f"CREATE DATABASE {name}")
+    await administrator.close()
+    store = await Store.open(server.dsn(name))
+    opened = Backup(backup, vault)
+    folder.mkdir()
+    await opened.restore(store, folder)
+    opened.close()
+    pool = Pool(store, vault, server)
+    await pool.watch.refresh()
+    return Staff(pool, folder)
+
+
+async def test_an_erasure_leaves_nothing_but_the_certificate(
+    pool: Pool, staff: Staff, tmp_path: Path, store_server: EmbeddedPostgres, store_dsn: str
+) -> None:
+    person = (await staff.people.add(ALICE, by=BY))["id"]
+    made = await grant(staff, person)
+    await staff.mail.set_recipients([(ALICE.email, "info"), ("ops@example.org", "info")], by=BY)
+    keys_before = staff.file.read_bytes()
+    older, newer = tmp_path / "older.backup", tmp_path / "newer.backup"
+    await pool.backups().write(older, by=BY)
+
+    document = await staff.erasures.erase(ALICE.email, by=BY)
+
+    signer = fingerprint(pool.identity.verify_key)
+    certificate = ErasureCertificate.from_json(document)
+    assert check_erasure(certificate, pool=signer, email="ALICE.zimmerwald@example.org") == signer
+    assert (document["person"], document["kept"]) == (person, {})
+    assert document["removed"] == {
+        "apps": 1,
+        "last_changes": 1,
+        "mail_recipients": 1,
+        "people": 1,
+        "receipts": 2,
+    }
+    assert document["copies_until"] - document["erased_at"] == 14 * 86_400
+    stored = await everything_stored(pool)
+    assert names(stored + dumped(store_dsn) + await staff.audit()) == []
+    assert document["salt"] not in stored
+    assert made["password"] not in stored
+    assert pool.directory.app(person) is None
+    with pytest.raises(UnknownNameError):
+        await staff.people.show(person)
+    assert (await pool.trail.verify())["ok"]
+    assert [row["person"] for row in await staff.erasures.list()] == [person]
+    assert list(staff.keys.read().keys) == []
+    await pool.backups().write(newer, by=BY)
+
+    # Whatever is restored: what an older backup holds of the person does not open, and is erased again.
+    for backup, found in ((older, (person,)), (newer, ())):
+        again = await restored(store_server, backup, pool.vault, tmp_path / backup.stem)
+        assert names(await everything_stored(again.pool)) == []
+        assert [row["readable"] for row in await again.people.list()] == [False] * len(found)
+        again.file.write_bytes(staff.file.read_bytes())
+        assert await again.erasures.reapply() == found
+        assert await again.people.list() == []
+        assert again.pool.directory.app(person) is None
+        assert [row["person"] for row in await again.erasures.list()] == [person]
+        assert names(await everything_stored(again.pool) + await again.audit()) == []
+        await again.pool.store.close()
+
+    # A people.keys from before the erasure brings nobody back either.
+    assert keys_before != staff.file.read_bytes()
+    staff.file.write_bytes(keys_before)
+    assert await staff.erasures.reapply() == ()
+    assert list(staff.keys.read().keys) == []
+    assert await staff.people.list() == []
+
+
+async def test_a_lost_store_comes_back_with_its_people_where_the_keys_are_kept(
+    pool: Pool, staff: Staff, tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    person = (await staff.people.add(ALICE, by=BY))["id"]
+    backup = tmp_path / "backup"
+    await pool.backups().write(backup, by=BY)
+    again = await restored(store_server, backup, pool.vault, tmp_path / "machine")
+    assert await again.erasures.reapply() == ()
+    assert (await again.people.show(person))["readable"] is False
+    with pytest.raises(ConflictError, match="cannot be read"):
+        await again.people.change(person, {"team": "x"}, by=BY)
+    again.file.write_bytes(staff.file.read_bytes())
+    assert await again.erasures.reapply() == ()
+    assert (await again.people.show(person))["name"] == ALICE.name
+    again.file.write_bytes(b"QV1 spoiled")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        await again.erasures.reapply()
+    await again.pool.store.close()
+
+
+async def test_what_an_administrator_wrote_elsewhere_is_said(pool: Pool, staff: Staff) -> None:
+    await pool.databases.add(unchecked(), by=BY)
+    await pool.apps.create(NewApp("alice.zimmerwald", ("shop",)), by=BY)
+    await staff.people.add(dataclasses.replace(ALICE, apps=("alice.zimmerwald",)), by=BY)
+    document = await staff.erasures.erase(ALICE.email, by=BY)
+    assert set(document["kept"]) == {"audit_entries"}
+    assert staff.unpublished == ["alice.zimmerwald"]
+
+
+async def test_an_administrator_is_not_erased_behind_the_audits_back(staff: Staff) -> None:
+    person = (await staff.people.add(dataclasses.replace(ALICE, admin="alice"), by=BY))["id"]
+    with pytest.raises(ConflictError, match="is the administrator alice"):
+        await staff.erasures.erase(person, by=BY)
+    await staff.people.change(person, {"admin": ""}, by=BY)
+    await staff.erasures.erase(person, by=BY)
+
+
+async def test_a_certificate_that_was_changed_is_not_believed(pool: Pool, staff: Staff) -> None:
+    person = (await staff.people.add(ALICE, by=BY))["id"]
+    document = await staff.erasures.erase(person, by=BY)
+    for change in ({"person": "p-other"}, {"erased_at": 1}, {"kept": {"people": 1}}, {"subject": "0" * 64}):
+        with pytest.raises(AuthenticationFailed):
+            check_erasure(ErasureCertificate.from_json({**document, **change}))
+    with pytest.raises(AuthenticationFailed, match="another pool"):
+        check_erasure(ErasureCertificate.from_json(document), pool="aaaa-bbbb")
+    with pytest.raises(AuthenticationFailed, match="another address"):
+        check_erasure(ErasureCertificate.from_json(document), email="bob@example.org")
+    kept = await staff.erasures.certificate(person)
+    with pytest.raises(AuthenticationFailed, match="does not say whom"):
+        check_erasure(ErasureCertificate.from_json(kept), email=ALICE.email)
+    assert check_erasure(ErasureCertificate.from_json(kept)) == fingerprint(pool.identity.verify_key)
+    spoiled: list[object] = [
+        None,
+        [],
+        {"format": "other"},
+        {**document, "removed": []},
+        {**document, "person": 1},
+    ]
+    for wrong in spoiled:
+        with pytest.raises(ValueError):
+            ErasureCertificate.from_json(wrong)
