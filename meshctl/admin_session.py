@@ -169,7 +169,7 @@ class ContextDialler:
             if not self.may_change(self._began, place):
                 raise RefusedError(
                     f"{self._began} does not answer, and nothing was changed at {place} instead.",
-                    hint=f"to change {place}: --context {self.context.name}@{place}",
+                    hint=f"to change {place}: --context {self.context.typed}@{place}",
                 )
             self._allowed.add(place)
 
@@ -213,7 +213,7 @@ class ContextDialler:
             f"No pool of the context {self.context.name} answers; the last, {place}: {why}."
             if others
             else f"The pool {place} does not answer: {why}.",
-            hint=f"meshctl context show {self.context.name}",
+            hint=f"meshctl context show {self.context.typed}",
         )
 
     # --- beside it
@@ -287,7 +287,7 @@ class ContextDialler:
                     "Nobody is logged in.",
                     status=401,
                     problem=UNAUTHENTICATED,
-                    hint=f"meshctl login --context {self.context.name}",
+                    hint=f"meshctl login --context {self.context.typed}",
                 )
             pool = known_pool(self.pools, place)
             if held := session.token(pool.pool_key, now):
@@ -310,6 +310,6 @@ class ContextDialler:
             if place != self._began and error.status < 500:
                 raise ConnectionError(f"it does not take this log-in: {error.message}") from error
             if error.status == 401:
-                error.hint = f"meshctl login --context {self.context.name}"
+                error.hint = f"meshctl login --context {self.context.typed}"
             raise
         return Token(str(reply["token"]), float(reply["token_expires_at"]))

@@ -71,6 +71,11 @@ class Context:
         return self.root.name
 
     @property
+    def typed(self) -> str:
+        """What a person types after ``--context``: the name, or the path where it lies elsewhere."""
+        return self.name if self.root.parent == Contexts().folder else str(self.root)
+
+    @property
     def key(self) -> Path:
         return self.root / KEY_FILE
 
@@ -112,13 +117,13 @@ class Context:
         if not self.key.exists():
             raise NotFoundError(
                 f"The context {self.name} has no key: a bundle can be used only where its offer was made.",
-                hint=f"meshctl context offer {self.name}",
+                hint=f"meshctl context offer {self.typed}",
             )
         bundle = read_bundle(text, load_identity(self.key), now=now)
         if self.bundle.exists() and self._held().pool_key != bundle.pool_key:
             raise RefusedError(
                 f"The bundle belongs to another pool than the context {self.name}.",
-                hint=f"meshctl context remove {self.name}, or offer under another name",
+                hint=f"meshctl context remove {self.typed}, or offer under another name",
             )
         replace_file(self.bundle, text, 0o600)
         return bundle
@@ -132,7 +137,7 @@ class Context:
         if not self.key.exists() or not self.enrolled:
             raise ConfigError(
                 f"the context {self.name} is not enrolled at a pool yet",
-                hint=f"meshctl context offer {self.name}, then at the pool: {ENROLL} OFFER",
+                hint=f"meshctl context offer {self.typed}, then at the pool: {ENROLL} OFFER",
             )
         identity = load_identity(self.key)
         try:
@@ -140,7 +145,8 @@ class Context:
         except ConfigError as error:
             raise ConfigError(
                 f"{self.bundle}: {error.message}",
-                hint=error.hint or f"have it enrolled again: {ENROLL} OFFER, meshctl context add {self.name}",
+                hint=error.hint
+                or f"have it enrolled again: {ENROLL} OFFER, meshctl context add {self.typed}",
             ) from None
 
     def read_settings(self) -> ContextSettings:
@@ -150,7 +156,9 @@ class Context:
         except FileNotFoundError:
             return ContextSettings()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.settings} cannot be read: {error}", hint="meshctl login") from None
+            raise ConfigError(
+                f"{self.settings} cannot be read: {error}", hint=f"meshctl login --context {self.typed}"
+            ) from None
         try:
             return ContextSettings(
                 admin=_typed(document.get("admin", ""), str),

@@ -109,7 +109,7 @@ def add(
         context.write_settings(ContextSettings(admin, held.read_only, held.pools))
     _use_first(context)
     pools = ", ".join(pool.name for pool in context.pools(bundle, context.read_settings()))
-    note(f"The context {context.name} reaches: {pools}. Next: meshctl login --context {_typed(context)}")
+    note(f"The context {context.name} reaches: {pools}. Next: meshctl login --context {context.typed}")
 
 
 @commands.command("create")
@@ -138,10 +138,10 @@ def create(
     _use_first(context)
     if password_file is None:
         emit(described(context), view.card(described(context)), output)
-        note(f"Next: meshctl login --context {_typed(context)}")
+        note(f"Next: meshctl login --context {context.typed}")
         return
     password = read_secret(f"Password of {admin}", password_file, option="--password-file")
-    dialler = dialler_of(_typed(context))
+    dialler = dialler_of(context.typed)
     made = shown(dialler, log_in(dialler, admin, password))
     emit(made, view.card(made), output)
 
@@ -293,7 +293,7 @@ def _claim(
     claim(context, token, admin=admin, password=password, node=node, now=time.time())
     _use_first(context)
     note(f"{admin} is the first owner; the set-up token is used up.")
-    dialler = dialler_of(_typed(context))
+    dialler = dialler_of(context.typed)
     made = shown(dialler, log_in(dialler, admin, password))
     emit(made, view.card(made), Output.TABLE)
 
@@ -302,12 +302,6 @@ def _contexts() -> Any:
     from meshctl.contexts import Contexts
 
     return Contexts()
-
-
-def _typed(context: Context) -> str:
-    """How a person names a context on the command line."""
-    contexts = _contexts()
-    return context.name if context.root.parent == contexts.folder else str(context.root)
 
 
 def _use_first(context: Context) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from meshctl.__main__ import run
+from meshctl.contexts import Context, Contexts
 from tests.meshctl.fake_gate import FakeGate, serving
+from tests.meshctl.fake_pools import ADMIN, PASSWORD, FakePools, fake_pools
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,3 +51,32 @@ def at_gate(meshctl: Run, gate: FakeGate) -> Run:
         return meshctl(*arguments, "--socket", gate.socket, stdin=stdin)
 
     return go
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A person's own folder."""
+    folder = tmp_path / "person"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def pools(tmp_path: Path) -> Iterator[FakePools]:
+    """Three pools that honour each other's admins."""
+    with fake_pools(tmp_path / "pools", "hq", "gpu", "branch") as made:
+        yield made
+
+
+@pytest.fixture
+def ops(home: Path, pools: FakePools, meshctl: Run) -> Context:
+    """The context "ops", enrolled at hq and logged in."""
+    del home
+    code, offer, _ = meshctl("context", "offer", "ops")
+    assert code == 0
+    code, _, err = meshctl("context", "add", "ops", "-", "--admin", ADMIN, stdin=pools.bundle(offer))
+    assert code == 0, err
+    code, _, err = meshctl("login", "--password-file", "-", stdin=PASSWORD)
+    assert code == 0, err
+    return Contexts().existing("ops")

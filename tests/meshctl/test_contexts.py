@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,33 +16,6 @@ from meshctl.errors import ExitCode, NotFoundError, RefusedError, UnreachableErr
 from tests.meshctl.conftest import Run
 from tests.meshctl.fake_pools import ADMIN, PASSWORD, FakePools, fake_pools
 from tunnel_proto.errors import ConfigError
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person's own folder."""
-    folder = tmp_path / "person"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    return folder
-
-
-@pytest.fixture
-def pools(tmp_path: Path) -> Iterator[FakePools]:
-    with fake_pools(tmp_path / "pools", "hq", "gpu", "branch") as made:
-        yield made
-
-
-@pytest.fixture
-def ops(home: Path, pools: FakePools, meshctl: Run) -> Context:
-    """The context "ops", enrolled at hq and logged in."""
-    code, offer, _ = meshctl("context", "offer", "ops")
-    assert code == 0
-    code, _, err = meshctl("context", "add", "ops", "-", "--admin", ADMIN, stdin=pools.bundle(offer))
-    assert code == 0, err
-    code, _, err = meshctl("login", "--password-file", "-", stdin=PASSWORD)
-    assert code == 0, err
-    return Contexts().existing("ops")
 
 
 def test_an_offer_a_bundle_and_a_log_in_make_a_context(
