@@ -467,11 +467,10 @@ class Gate:
         """How many connections to a database are open here."""
         return sum(one.database == route for one in self.parts.front.live)
 
-    def node_address(self, name: str) -> str | None:
-        """Where a node is connected from, None where it is not connected here."""
-        sessions = self.tunnel.sessions.values()
+    def node_addresses(self) -> Mapping[str, str]:
+        """Where the nodes are connected from that are connected here, by name."""
         label = self.parts.directory.label
-        return next((one.address for one in sessions if one.connected and label(one.peer) == name), None)
+        return {label(one.peer): one.address for one in self.tunnel.sessions.values() if one.connected}
 
     def figures(self) -> Figures:
         """What the gate counts, now."""

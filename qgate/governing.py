@@ -7,6 +7,7 @@ run      what goes on beside the traffic
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from qgate.control import copies
 from qgate.control.access import Access
 from qgate.control.administering import Administering
 from qgate.control.configuring import Configuring
+from qgate.control.idempotency import Requests
 from qgate.control.staff import Staff
 from qgate.control.watching import Watching
+from qgate.federation import rotation
 from qgate.replicating import Replicating
 
 if TYPE_CHECKING:
@@ -54,7 +57,12 @@ class Governing:
 
     def guarded(self, application: Callable[..., Any]) -> Access:
         """The control surface behind its door."""
-        return self.administering.guarded(application)
+        keys = self._gate.parts.keys
+        digest_key = hashlib.blake2b(keys.online.sign("idempotency keys", keys.pool_key), digest_size=32)
+        requests = Requests(
+            application, self._office, gate=self._gate.settings.name, digest_key=digest_key.digest()
+        )
+        return self.administering.guarded(requests)
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routers of all nouns, for the control surface."""
@@ -72,6 +80,10 @@ class Governing:
         await self.administering.open(stack)
         await self.watching.open(stack)
         await self.replicating.open(stack)
+        keys = self._gate.parts.keys
+        await rotation.announce(
+            self._office.store, self._office.online, pool=keys.pool_key, key_file=self._gate.files.online_key
+        )
 
     async def run(self) -> None:
         """Go on until cancelled."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel
 
 from qgate.capabilities import ADMINISTRATOR
 from qgate.control import (
@@ -37,6 +38,22 @@ NDJSON = "application/x-ndjson"
 
 AUDIT_PAGE_MAX = 10_000
 """Audit entries in one answer; further ones are asked for with ``after``."""
+
+
+Number = Annotated[int | None, Query(ge=0, le=(1 << 63) - 1)]
+Word = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class AuditPage(BaseModel):
+    """Entries, oldest first. ``next`` goes into ``after``, ``previous`` into ``before``; null at either end.
+
+    ``total`` is the number of the newest entry of the chain.
+    """
+
+    items: list[dict[str, Any]]
+    next: str | None = None
+    previous: str | None = None
+    total: int
 
 
 def control_api(gate: Gate) -> FastAPI:
@@ -122,20 +139,30 @@ def _audit(gate: Gate) -> APIRouter:
     router = APIRouter(prefix="/audit", tags=["audit"])
     trail = gate.parts.trail
 
-    @router.get("")
-    async def entries(
-        after: Annotated[int | None, Query(ge=0)] = None,
+    @router.get("", response_model=AuditPage)
+    async def list_audit_entries(
+        after: Number = None,
+        before: Number = None,
         limit: Annotated[int, Query(ge=1, le=AUDIT_PAGE_MAX)] = 100,
-        app: str | None = None,
-        database: str | None = None,
-        kind: str | None = None,
+        app: Word = None,
+        database: Word = None,
+        kind: Word = None,
+        q: Annotated[Word, Query(description="Text that is in the entry, without `after`.")] = None,
     ) -> dict[str, Any]:
-        """Entries after number ``after``, oldest first; without it the newest ones."""
-        found = await trail.entries(after=after, limit=limit, app=app, database=database, kind=kind)
-        return {"items": found}
+        """Entries after number ``after``, oldest first; without it the newest ones, before ``before``."""
+        found = await trail.entries(
+            after=after, before=before, limit=limit, app=app, database=database, kind=kind, text=q
+        )
+        full = len(found) == limit
+        return {
+            "items": found,
+            "next": str(found[-1]["seq"]) if full and after is not None else None,
+            "previous": str(found[0]["seq"]) if full and after is None else None,
+            "total": gate.parts.audit.head_seq,
+        }
 
-    @router.get("/stream")
-    async def stream(after: Annotated[int | None, Query(ge=0)] = None) -> StreamingResponse:
+    @router.get("/stream", response_class=StreamingResponse)
+    async def stream(after: Number = None) -> StreamingResponse:
         """Entries as they are written, one JSON object a line, until the caller hangs up."""
 
         async def lines() -> AsyncIterator[str]:

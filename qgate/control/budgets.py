@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from qgate.control.capability_bodies import BudgetBody
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
+from qgate.control.seen import Seen, tagged
+from qgate.control.versions import Unchanged
 from qgate.governance.budgets import named
 
 if TYPE_CHECKING:
     from qgate.administration import Administration
+
+
+BUDGET = Fields(key="id", search=("id", "currency"), filters=("scope", "subject", "period", "currency"))
 
 
 class ForecastReply(BaseModel):
@@ -46,12 +52,13 @@ class BudgetReply(BaseModel):
     started_at: str
     ends_at: str
     forecast: ForecastReply
+    version: int
 
 
-class BudgetsReply(BaseModel):
-    """All budgets."""
+class BudgetsReply(Page):
+    """A page of budgets."""
 
-    items: list[BudgetReply]
+    items: list[BudgetReply]  # type: ignore[assignment]
 
 
 class BudgetDetailReply(BudgetReply):
@@ -66,11 +73,12 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
     """The routes of budgets."""
     router = APIRouter(prefix="/budgets", tags=["budgets"])
     budgets = administration.budgets
+    unchanged = Unchanged(administration.office)
 
     @router.get("", response_model=BudgetsReply)
-    async def list_budgets() -> dict[str, Any]:
+    async def list_budgets(listing: Listing) -> dict[str, Any]:
         """Every budget with how its present period stands and where it goes."""
-        return {"items": await budgets.list()}
+        return page(await budgets.list(), listing, BUDGET)
 
     @router.get("/shifts")
     async def list_shifts(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> dict[str, Any]:
@@ -78,21 +86,26 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
         return {"items": await budgets.shifts(limit)}
 
     @router.get("/{scope}/{period}", response_model=BudgetDetailReply)
-    async def show_budget(scope: str, period: str) -> dict[str, Any]:
+    async def show_budget(scope: str, period: str, response: Response) -> dict[str, Any]:
         """One budget."""
-        return await budgets.show(f"{scope}/{period}")
+        return tagged(await budgets.show(f"{scope}/{period}"), response)
 
     @router.put("/{scope}/{period}", response_model=BudgetReply)
-    async def set_budget(scope: str, period: str, body: BudgetBody, by: By) -> dict[str, Any]:
+    async def set_budget(
+        scope: str, period: str, body: BudgetBody, response: Response, by: By, seen: Seen
+    ) -> dict[str, Any]:
         """Set a budget's limits, at once and for every gate."""
         kind, subject = named(scope)
-        return await budgets.set(
-            kind, subject, period, soft=body.soft, hard=body.hard, currency=body.currency, by=by
-        )
+        async with unchanged.since("budget", f"{scope}/{period}", seen, budgets.show):
+            row = await budgets.set(
+                kind, subject, period, soft=body.soft, hard=body.hard, currency=body.currency, by=by
+            )
+        return tagged(row, response)
 
     @router.delete("/{scope}/{period}", status_code=204)
-    async def remove_budget(scope: str, period: str, by: By) -> None:
+    async def remove_budget(scope: str, period: str, by: By, seen: Seen) -> None:
         """Lift a budget."""
-        await budgets.remove(f"{scope}/{period}", by=by)
+        async with unchanged.since("budget", f"{scope}/{period}", seen, budgets.show):
+            await budgets.remove(f"{scope}/{period}", by=by)
 
     return (router,)

@@ -8,10 +8,14 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from qgate.control.bodies import Body, Name
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
 
 if TYPE_CHECKING:
     from qgate.governance.catalogue import Catalogue
+
+RECORD = Fields(key="name", search=("name", "pool", "by"), filters=("pool",))
+REVIEW = Fields(key="seq", search=("name", "pool"), filters=("pool",))
 
 Reason = Annotated[str, Field(max_length=256)]
 Record = Annotated[str, Field(min_length=1, max_length=200)]
@@ -72,10 +76,10 @@ def routers(catalogue: Catalogue) -> tuple[APIRouter, ...]:
         """Sign a new group: every pool of trust 3 is a member."""
         return await catalogue.set_group(body.promoters, body.witnesses, by=by)
 
-    @router.get("/records")
-    async def records() -> dict[str, Any]:
+    @router.get("/records", response_model=Page)
+    async def records(listing: Listing) -> dict[str, Any]:
         """Every record, by name."""
-        return {"items": await catalogue.records()}
+        return page(await catalogue.records(), listing, RECORD)
 
     @router.put("/records/{name:path}")
     async def put(name: Record, body: RecordBody, by: By) -> dict[str, Any]:
@@ -87,10 +91,10 @@ def routers(catalogue: Catalogue) -> tuple[APIRouter, ...]:
         """Remove a record, at the master only."""
         await catalogue.remove(name, by=by)
 
-    @router.get("/reviews")
-    async def reviews() -> dict[str, Any]:
+    @router.get("/reviews", response_model=Page)
+    async def reviews(listing: Listing) -> dict[str, Any]:
         """Writes that do not count, because their master had been replaced."""
-        return {"items": await catalogue.reviews()}
+        return page(await catalogue.reviews(), listing, REVIEW)
 
     @router.post("/reviews/{pool}/{seq}")
     async def decide(pool: Name, seq: int, body: ReviewBody, by: By) -> dict[str, Any]:

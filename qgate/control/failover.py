@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import Field
 
 from qgate.control.bodies import Body, Name
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
 from qgate.governance.problems import ConflictError
 from tunnel_proto.roster import ORDER_NODES_MAX
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from qgate.governance.catalogue import Catalogue
 
 HISTORY_MAX = 10_000
+
+MOVE = Fields(
+    key="at",
+    search=("node", "rule", "from", "to", "cause", "by"),
+    filters=("role", "rule", "from", "to", "home", "gate", "by"),
+    own=("node",),
+)
 
 
 class ModeBody(Body):
@@ -78,11 +86,9 @@ def _failover(movement: Movement, administration: Administration, catalogue: Cat
         await administration.noted("failover.order", plan.verb, by, {**plan.shown(), **given})
         return {**plan.shown(), **given, "dry_run": False}
 
-    @router.get("/history")
-    async def history(
-        limit: Annotated[int, Query(ge=1, le=HISTORY_MAX)] = 100, node: str | None = None
-    ) -> dict[str, Any]:
-        """Moves that nodes told of, newest first."""
-        return {"items": await movement.journal.history(limit=limit, node=node)}
+    @router.get("/history", response_model=Page)
+    async def history(listing: Listing, node: str | None = None) -> dict[str, Any]:
+        """Moves that nodes told of, newest first. The newest 10,000 can be looked through."""
+        return page(await movement.journal.history(limit=HISTORY_MAX, node=node), listing, MOVE)
 
     return router

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from qgate.control.bodies import Body
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
 
 if TYPE_CHECKING:
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
     from qgate.federation.incidents import Journal
 
 LIST_MAX = 10_000
+
+INCIDENT = Fields(
+    key="id",
+    search=("kind", "subject", "state", "severity", "note", "answered_by"),
+    filters=("kind", "subject", "state", "severity", "answered_by"),
+    own=("all",),
+)
 
 
 class NoteBody(Body):
@@ -27,13 +35,12 @@ def routers(journal: Journal, administration: Administration) -> tuple[APIRouter
     """One router a noun."""
     router = APIRouter(prefix="/incidents", tags=["incidents"])
 
-    @router.get("")
+    @router.get("", response_model=Page)
     async def list_incidents(
-        limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 100,
-        all_: Annotated[bool, Query(alias="all")] = False,
+        listing: Listing, all_: Annotated[bool, Query(alias="all")] = False
     ) -> dict[str, Any]:
-        """Incidents, newest first; resolved ones with ``all``."""
-        return {"items": await journal.incidents(limit=limit, all_=all_)}
+        """Incidents, newest first; resolved ones with ``all``. The newest 10,000 can be looked through."""
+        return page(await journal.incidents(limit=LIST_MAX, all_=all_), listing, INCIDENT)
 
     @router.get("/{number}")
     async def show(number: int) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from qgate.control.bodies import Body, Name
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
+from qgate.control.seen import Seen, tagged
+from qgate.control.versions import Unchanged
 from qgate.federation.peer import Permissions
 from qgate.federation.transcript import FILE_MAX
 
@@ -16,6 +19,13 @@ if TYPE_CHECKING:
     from qgate.administration import Administration
 
 File = Annotated[str, Field(max_length=FILE_MAX)]
+POOL = Fields(
+    key="name",
+    search=("name", "kind", "fingerprint"),
+    filters=("kind", "state", "level", "trust", "link", "health"),
+)
+PAIRING = Fields(key="id", search=("id", "peer", "state"), filters=("state",))
+
 Flows = Annotated[list[Annotated[str, Field(max_length=32)]], Field(max_length=64)]
 
 
@@ -74,15 +84,22 @@ def _pool(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/pool", tags=["pools"])
     pools = administration.pools
 
-    @router.get("")
-    async def own() -> dict[str, Any]:
-        """This pool and the pairings under way."""
+    unchanged = Unchanged(administration.office)
+
+    async def shown(_name: str) -> dict[str, Any]:
         return await pools.own()
 
+    @router.get("")
+    async def own(response: Response) -> dict[str, Any]:
+        """This pool and the pairings under way."""
+        return tagged(await pools.own(), response)
+
     @router.put("")
-    async def name_it(body: PoolBody, by: By) -> dict[str, Any]:
+    async def name_it(body: PoolBody, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Say what this pool is called."""
-        return await pools.name(body.name, body.kind, by=by)
+        name = administration.office.directory.own_pool().name
+        async with unchanged.since("pool", name, seen, shown):
+            return tagged(await pools.name(body.name, body.kind, by=by), response)
 
     return router
 
@@ -91,10 +108,10 @@ def _pairings(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/pairings", tags=["pools"])
     pairing = administration.pools.pairing
 
-    @router.get("")
-    async def under_way() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def under_way(listing: Listing) -> dict[str, Any]:
         """Pairings that are neither done nor ended."""
-        return {"items": await pairing.under_way()}
+        return page(await pairing.under_way(), listing, PAIRING)
 
     @router.get("/{pairing_id}")
     async def show(pairing_id: Annotated[str, Field(max_length=64)]) -> dict[str, Any]:
@@ -132,11 +149,12 @@ def _pairings(administration: Administration) -> APIRouter:
 def _pools(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/pools", tags=["pools"])
     pools = administration.pools
+    unchanged = Unchanged(administration.office)
 
-    @router.get("")
-    async def list_pools() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def list_pools(listing: Listing) -> dict[str, Any]:
         """Every peer in the order of failover."""
-        return {"items": await pools.list()}
+        return page(await pools.list(), listing, POOL)
 
     @router.put("")
     async def order(body: OrderBody, by: By) -> dict[str, Any]:
@@ -144,25 +162,31 @@ def _pools(administration: Administration) -> APIRouter:
         return {"items": await pools.order(body.names, by=by)}
 
     @router.get("/{name}")
-    async def show(name: str) -> dict[str, Any]:
+    async def show(name: str, response: Response) -> dict[str, Any]:
         """One peer, its gates and what it may do."""
-        return await pools.show(name)
+        return tagged(await pools.show(name), response)
 
     @router.put("/{name}/trust")
-    async def trust(name: str, body: TrustBody, by: By) -> dict[str, Any]:
+    async def trust(name: str, body: TrustBody, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Set what a peer may do here; the first time with the string that it shows."""
         given = body.permissions
         permissions = None if given is None else Permissions.from_json(given.model_dump())
-        return await pools.trust(name, level=body.level, string=body.string, permissions=permissions, by=by)
+        async with unchanged.since("pool", name, seen, pools.show):
+            row = await pools.trust(
+                name, level=body.level, string=body.string, permissions=permissions, by=by
+            )
+        return tagged(row, response)
 
     @router.post("/{name}/unpair")
-    async def unpair(name: str, by: By) -> dict[str, Any]:
+    async def unpair(name: str, by: By, seen: Seen) -> dict[str, Any]:
         """End a pairing; it may be taken up again."""
-        return await pools.unpair(name, by=by)
+        async with unchanged.since("pool", name, seen, pools.show):
+            return await pools.unpair(name, by=by)
 
     @router.post("/{name}/revoke")
-    async def revoke(name: str, by: By) -> dict[str, Any]:
+    async def revoke(name: str, by: By, seen: Seen) -> dict[str, Any]:
         """Refuse a pool's key for good."""
-        return await pools.revoke(name, by=by)
+        async with unchanged.since("pool", name, seen, pools.show):
+            return await pools.revoke(name, by=by)
 
     return router

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from qgate.capability.providers.catalogue import ProviderModel
 from qgate.control.capability_bodies import AliasBody, PriceBody, ProviderBody, ProviderKeyBody
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
+from qgate.control.seen import Seen, tagged
+from qgate.control.versions import Unchanged
 from qgate.governance.providers import NewProvider
 
 if TYPE_CHECKING:
     from qgate.administration import Administration
+
+
+PROVIDER = Fields(
+    key="name", search=("name", "kind", "url"), filters=("kind", "local", "isolation", "enabled", "has_key")
+)
+PRICE = Fields(key="model", search=("model", "source"), filters=("own", "currency"))
+ALIAS = Fields(key="name", search=("name", "target"))
 
 
 class PriceReply(BaseModel):
@@ -28,6 +38,7 @@ class PriceReply(BaseModel):
     currency: str
     as_of: str
     source: str
+    version: int
 
 
 class ProviderReply(BaseModel):
@@ -45,18 +56,19 @@ class ProviderReply(BaseModel):
     max_concurrent: int
     timeouts_s: dict[str, float]
     created_at: str
+    version: int
 
 
-class ProvidersReply(BaseModel):
-    """All providers."""
+class ProvidersReply(Page):
+    """A page of providers."""
 
-    items: list[ProviderReply]
+    items: list[ProviderReply]  # type: ignore[assignment]
 
 
-class PricesReply(BaseModel):
-    """All prices in force."""
+class PricesReply(Page):
+    """A page of the prices in force."""
 
-    items: list[PriceReply]
+    items: list[PriceReply]  # type: ignore[assignment]
 
 
 class CheckReply(BaseModel):
@@ -76,11 +88,12 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
 def _providers(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/providers", tags=["providers"])
     providers = administration.providers
+    unchanged = Unchanged(administration.office)
 
     @router.get("", response_model=ProvidersReply)
-    async def list_providers() -> dict[str, Any]:
+    async def list_providers(listing: Listing) -> dict[str, Any]:
         """Every provider; keys are never shown."""
-        return {"items": await providers.list()}
+        return page(await providers.list(), listing, PROVIDER)
 
     @router.post("", status_code=201, response_model=ProviderReply)
     async def add_provider(body: ProviderBody, by: By) -> dict[str, Any]:
@@ -102,9 +115,9 @@ def _providers(administration: Administration) -> APIRouter:
         return await providers.add(new, by=by)
 
     @router.get("/{name}", response_model=ProviderReply)
-    async def show_provider(name: str) -> dict[str, Any]:
+    async def show_provider(name: str, response: Response) -> dict[str, Any]:
         """One provider with its models and their prices."""
-        return await providers.show(name)
+        return tagged(await providers.show(name), response)
 
     @router.post("/{name}/check", response_model=CheckReply)
     async def check_provider(name: str, by: By) -> dict[str, Any]:
@@ -112,14 +125,18 @@ def _providers(administration: Administration) -> APIRouter:
         return await providers.check(name, by=by)
 
     @router.put("/{name}/key", response_model=ProviderReply)
-    async def set_key(name: str, body: ProviderKeyBody, by: By) -> dict[str, Any]:
+    async def set_key(
+        name: str, body: ProviderKeyBody, response: Response, by: By, seen: Seen
+    ) -> dict[str, Any]:
         """Replace its key."""
-        return await providers.set_key(name, body.key, check=body.check, by=by)
+        async with unchanged.since("provider", name, seen, providers.show):
+            return tagged(await providers.set_key(name, body.key, check=body.check, by=by), response)
 
     @router.delete("/{name}", status_code=204)
-    async def remove_provider(name: str, by: By) -> None:
+    async def remove_provider(name: str, by: By, seen: Seen) -> None:
         """Forget a provider and its key."""
-        await providers.remove(name, by=by)
+        async with unchanged.since("provider", name, seen, providers.show):
+            await providers.remove(name, by=by)
 
     return router
 
@@ -127,29 +144,35 @@ def _providers(administration: Administration) -> APIRouter:
 def _prices(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/prices", tags=["providers"])
     providers = administration.providers
+    unchanged = Unchanged(administration.office)
 
     @router.get("", response_model=PricesReply)
-    async def list_prices() -> dict[str, Any]:
+    async def list_prices(listing: Listing) -> dict[str, Any]:
         """Every price in force with its date and source."""
-        return {"items": await providers.prices()}
+        return page(await providers.prices(), listing, PRICE)
 
     @router.put("/{model:path}", response_model=PriceReply)
-    async def set_price(model: str, body: PriceBody, by: By) -> dict[str, Any]:
+    async def set_price(
+        model: str, body: PriceBody, response: Response, by: By, seen: Seen
+    ) -> dict[str, Any]:
         """Say what MODEL, or PROVIDER/MODEL, costs."""
-        return await providers.set_price(
-            model,
-            input=body.input,
-            output=body.output,
-            cached=body.cached,
-            currency=body.currency,
-            source=body.source,
-            by=by,
-        )
+        async with unchanged.since("price", model, seen, providers.price):
+            row = await providers.set_price(
+                model,
+                input=body.input,
+                output=body.output,
+                cached=body.cached,
+                currency=body.currency,
+                source=body.source,
+                by=by,
+            )
+        return tagged(row, response)
 
     @router.delete("/{model:path}", status_code=204)
-    async def drop_price(model: str, by: By) -> None:
+    async def drop_price(model: str, by: By, seen: Seen) -> None:
         """Return to the price that ships with the gate."""
-        await providers.drop_price(model, by=by)
+        async with unchanged.since("price", model, seen, providers.price):
+            await providers.drop_price(model, by=by)
 
     return router
 
@@ -157,20 +180,28 @@ def _prices(administration: Administration) -> APIRouter:
 def _aliases(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/aliases", tags=["providers"])
     providers = administration.providers
+    unchanged = Unchanged(administration.office)
 
-    @router.get("")
-    async def list_aliases() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def list_aliases(listing: Listing) -> dict[str, Any]:
         """Every alias."""
-        return {"items": await providers.aliases()}
+        return page(await providers.aliases(), listing, ALIAS)
+
+    @router.get("/{name}")
+    async def show_alias(name: str, response: Response) -> dict[str, Any]:
+        """One alias."""
+        return tagged(await providers.alias(name), response)
 
     @router.put("/{name}")
-    async def set_alias(name: str, body: AliasBody, by: By) -> dict[str, Any]:
+    async def set_alias(name: str, body: AliasBody, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Let a name stand for a model or for a `qg://` request."""
-        return await providers.set_alias(name, body.target, by=by)
+        async with unchanged.since("alias", name, seen, providers.alias):
+            return tagged(await providers.set_alias(name, body.target, by=by), response)
 
     @router.delete("/{name}", status_code=204)
-    async def drop_alias(name: str, by: By) -> None:
+    async def drop_alias(name: str, by: By, seen: Seen) -> None:
         """Forget an alias."""
-        await providers.drop_alias(name, by=by)
+        async with unchanged.since("alias", name, seen, providers.alias):
+            await providers.drop_alias(name, by=by)
 
     return router

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 
 from qgate.control.access import principal_of
 from qgate.control.bodies import (
@@ -19,6 +19,9 @@ from qgate.control.bodies import (
     PolicyBody,
     SidecarBody,
 )
+from qgate.control.paging import Fields, Listing, Page, page
+from qgate.control.seen import Seen, tagged
+from qgate.control.versions import Unchanged
 from qgate.governance.apps import NewApp
 from qgate.governance.databases import NewDatabase
 from qgate.governance.policy import CapabilityPolicy
@@ -34,6 +37,20 @@ def caller(request: Request) -> str:
 
 By = Annotated[str, Depends(caller)]
 
+DATABASE = Fields(
+    key="name",
+    search=("name", "dbname", "user", "hosts"),
+    filters=("sslmode", "compression", "allow_replication", "pending_rotation"),
+)
+APP = Fields(
+    key="name",
+    search=("name", "databases", "policy.team"),
+    filters=("state", "read_only", "replication", "databases", "policy.team", "failover"),
+)
+API_KEY = Fields(key="id", search=("id", "prefix"), filters=("state",))
+NODE = Fields(key="name", search=("name", "fingerprint", "address"), filters=("role", "state", "connected"))
+GATE = Fields(key="name", search=("name", "addresses"), filters=("in_bundles",))
+
 
 def routers(administration: Administration) -> tuple[APIRouter, ...]:
     """One router a noun."""
@@ -48,11 +65,12 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
 def _databases(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/databases", tags=["databases"])
     databases = administration.databases
+    unchanged = Unchanged(administration.office)
 
-    @router.get("")
-    async def list_databases() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def list_databases(listing: Listing) -> dict[str, Any]:
         """Every database; passwords are never shown."""
-        return {"items": await databases.list()}
+        return page(await databases.list(), listing, DATABASE)
 
     @router.post("", status_code=201)
     async def add_database(body: DatabaseBody, by: By) -> dict[str, Any]:
@@ -61,9 +79,9 @@ def _databases(administration: Administration) -> APIRouter:
         return await databases.add(NewDatabase(**given, limits=body.limits.given()), by=by)
 
     @router.get("/{name}")
-    async def show_database(name: str) -> dict[str, Any]:
+    async def show_database(name: str, response: Response) -> dict[str, Any]:
         """One database."""
-        return await databases.show(name)
+        return tagged(await databases.show(name), response)
 
     @router.post("/{name}/check")
     async def check_database(name: str) -> dict[str, Any]:
@@ -71,9 +89,10 @@ def _databases(administration: Administration) -> APIRouter:
         return await databases.check(name)
 
     @router.delete("/{name}", status_code=204)
-    async def remove_database(name: str, by: By, *, force: bool = False) -> None:
+    async def remove_database(name: str, by: By, seen: Seen, *, force: bool = False) -> None:
         """Forget a database and its passwords; ``force`` also where apps are bound to it."""
-        await databases.remove(name, force=force, by=by)
+        async with unchanged.since("database", name, seen, databases.show):
+            await databases.remove(name, force=force, by=by)
 
     @router.post("/{name}/rotate")
     async def rotate_password(name: str, by: By) -> dict[str, Any]:
@@ -86,11 +105,17 @@ def _databases(administration: Administration) -> APIRouter:
 def _apps(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/apps", tags=["apps"])
     apps, keys = administration.apps, administration.api_keys
+    unchanged = Unchanged(administration.office)
 
-    @router.get("")
-    async def list_apps() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def list_apps(listing: Listing) -> dict[str, Any]:
         """Every app, revoked ones included."""
-        return {"items": await apps.list()}
+        return page(await apps.list(), listing, APP)
+
+    @router.get("/{name}")
+    async def show_app(name: str, response: Response) -> dict[str, Any]:
+        """One app."""
+        return tagged(await apps.show(name), response)
 
     @router.post("", status_code=201)
     async def create_app(body: AppBody, by: By) -> dict[str, Any]:
@@ -115,29 +140,34 @@ def _apps(administration: Administration) -> APIRouter:
         return await apps.rotate(name, overlap_s=body.overlap_s if body else None, by=by)
 
     @router.delete("/{name}")
-    async def revoke_app(name: str, by: By) -> dict[str, Any]:
+    async def revoke_app(name: str, by: By, seen: Seen) -> dict[str, Any]:
         """End an app and its live sessions."""
-        return await apps.revoke(name, by=by)
+        async with unchanged.since("app", name, seen, apps.show):
+            return await apps.revoke(name, by=by)
 
     @router.get("/{name}/policy")
-    async def show_policy(name: str) -> dict[str, Any]:
+    async def show_policy(name: str, response: Response) -> dict[str, Any]:
         """What an app may ask of models; null: nothing."""
-        return await apps.policy(name)
+        return tagged(await apps.policy(name), response)
 
     @router.patch("/{name}/policy")
-    async def change_policy(name: str, body: PolicyBody, by: By) -> dict[str, Any]:
+    async def change_policy(
+        name: str, body: PolicyBody, response: Response, by: By, seen: Seen
+    ) -> dict[str, Any]:
         """Change the keys that are named; the others stay as they are."""
-        return await apps.change_policy(name, body.given(), by=by)
+        async with unchanged.since("app", name, seen, apps.show):
+            return tagged(await apps.change_policy(name, body.given(), by=by), response)
 
     @router.delete("/{name}/policy")
-    async def drop_policy(name: str, by: By) -> dict[str, Any]:
+    async def drop_policy(name: str, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Let an app ask for no model any more; its databases stay."""
-        return await apps.change_policy(name, None, by=by)
+        async with unchanged.since("app", name, seen, apps.show):
+            return tagged(await apps.change_policy(name, None, by=by), response)
 
-    @router.get("/{name}/keys")
-    async def list_keys(name: str) -> dict[str, Any]:
+    @router.get("/{name}/keys", response_model=Page)
+    async def list_keys(name: str, listing: Listing) -> dict[str, Any]:
         """An app's keys by their first characters, revoked ones included."""
-        return {"items": await keys.list(name)}
+        return page(await keys.list(name), listing, API_KEY)
 
     @router.post("/{name}/keys", status_code=201)
     async def create_key(name: str, by: By, body: ApiKeyBody | None = None) -> dict[str, Any]:
@@ -156,10 +186,10 @@ def _sidecars(administration: Administration) -> APIRouter:
     router = APIRouter(prefix="/sidecars", tags=["sidecars"])
     sidecars = administration.sidecars
 
-    @router.get("")
-    async def list_sidecars() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def list_sidecars(listing: Listing) -> dict[str, Any]:
         """Every node that was enrolled, revoked ones included."""
-        return {"items": await sidecars.list()}
+        return page(await sidecars.list(), listing, NODE)
 
     @router.post("", status_code=201)
     async def enrol_sidecar(body: SidecarBody, by: By) -> dict[str, Any]:
@@ -182,10 +212,10 @@ def _sidecars(administration: Administration) -> APIRouter:
 def _upkeep(administration: Administration) -> APIRouter:
     router = APIRouter(tags=["upkeep"])
 
-    @router.get("/gates")
-    async def list_gates() -> dict[str, Any]:
+    @router.get("/gates", response_model=Page)
+    async def list_gates(listing: Listing) -> dict[str, Any]:
         """The gates of the pool, as they announced themselves."""
-        return {"items": await administration.sidecars.gates()}
+        return page(await administration.sidecars.gates(), listing, GATE)
 
     @router.post("/vault/rekey")
     async def rekey(by: By) -> dict[str, Any]:

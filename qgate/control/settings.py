@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from qgate.control.access import require
 from qgate.control.bodies import SettingBody
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
 from qgate.control.seen import Seen, tagged
 from qgate.governance.principal import Role
@@ -15,6 +16,12 @@ from qgate.governance.registry import SETTINGS
 
 if TYPE_CHECKING:
     from qgate.administration import Administration
+
+SETTING = Fields(
+    key="name",
+    search=("name", "description", "section", "value"),
+    filters=("group", "section", "type", "source", "restart_needed", "owner_only"),
+)
 
 Reason = Annotated[str, Query(max_length=500)]
 
@@ -24,10 +31,10 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
     router = APIRouter(prefix="/settings", tags=["settings"])
     preferences = administration.preferences
 
-    @router.get("")
-    async def list_settings() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def list_settings(listing: Listing) -> dict[str, Any]:
         """Every setting of the registry, then every option of qgate.toml, each with its source."""
-        return {"items": [*await preferences.list(), *administration.file_settings()]}
+        return page([*await preferences.list(), *administration.file_settings()], listing, SETTING)
 
     @router.get("/history")
     async def list_changes(

@@ -19,6 +19,7 @@ from pydantic import Field
 from qgate.capability.passage import ANSWER_S, Passage
 from qgate.capability.work import Problem
 from qgate.control.bodies import Body
+from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.problems import ProblemError
 from qgate.control.resources import By
 from tunnel_proto.errors import LocalProtocolError
@@ -53,10 +54,27 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
 """HTTP status of a worker's fault; any other is the request's own: 422."""
 
 
+WORKER: Final = Fields(
+    key="name",
+    search=("name", "address", "state", "version"),
+    filters=("state", "connected", "draining", "version"),
+)
+MODEL: Final = Fields(
+    key="name",
+    search=("name", "family", "quant", "engine", "sha256"),
+    filters=("state", "family", "quant", "engine", "kinds"),
+)
+
 Worker = Annotated[
     str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,62}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 ]
 """A worker's name; one of another pool is POOL/NAME."""
+
+
+class WorkersPage(Page):
+    """A page of workers, and what other pools offer, one row each."""
+
+    pools: list[dict[str, Any]]
 
 
 class OrderBody(Body):
@@ -108,10 +126,12 @@ def routers(
 def _workers(desk: _Desk, offered: Callable[[], list[dict[str, Any]]]) -> APIRouter:
     router = APIRouter(prefix="/workers", tags=["workers"])
 
-    @router.get("")
-    async def list_workers() -> dict[str, Any]:
+    @router.get("", response_model=WorkersPage)
+    async def list_workers(listing: Listing) -> dict[str, Any]:
         """Every worker that is enrolled, with what the connected ones report; and what other pools offer."""
-        return {"items": await desk.rows(), "pools": offered()}
+        found = page(await desk.glances(), listing, WORKER)
+        found["items"] = [desk.full(one) for one in found["items"]]
+        return {**found, "pools": offered()}
 
     @router.get("/{name:path}")
     async def show_worker(name: str) -> dict[str, Any]:
@@ -144,10 +164,10 @@ def _workers(desk: _Desk, offered: Callable[[], list[dict[str, Any]]]) -> APIRou
 def _models(desk: _Desk) -> APIRouter:
     router = APIRouter(prefix="/models", tags=["models"])
 
-    @router.get("")
-    async def list_models() -> dict[str, Any]:
+    @router.get("", response_model=Page)
+    async def list_models(listing: Listing) -> dict[str, Any]:
         """Every model that a connected worker has, with its state at each."""
-        return {"items": desk.models()}
+        return page(desk.models(), listing, MODEL)
 
     @router.post("/load")
     async def load(body: OrderBody, by: By) -> dict[str, Any]:
@@ -215,13 +235,17 @@ class _Desk:
     # --- looking
 
     async def rows(self) -> list[dict[str, Any]]:
+        return [self.full(one) for one in await self.glances()]
+
+    async def glances(self) -> list[dict[str, Any]]:
+        """What lists are searched, filtered and sorted by: cheap, for there may be ten thousand."""
         enrolled = {
             row["name"]: row
             for row in await self._administration.sidecars.list()
             if row["role"] == "daemon" and row["state"] != "revoked"
         }
         names = sorted(enrolled.keys() | self._workers.views.keys())
-        return [self._row(name, enrolled.get(name)) for name in names]
+        return [self._glance(name, enrolled.get(name)) for name in names]
 
     async def shown(self, name: str) -> dict[str, Any]:
         for row in await self.rows():
@@ -259,7 +283,7 @@ class _Desk:
             row["state"] = _best([one["state"] for one in row["workers"]])
         return sorted(found.values(), key=lambda row: (row["name"], row["sha256"]))
 
-    def _row(self, name: str, enrolled: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _glance(self, name: str, enrolled: Mapping[str, Any] | None) -> dict[str, Any]:
         view = self._workers.views.get(name)
         session = self._workers.session_of(name)
         row: dict[str, Any] = {
@@ -271,7 +295,6 @@ class _Desk:
         }
         if view is None:
             return row
-        states = [model.state for model in view.models.values()]
         return {
             **row,
             "state": view.state,
@@ -282,7 +305,21 @@ class _Desk:
             "jobs_running": view.jobs_running,
             "jobs_queued": view.jobs_queued,
             "slots": view.slots,
-            "model_count": len(states),
+            "model_count": len(view.models),
+            "load": {
+                "cpu": view.load.cpu,
+                "memory_available": view.load.memory_available,
+                "disk_free": view.load.disk_free,
+            },
+        }
+
+    def full(self, glance: Mapping[str, Any]) -> dict[str, Any]:
+        """The row of a worker with all that it reports."""
+        view = self._workers.views.get(glance["name"])
+        if view is None:
+            return dict(glance)
+        return {
+            **glance,
             "resident": sorted(m.name for m in view.models.values() if m.state == "resident"),
             "loading": [dataclasses.asdict(one) for one in view.loading.values()],
             "load": dataclasses.asdict(view.load),

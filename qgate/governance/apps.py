@@ -17,6 +17,7 @@ from qgate.governance.directory import App, CapabilityPolicy, Limits, with_limit
 from qgate.governance.office import Office, iso
 from qgate.governance.policy import checked_policy
 from qgate.governance.problems import ConflictError, InvalidRequestError
+from qgate.governance.versions import versioned
 from qgate.postgres.statement import STATEMENT_CLASSES
 from qgate.store.api_keys import add_api_key, revoke_api_keys
 from qgate.store.apps import (
@@ -62,6 +63,13 @@ class Apps:
         """Every app, revoked ones included."""
         async with self._office.store.connection() as connection:
             return [self._shown(row) for row in await list_apps(connection)]
+
+    async def show(self, name: str) -> dict[str, Any]:
+        """One app, also a revoked one. UnknownNameError."""
+        for row in await self.list():
+            if row["name"] == name:
+                return row
+        raise unknown_app(name)
 
     async def create(self, new: NewApp, *, by: str) -> dict[str, Any]:
         """Create an app: `{app, password, api_key}`. Nobody can show the last two again.
@@ -116,25 +124,29 @@ class Apps:
         }
         if app.policy is not None:
             detail |= {"policy": app.policy.as_json(), "key": record.prefix}
-        await self._office.changed("app.create", new.name, by, detail)
+        row = await self.show(new.name)
+        await self._office.changed("app.create", new.name, by, detail, after=row)
         return {
-            "app": await self._show(new.name),
+            "app": row,
             "password": password,
             "api_key": None if app.policy is None else key,
         }
 
     async def policy(self, name: str) -> dict[str, Any]:
-        """What an app may ask of models: `{app, policy}`."""
+        """What an app may ask of models: `{app, policy, version}`."""
         app = self._office.directory.app(name)
         if app is None or app.revoked:
             raise unknown_app(name)
-        return {"app": name, "policy": None if app.policy is None else app.policy.as_json()}
+        shown = None if app.policy is None else app.policy.as_json()
+        return {"app": name, "policy": shown, "version": (await self.show(name))["version"]}
 
     async def change_policy(self, name: str, changes: Mapping[str, Any] | None, *, by: str) -> dict[str, Any]:
-        """Replace the named fields of an app's policy, or take all of it away with None: `{app, policy}`.
+        """Replace the named fields of an app's policy, or take all of it away with None.
 
-        InvalidRequestError for what can never hold, UnknownNameError for a provider that is none.
+        Gives `{app, policy, version}`. InvalidRequestError for what can never hold, UnknownNameError for a
+        provider that is none.
         """
+        before = await self.show(name)
         async with self._office.store.transaction() as connection:
             row = await find_app(connection, name)
             if row is None or row["revoked_at"] is not None:
@@ -151,8 +163,10 @@ class Apps:
                 checked_policy(policy, providers=self._office.directory.providers())
             await put_policy(connection, name, policy)
         shown = None if policy is None else policy.as_json()
-        await self._office.changed("app.policy", name, by, {"policy": shown})
-        return {"app": name, "policy": shown}
+        await self._office.changed(
+            "app.policy", name, by, {"policy": shown}, before=before, after={**before, "policy": shown}
+        )
+        return {"app": name, "policy": shown, "version": (await self.show(name))["version"]}
 
     async def rotate(self, name: str, *, overlap_s: float | None, by: str) -> dict[str, Any]:
         """A new password; the old one stays valid for `overlap_s`: `{app, password, old_valid_until}`.
@@ -184,17 +198,18 @@ class Apps:
                 connection, name, make_verifier(password.encode(), salt=salt, iterations=iterations), at
             )
         await self._office.changed("app.rotate", name, by, {"old_valid_until": iso(until)})
-        return {"app": await self._show(name), "password": password, "old_valid_until": iso(until)}
+        return {"app": await self.show(name), "password": password, "old_valid_until": iso(until)}
 
     async def revoke(self, name: str, *, by: str) -> dict[str, Any]:
         """End an app; its live sessions end with it: `{name, sessions_ended}`."""
         sessions = self._office.live.app_sessions(name)
+        before = await self.show(name)
         async with self._office.store.transaction() as connection:
             if not await revoke_app(connection, name, self._office.now()):
                 raise unknown_app(name)
             await revoke_api_keys(connection, name, self._office.now())
             await drop_spares(connection, name)
-        await self._office.changed("app.revoke", name, by, {"sessions_ended": sessions})
+        await self._office.changed("app.revoke", name, by, {"sessions_ended": sessions}, before=before)
         return {"name": name, "sessions_ended": sessions}
 
     def _spares(self, password: str) -> tuple[str, ...]:
@@ -238,27 +253,27 @@ class Apps:
                 hint=f"choose from {', '.join(sorted(STATEMENT_CLASSES))}",
             )
 
-    async def _show(self, name: str) -> dict[str, Any]:
-        return next(row for row in await self.list() if row["name"] == name)
-
     def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
         now = self._office.now()
-        return {
-            "name": row["name"],
-            "databases": list(row["databases"]),
-            "state": _state(row, now),
-            "expires_at": iso(row["expires_at"]),
-            "created_at": iso(row["created_at"]),
-            "read_only": row["read_only"],
-            "statement_classes": row["statement_classes"],
-            "sidecars": row["sidecars"],
-            "replication": row["replication"],
-            "limits": row["limits"],
-            "policy": row["policy"],
-            "failover": row["failover"],
-            "sessions": self._office.live.app_sessions(row["name"]),
-            "verifiers": sum(until is None or until > now for until in row["untils"]),
-        }
+        return versioned(
+            "app",
+            {
+                "name": row["name"],
+                "databases": list(row["databases"]),
+                "state": _state(row, now),
+                "expires_at": iso(row["expires_at"]),
+                "created_at": iso(row["created_at"]),
+                "read_only": row["read_only"],
+                "statement_classes": row["statement_classes"],
+                "sidecars": row["sidecars"],
+                "replication": row["replication"],
+                "limits": row["limits"],
+                "policy": row["policy"],
+                "failover": row["failover"],
+                "sessions": self._office.live.app_sessions(row["name"]),
+                "verifiers": sum(until is None or until > now for until in row["untils"]),
+            },
+        )
 
 
 def _same_salt(password: str, verifier: str) -> str:

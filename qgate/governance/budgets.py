@@ -12,6 +12,7 @@ from qgate.capability.finops.forecast import BurnRate, Forecast, forecast
 from qgate.capability.finops.prices import plain
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import InvalidRequestError, UnknownNameError
+from qgate.governance.versions import versioned
 from qgate.store.budgets import (
     Standing,
     all_budgets,
@@ -90,19 +91,23 @@ class Budgets:
             scope, subject, period, soft, hard, currency or self._office.directory.setting("finops.currency")
         )
         self._check(budget)
+        before = next((row for row in await self.list() if row["id"] == budget.id), None)
         async with self._office.store.transaction() as connection:
             await put_budget(connection, budget, by=by, at=self._office.now())
         limits = {"soft": soft, "hard": hard}
         detail = {name: plain(value) for name, value in limits.items() if value is not None}
-        await self._office.changed("budget.set", budget.id, by, {**detail, "currency": budget.currency})
-        return next(row for row in await self.list() if row["id"] == budget.id)
+        detail["currency"] = budget.currency
+        after = versioned("budget", budget.as_json())
+        await self._office.changed("budget.set", budget.id, by, detail, before=before, after=after)
+        return next((row for row in await self.list() if row["id"] == budget.id), after)
 
     async def remove(self, identifier: str, *, by: str) -> None:
         """Lift a budget; what it has spent is kept, in case it is set again."""
+        before = next((row for row in await self.list() if row["id"] == identifier), None)
         async with self._office.store.transaction() as connection:
             if not await drop_budget(connection, identifier):
                 raise unknown_budget(identifier)
-        await self._office.changed("budget.remove", identifier, by)
+        await self._office.changed("budget.remove", identifier, by, before=before)
 
     async def shifts(self, limit: int) -> Rows:
         """The newest entries of the journal, newest first."""
@@ -153,17 +158,20 @@ def _row(budget: Budget, stands: Standing) -> dict[str, Any]:
     burn = BurnRate(budget.period)
     burn.sample(spent, 0.0, elapsed_s=elapsed)
     coming = forecast(spent, budget.hard, burn.per_s, stands.remaining_s)
-    return {
-        **budget.as_json(),
-        "spent": plain(stands.spent),
-        "lost": plain(stands.lost),
-        "committed": plain(stands.committed),
-        "left": None if budget.hard is None else plain(max(Decimal(0), budget.hard - spent)),
-        "used": _share(spent, budget),
-        "started_at": iso(stands.started_at),
-        "ends_at": iso(stands.ends_at),
-        "forecast": _forecast(coming),
-    }
+    return versioned(
+        "budget",
+        {
+            **budget.as_json(),
+            "spent": plain(stands.spent),
+            "lost": plain(stands.lost),
+            "committed": plain(stands.committed),
+            "left": None if budget.hard is None else plain(max(Decimal(0), budget.hard - spent)),
+            "used": _share(spent, budget),
+            "started_at": iso(stands.started_at),
+            "ends_at": iso(stands.ends_at),
+            "forecast": _forecast(coming),
+        },
+    )
 
 
 def _share(spent: Decimal, budget: Budget) -> float | None:

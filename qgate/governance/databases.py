@@ -16,6 +16,7 @@ from qgate.governance.problems import (
     UnknownNameError,
     UpstreamRefusedError,
 )
+from qgate.governance.versions import versioned
 from qgate.postgres.rotation import Rotation, RotationBusyError, RotationError
 from qgate.store.apps import apps_of_route
 from qgate.store.routes import (
@@ -103,8 +104,9 @@ class Databases:
                 await put_secret(
                     connection, name, office.vault.seal(new.sslkey.encode(), secret_purpose(name)), at
                 )
-        await office.changed("database.add", new.name, by)
-        return await self.show(new.name)
+        row = await self.show(new.name)
+        await office.changed("database.add", new.name, by, after=row)
+        return row
 
     async def check(self, name: str) -> dict[str, Any]:
         """Log in to a registered database and look around: `{ok, steps, server_version, tls, auth,
@@ -126,6 +128,7 @@ class Databases:
 
     async def remove(self, name: str, *, force: bool, by: str) -> None:
         """Forget a database and its passwords. ConflictError while apps are bound to it, unless `force`."""
+        before = await self.show(name)
         async with self._office.store.transaction() as connection:
             if await find_route(connection, name) is None:
                 raise unknown_database(name)
@@ -138,7 +141,7 @@ class Databases:
                 )
             await remove_route(connection, name)
             await drop_secret(connection, sslkey_name(name))
-        await self._office.changed("database.remove", name, by, {"bound": bound})
+        await self._office.changed("database.remove", name, by, {"bound": bound}, before=before)
 
     async def rotate(self, name: str, *, by: str) -> dict[str, Any]:
         """Give the owner role (and the read-only role, where there is one) a new password that only the
@@ -150,6 +153,7 @@ class Databases:
         if route is None:
             raise unknown_database(name)
         sessions = self._office.live.route_sessions(name)
+        before = await self.show(name)
         try:
             role = await self._rotation.rotate(name)
             if route.read_only_user is not None:
@@ -163,8 +167,8 @@ class Databases:
             raise ConflictError(error.message, hint=error.hint or f"meshctl db check {name}") from None
         except LookupError:
             raise unknown_database(name) from None
-        await self._office.changed("database.rotate", name, by, {"role": role})
         row = await self.show(name)
+        await self._office.changed("database.rotate", name, by, {"role": role}, before=before, after=row)
         return {"name": name, "rotated_at": row["rotated_at"], "role": role, "sessions_on_old": sessions}
 
     async def _try(self, route: Route, credentials: Credentials) -> None:
@@ -231,21 +235,24 @@ def _read(new: NewDatabase) -> tuple[Route, Credentials]:
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """A route's row as the control API shows it."""
     route = route_of(row)
-    return {
-        "name": route.name,
-        "hosts": [list(host) for host in route.hosts],
-        "dbname": route.dbname,
-        "user": route.user,
-        "read_only_user": route.read_only_user,
-        "sslmode": route.sslmode,
-        "target_session_attrs": route.target_session_attrs,
-        "compression": route.compression,
-        "pool_size": route.pool_size,
-        "pool_idle_s": route.pool_idle_s,
-        "limits": dataclasses.asdict(route.limits),
-        "allow_replication": route.allow_replication,
-        "audit_detail": route.audit_detail,
-        "rotated_at": iso(row["rotated_at"]),
-        "pending_rotation": row["pending_rotation"],
-        "created_at": iso(row["created_at"]),
-    }
+    return versioned(
+        "database",
+        {
+            "name": route.name,
+            "hosts": [list(host) for host in route.hosts],
+            "dbname": route.dbname,
+            "user": route.user,
+            "read_only_user": route.read_only_user,
+            "sslmode": route.sslmode,
+            "target_session_attrs": route.target_session_attrs,
+            "compression": route.compression,
+            "pool_size": route.pool_size,
+            "pool_idle_s": route.pool_idle_s,
+            "limits": dataclasses.asdict(route.limits),
+            "allow_replication": route.allow_replication,
+            "audit_detail": route.audit_detail,
+            "rotated_at": iso(row["rotated_at"]),
+            "pending_rotation": row["pending_rotation"],
+            "created_at": iso(row["created_at"]),
+        },
+    )

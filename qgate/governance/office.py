@@ -4,16 +4,21 @@ the keys.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+import structlog
+
 from qgate.governance.audit import AuditEvent, AuditLog
 from qgate.governance.directory import Directory
+from qgate.governance.versions import FIELDS, difference
 from qgate.governance.watch import DirectoryWatch
-from qgate.store import Store
+from qgate.store import Store, StoreUnavailableError
+from qgate.store.control import note_change
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import Vault
 from tunnel_proto.certificate import OnlineKey
@@ -29,8 +34,8 @@ class Live(Protocol):
     def route_sessions(self, route: str) -> int:
         """How many connections to a route are open here."""
 
-    def node_address(self, name: str) -> str | None:
-        """Where a node is connected from, None where it is not connected here."""
+    def node_addresses(self) -> Mapping[str, str]:
+        """Where the nodes are connected from that are connected here, by name."""
 
 
 class Nobody:
@@ -46,10 +51,9 @@ class Nobody:
         del route
         return 0
 
-    def node_address(self, name: str) -> str | None:
-        """Not connected."""
-        del name
-        return None
+    def node_addresses(self) -> Mapping[str, str]:
+        """None are connected."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +83,44 @@ class Office:
         """The time, as the store wants it."""
         return datetime.fromtimestamp(self.clock(), UTC)
 
-    async def changed(self, what: str, name: str, by: str, detail: Mapping[str, Any] | None = None) -> None:
+    async def changed(
+        self,
+        what: str,
+        name: str,
+        by: str,
+        detail: Mapping[str, Any] | None = None,
+        *,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
         """Note a change in the audit log and let this gate serve it at once; the others hear of it by
         themselves.
 
-        `detail` must hold no secret.
+        `before` and `after` are the object as its list shows it, None where it was not or is no more; of a
+        kind that `versions.FIELDS` knows. Nothing of it may hold a secret.
         """
+        kind = what.partition(".")[0]
+        differs = difference(kind, before, after) if before is not None or after is not None else {}
+        request = structlog.contextvars.get_contextvars().get("request")
         self.audit.record(
             AuditEvent(
                 "admin",
                 started_at=self.clock(),
-                detail={"what": what, "name": name, "by": by, **(detail or {})},
+                detail={
+                    "what": what,
+                    "name": name,
+                    "by": by,
+                    **({"request": request} if request else {}),
+                    **differs,
+                    **(detail or {}),
+                },
             )
         )
+        if kind in FIELDS:
+            fields = sorted(differs.get("before", {}).keys() | differs.get("after", {}).keys())
+            with contextlib.suppress(StoreUnavailableError):  # the change itself is made
+                async with self.store.connection() as connection:
+                    await note_change(connection, kind, name, what=what, by=by, at=self.now(), fields=fields)
         await self.watch.refresh()
 
 

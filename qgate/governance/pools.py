@@ -15,6 +15,7 @@ from qgate.federation.trust import FLOWS, LEVELS, allowed
 from qgate.governance.office import Office, iso
 from qgate.governance.pairing import Pairing
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.governance.versions import versioned
 from qgate.store import StoreUnavailableError
 from qgate.store.database import Connection
 from qgate.store.peers import (
@@ -59,15 +60,18 @@ class Pools:
         office = self._office
         own = office.directory.own_pool()
         terms = read_online(office.online.certificate)
-        return {
-            "name": own.name,
-            "kind": own.kind,
-            "named": own.named,
-            "fingerprint": fingerprint(terms.pool),
-            "online_fingerprint": office.online.identity.fingerprint,
-            "online_expires_at": iso(_moment(terms.not_after)),
-            "pairings": await self.pairing.under_way(),
-        }
+        return versioned(
+            "pool",
+            {
+                "name": own.name,
+                "kind": own.kind,
+                "named": own.named,
+                "fingerprint": fingerprint(terms.pool),
+                "online_fingerprint": office.online.identity.fingerprint,
+                "online_expires_at": iso(_moment(terms.not_after)),
+                "pairings": await self.pairing.under_way(),
+            },
+        )
 
     async def name(self, name: str, kind: str, *, by: str) -> dict[str, Any]:
         """Say what this pool is called and what it is. InvalidRequestError, ConflictError."""
@@ -76,12 +80,15 @@ class Pools:
         if kind not in KINDS:
             raise InvalidRequestError(f"a pool is one of {', '.join(KINDS)}, not {kind!r}")
         office = self._office
+        old = await self.own()
         held = office.directory.peer_named(name)
         if held is not None and held.state not in {"unpaired", "revoked"}:
             raise ConflictError(f"a peer is called {name} here", hint="choose another name")
         async with office.store.transaction() as connection:
             await put_own_pool(connection, name, kind, office.now())
-        await office.changed("pool.name", name, by, {"kind": kind})
+        before = {name_: old[name_] for name_ in ("name", "kind", "named")}
+        after = {"name": name, "kind": kind, "named": True}
+        await office.changed("pool.name", name, by, {"kind": kind}, before=before, after=after)
         return await self.own()
 
     # --- peers
@@ -108,7 +115,6 @@ class Pools:
             ],
             "may_send": list(allowed(peer, "send")),
             "may_receive": list(allowed(peer, "receive")),
-            "permissions": peer.permissions.to_json(),
         }
 
     async def trust(
@@ -130,6 +136,8 @@ class Pools:
         if permissions is not None:
             _check(permissions)
         office = self._office
+        held = office.directory.peer_named(name)
+        before = None if held is None else self._shown(held)
         async with office.store.transaction() as connection:
             row = await self._row(connection, name)
             state = row["state"]
@@ -159,19 +167,24 @@ class Pools:
         if refusal is not None:
             await office.changed("pool.string", name, by, {"code": refusal.code})
             raise refusal
-        await office.changed("pool.trust", name, by, {"level": level, "was": row["level"], "from": state})
-        return await self.show(name)
+        await office.watch.refresh()
+        after = await self.show(name)
+        detail = {"level": level, "was": row["level"], "from": state}
+        await office.changed("pool.trust", name, by, detail, before=before, after=after)
+        return after
 
     async def order(self, names: Sequence[str], *, by: str) -> Rows:
         """Put peers into the order of failover; those that are not named follow as they were."""
         office = self._office
+        before = [one.name for one in office.directory.peers()]
         async with office.store.transaction() as connection:
             first = [bytes((await self._row(connection, name))["pool_key"]) for name in names]
             if len(set(first)) != len(first):
                 raise InvalidRequestError("a pool is named twice")
             rest = [one.pool_key for one in office.directory.peers() if one.pool_key not in first]
             await set_positions(connection, [*first, *rest])
-        await office.changed("pool.order", ",".join(names), by)
+        detail = {"before": before, "after": list(names)}
+        await office.changed("pool.order", ",".join(names), by, detail)
         return await self.list()
 
     async def unpair(self, name: str, *, by: str) -> dict[str, Any]:
@@ -179,6 +192,7 @@ class Pools:
         office = self._office
         async with office.store.transaction() as connection:
             row = await self._row(connection, name)
+            before = self._shown(peer_of(row))
             if row["state"] in {"unpaired", "revoked"}:
                 raise ConflictError(f"{name} is {row['state']} already", hint=LIST)
             verified = row["paired_at"] if row["state"] == "paired" else None
@@ -193,8 +207,9 @@ class Pools:
             await end_pairings_with(connection, row["pool_key"], office.now(), "it was called off here")
             if verified is not None:
                 await announce(connection, peer)
-        await office.changed("pool.unpair", name, by, {"fingerprint": fingerprint(row["pool_key"])})
-        return self._shown(peer)
+        after, detail = self._shown(peer), {"fingerprint": fingerprint(row["pool_key"])}
+        await office.changed("pool.unpair", name, by, detail, before=before, after=after)
+        return after
 
     async def revoke(self, name: str, *, by: str) -> dict[str, Any]:
         """Refuse a pool's key for good: its tunnels are cut, and it never comes back under this key."""
@@ -204,14 +219,16 @@ class Pools:
             if row["state"] == "revoked":
                 raise ConflictError(f"{name} is revoked already", hint=LIST)
             key = bytes(row["pool_key"])
+            before = self._shown(peer_of(row))
             peer = replace(peer_of(row), state="revoked", level=0, permissions=Permissions())
             await put_peer(connection, peer, office.now())
             await end_pairings_with(connection, key, office.now(), "the pool was revoked here")
             await note_revoked(connection, key, self.accepted(key))
             await announce(connection, peer)
             await announce_revocation(connection, key, self.accepted(key))
-        await office.changed("pool.revoke", name, by, {"fingerprint": fingerprint(key)})
-        return self._shown(peer)
+        after, detail = self._shown(peer), {"fingerprint": fingerprint(key)}
+        await office.changed("pool.revoke", name, by, detail, before=before, after=after)
+        return after
 
     async def learn(self, peer: Peer, gates: tuple[GateAddress, ...], certificate: bytes) -> None:
         """Keep what a paired peer says, signed, of its gates and its online key. StoreUnavailableError."""
@@ -255,19 +272,23 @@ class Pools:
         }
 
     def _shown(self, peer: Peer, told: Told | None = None) -> dict[str, Any]:
-        return {
-            "paired_with": (told or {}).get(peer.pool_key, []),
-            "name": peer.name,
-            "kind": peer.kind,
-            "fingerprint": fingerprint(peer.pool_key),
-            "pool_key": peer.pool_key.hex(),
-            "state": peer.state,
-            "level": peer.level,
-            "trust": LEVELS[peer.level],
-            "position": peer.position,
-            "paired_at": None if peer.paired_at is None else iso(_moment(peer.paired_at)),
-            **self.liveness(peer.pool_key),
-        }
+        return versioned(
+            "pool",
+            {
+                "permissions": peer.permissions.to_json(),
+                "paired_with": (told or {}).get(peer.pool_key, []),
+                "name": peer.name,
+                "kind": peer.kind,
+                "fingerprint": fingerprint(peer.pool_key),
+                "pool_key": peer.pool_key.hex(),
+                "state": peer.state,
+                "level": peer.level,
+                "trust": LEVELS[peer.level],
+                "position": peer.position,
+                "paired_at": None if peer.paired_at is None else iso(_moment(peer.paired_at)),
+                **self.liveness(peer.pool_key),
+            },
+        )
 
 
 def _check(permissions: Permissions) -> None:

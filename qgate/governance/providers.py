@@ -25,6 +25,7 @@ from qgate.governance.problems import (
     UnknownNameError,
     UpstreamRefusedError,
 )
+from qgate.governance.versions import versioned
 from qgate.store.providers import (
     add_provider,
     drop_alias,
@@ -108,8 +109,11 @@ class Providers:
                     hint=f"choose another name, or: meshctl provider remove {new.name}",
                 )
             await add_provider(connection, provider, created_at=office.now())
-        await office.changed("provider.add", new.name, by, {"url": provider.url, "local": provider.local})
-        return await self.show(new.name)
+        row = await self.show(new.name)
+        await office.changed(
+            "provider.add", new.name, by, {"url": provider.url, "local": provider.local}, after=row
+        )
+        return row
 
     async def check(self, name: str, *, by: str) -> dict[str, Any]:
         """Ask a registered provider for its models now, and take over what it says:
@@ -136,29 +140,34 @@ class Providers:
         _check_key(key)
         if check:
             _demand(await look_at(provider, key))
+        before = await self.show(name)
         sealed = self._office.vault.seal(key.encode(), key_purpose(provider))
         async with self._office.store.transaction() as connection:
             if await find_provider(connection, name) is None:
                 raise unknown_provider(name)
             await put_provider_key(connection, name, sealed)
-        await self._office.changed("provider.key", name, by)
-        return await self.show(name)
+        after = await self.show(name)
+        await self._office.changed("provider.key", name, by, before=before, after=after)
+        return after
 
     async def remove(self, name: str, *, by: str) -> None:
         """Forget a provider and its key."""
+        before = await self.show(name)
         async with self._office.store.transaction() as connection:
             if not await remove_provider(connection, name):
                 raise unknown_provider(name)
-        await self._office.changed("provider.remove", name, by)
+        await self._office.changed("provider.remove", name, by, before=before)
 
     # --- prices
 
     async def prices(self) -> Rows:
         """Every price in force: those that an administrator set, and those that ship with the gate."""
         own = self._office.directory.prices()
-        rows = [{"model": name, "own": True, **own[name].as_json()} for name in sorted(own)]
+        rows = [
+            versioned("price", {"model": name, "own": True, **own[name].as_json()}) for name in sorted(own)
+        ]
         rows += [
-            {"model": name, "own": False, **price.as_json()}
+            versioned("price", {"model": name, "own": False, **price.as_json()})
             for name, price in sorted(self._prices.shipped.items())
             if name not in own
         ]
@@ -184,17 +193,30 @@ class Providers:
             source=source or f"set by {by}",
         )
         at = self._office.now()
+        before = next((row for row in await self.prices() if row["model"] == model), None)
         async with self._office.store.transaction() as connection:
             await put_price(connection, model, price, by=by, at=at)
-        await self._office.changed("price.set", model, by, {"price": price.as_json()})
-        return next(row for row in await self.prices() if row["model"] == model and row["own"])
+        after = {"model": model, "own": True, **price.as_json()}
+        await self._office.changed(
+            "price.set", model, by, {"price": price.as_json()}, before=before, after=after
+        )
+        return await self.price(model)
+
+    async def price(self, model: str) -> dict[str, Any]:
+        """The price in force. UnknownNameError where there is none."""
+        for row in await self.prices():
+            if row["model"] == model:
+                return row
+        raise UnknownNameError(f"there is no price for {model}", hint="meshctl provider price list")
 
     async def drop_price(self, model: str, *, by: str) -> None:
         """Return to the price that ships with the gate, if there is one."""
+        before = next((row for row in await self.prices() if row["model"] == model), None)
         async with self._office.store.transaction() as connection:
             if not await drop_price(connection, model):
                 raise UnknownNameError(f"no price was set for {model}", hint="meshctl provider price list")
-        await self._office.changed("price.drop", model, by)
+        after = next((row for row in await self.prices() if row["model"] == model and not row["own"]), None)
+        await self._office.changed("price.drop", model, by, before=before, after=after)
 
     # --- aliases
 
@@ -202,9 +224,19 @@ class Providers:
         """Every alias."""
         async with self._office.store.connection() as connection:
             return [
-                {"name": row["name"], "target": row["target"], "changed_at": iso(row["changed_at"])}
+                versioned(
+                    "alias",
+                    {"name": row["name"], "target": row["target"], "changed_at": iso(row["changed_at"])},
+                )
                 for row in await list_aliases(connection)
             ]
+
+    async def alias(self, name: str) -> dict[str, Any]:
+        """One alias. UnknownNameError."""
+        for row in await self.aliases():
+            if row["name"] == name:
+                return row
+        raise UnknownNameError(f"there is no alias {name}", hint="meshctl alias list")
 
     async def set_alias(self, name: str, target: str, *, by: str) -> dict[str, Any]:
         """Let a name stand for a model or for a `qg://` request. InvalidRequestError for a chain of names."""
@@ -219,17 +251,20 @@ class Providers:
             raise InvalidRequestError(
                 f"{target} is an alias itself, and an alias leads to a model", hint="meshctl alias list"
             )
+        before = next((row for row in await self.aliases() if row["name"] == name), None)
         async with self._office.store.transaction() as connection:
             await put_alias(connection, name, target, by=by, at=self._office.now())
-        await self._office.changed("alias.set", name, by, {"target": target})
-        return {"name": name, "target": target}
+        after = {"name": name, "target": target}
+        await self._office.changed("alias.set", name, by, {"target": target}, before=before, after=after)
+        return versioned("alias", after)
 
     async def drop_alias(self, name: str, *, by: str) -> None:
         """Forget an alias."""
+        before = await self.alias(name)
         async with self._office.store.transaction() as connection:
             if not await drop_alias(connection, name):
                 raise UnknownNameError(f"there is no alias {name}", hint="meshctl alias list")
-        await self._office.changed("alias.drop", name, by)
+        await self._office.changed("alias.drop", name, by, before=before)
 
     def _provider(self, name: str) -> Provider:
         provider = self._office.directory.providers().get(name)
@@ -248,25 +283,28 @@ class Providers:
         for model in provider.models:
             price = self._prices.find(provider.name, model.name, own)
             models.append({**model.as_json(), "price": None if price is None else price.as_json()})
-        return {
-            "name": provider.name,
-            "kind": provider.kind,
-            "url": provider.url,
-            "local": provider.local,
-            "isolation": provider.isolation.removeprefix("declared-"),
-            "has_key": provider.sealed_key is not None,
-            "enabled": provider.enabled,
-            "models": models,
-            "unpriced": sum(not provider.local and one["price"] is None for one in models),
-            "max_concurrent": provider.max_concurrent,
-            "timeouts_s": {
-                "connect": provider.connect_timeout_s,
-                "first_byte": provider.first_byte_timeout_s,
-                "idle": provider.idle_timeout_s,
-                "total": provider.total_timeout_s,
+        return versioned(
+            "provider",
+            {
+                "name": provider.name,
+                "kind": provider.kind,
+                "url": provider.url,
+                "local": provider.local,
+                "isolation": provider.isolation.removeprefix("declared-"),
+                "has_key": provider.sealed_key is not None,
+                "enabled": provider.enabled,
+                "models": models,
+                "unpriced": sum(not provider.local and one["price"] is None for one in models),
+                "max_concurrent": provider.max_concurrent,
+                "timeouts_s": {
+                    "connect": provider.connect_timeout_s,
+                    "first_byte": provider.first_byte_timeout_s,
+                    "idle": provider.idle_timeout_s,
+                    "total": provider.total_timeout_s,
+                },
+                "created_at": iso(row["created_at"]),
             },
-            "created_at": iso(row["created_at"]),
-        }
+        )
 
 
 def unknown_provider(name: str) -> UnknownNameError:

@@ -33,7 +33,9 @@ class Sidecars:
     async def list(self) -> list[dict[str, Any]]:
         """Every node that was enrolled, revoked ones included."""
         async with self._office.store.connection() as connection:
-            return [self._shown(row) for row in await list_nodes(connection)]
+            rows = await list_nodes(connection)
+        addresses = self._office.live.node_addresses()
+        return [self._shown(row, addresses) for row in rows]
 
     async def enrol(self, offer: str, *, valid_days: int | None, by: str, owner: str = "") -> dict[str, Any]:
         """Certify the keys of an offer: `{name, fingerprint, bundle}`. The same keys again renew their
@@ -176,9 +178,9 @@ class Sidecars:
             for row in rows
         ]
 
-    def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _shown(self, row: Mapping[str, Any], addresses: Mapping[str, str]) -> dict[str, Any]:
         revoked = row["revoked_at"] is not None
-        address = None if revoked else self._office.live.node_address(row["name"])
+        address = None if revoked else addresses.get(row["name"])
         state = "revoked" if revoked else "expired" if row["expires_at"] <= self._office.now() else "active"
         return {
             "name": row["name"],

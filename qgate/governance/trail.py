@@ -46,21 +46,32 @@ class AuditTrail:
         self,
         *,
         after: int | None = None,
+        before: int | None = None,
         limit: int = 100,
         app: str | None = None,
         database: str | None = None,
         kind: str | None = None,
+        text: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Entries after number `after`, oldest first; without `after` the newest `limit` of the whole
-        chain.
+        """Entries after number `after`, oldest first; without it the last `limit` that fit, of those before
+        `before` or of the whole chain. `text` is looked for in the whole entry, where no `after` is given.
         """
         limit = max(1, min(limit, LIMIT_MAX))
-        async with self._store.transaction(snapshot=True) as connection:
+        async with self._store.connection() as connection:
             if after is None:
-                after = await table.newest(connection, limit)
-            rows = await table.read(
-                connection, after=after, limit=limit, app=app, database=database, kind=kind
-            )
+                rows = await table.read_back(
+                    connection,
+                    before=before,
+                    limit=limit,
+                    app=app,
+                    database=database,
+                    kind=kind,
+                    text=text,
+                )
+            else:
+                rows = await table.read(
+                    connection, after=after, limit=limit, app=app, database=database, kind=kind
+                )
         return [_shown(row) for row in rows]
 
     async def follow(self, *, after: int | None = None) -> AsyncIterator[dict[str, Any]]:

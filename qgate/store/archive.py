@@ -69,13 +69,14 @@ TABLES: Final = (
     "catalogue",
     "catalogue_authority",
     "catalogue_review",
+    "last_changes",
     "audit_entries",
     "audit_signed_heads",
     "audit_markers",
     "audit_head",
 )
-# Keys of people outlive an erasure in no backup, codes and mail that were sent are not sent again, and no
-# administrator's session comes back to life.
+# Keys of people outlive an erasure in no backup, codes and mail that were sent are not sent again, no
+# administrator's session comes back to life, and no reply is repeated for what a restore has undone.
 LEFT_OUT: Final = (
     "person_keys",
     "person_codes",
@@ -83,6 +84,7 @@ LEFT_OUT: Final = (
     "admin_sessions",
     "admin_sessions_over",
     "admin_strikes",
+    "idempotency_keys",
 )
 _IDENTITIES: Final = (
     ("app_verifiers", "number"),

@@ -82,10 +82,33 @@ async def read(
     return [AuditRow(row["seq"], row["entry"], row["hash"]) for row in rows]
 
 
-async def newest(connection: Connection, count: int) -> int:
-    """The number to read after in order to get the last `count` entries."""
-    seq, _ = await head(connection)
-    return max(0, seq - count)
+async def read_back(
+    connection: Connection,
+    *,
+    before: int | None,
+    limit: int,
+    app: str | None = None,
+    database: str | None = None,
+    kind: str | None = None,
+    text: str | None = None,
+) -> list[AuditRow]:
+    """The last entries before `before` (None: of the whole chain), oldest first; `text` is in the entry."""
+    rows = await connection.fetch(
+        """
+        SELECT seq, entry, hash FROM audit_entries
+        WHERE ($1::bigint IS NULL OR seq < $1) AND ($3::text IS NULL OR app = $3)
+          AND ($4::text IS NULL OR database = $4) AND ($5::text IS NULL OR kind = $5)
+          AND ($6::text IS NULL OR strpos(lower(entry), lower($6)) > 0)
+        ORDER BY seq DESC LIMIT $2
+        """,
+        before,
+        limit,
+        app,
+        database,
+        kind,
+        text,
+    )
+    return [AuditRow(row["seq"], row["entry"], row["hash"]) for row in reversed(rows)]
 
 
 async def put_signed_head(connection: Connection, signed: SignedHead) -> None:

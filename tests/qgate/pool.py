@@ -46,8 +46,8 @@ class Busy:
     def route_sessions(self, route: str) -> int:
         return self.routes.get(route, 0)
 
-    def node_address(self, name: str) -> str | None:
-        return self.nodes.get(name)
+    def node_addresses(self) -> dict[str, str]:
+        return self.nodes
 
 
 @dataclass

@@ -1,0 +1,109 @@
+"""A POST sent twice: done once, told twice, and no secret kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from qgate.control.idempotency import BODY_MAX, KEPT_S, RUNS_S
+from qgate.gate import Gate
+from tests.qgate.gates import control, gate_settings, make_directory, running
+
+
+@pytest.fixture
+async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
+    settings = gate_settings(tmp_path, store_dsn)
+    make_directory(tmp_path, settings)
+    async with running(settings) as started:
+        yield started
+
+
+@pytest.fixture
+async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
+    async with control(gate) as client:
+        yield client
+
+
+DATABASE = {"name": "shop", "dsn": "postgresql://owner:canary-1@127.0.0.1:1/shop", "check": False}
+
+
+async def post(client: httpx.AsyncClient, path: str, body: Any, key: str) -> tuple[int, dict[str, Any]]:
+    reply = await client.post(path, json=body, headers={"Idempotency-Key": key})
+    return reply.status_code, {**reply.json(), "replayed": reply.headers.get("idempotency-replayed")}
+
+
+async def rows(gate: Gate) -> str:
+    async with gate.parts.store.store.connection() as connection:
+        return str([dict(row) for row in await connection.fetch("SELECT * FROM idempotency_keys")])
+
+
+async def test_the_same_request_is_done_once_and_answered_twice(
+    gate: Gate, client: httpx.AsyncClient
+) -> None:
+    status, first = await post(client, "/databases", DATABASE, "k1")
+    assert (status, first["replayed"]) == (201, None)
+    status, again = await post(client, "/databases", DATABASE, "k1")
+    assert (status, again) == (201, {**first, "replayed": "true"})
+    status, other = await post(client, "/databases", {**DATABASE, "pool_size": 3}, "k1")
+    assert (status, other["code"]) == (422, "idempotency-mismatch")
+    status, refused = await post(client, "/databases", DATABASE, "k2")
+    assert (status, refused["code"]) == (409, "conflict")
+    await client.delete("/databases/shop")
+    assert (await post(client, "/databases", DATABASE, "k2"))[0] == 201  # a refusal is not kept
+    assert "canary" not in await rows(gate)
+
+
+async def test_a_secret_is_shown_once(gate: Gate, client: httpx.AsyncClient) -> None:
+    await post(client, "/databases", DATABASE, "k0")
+    app = {"name": "web", "databases": ["shop"], "policy": {}}
+    status, made = await post(client, "/apps", app, "k1")
+    assert status == 201
+    status, again = await post(client, "/apps", app, "k1")
+    assert (status, again["code"]) == (409, "already-done")
+    kept = await rows(gate)
+    assert made["password"] not in kept
+    assert made["api_key"] not in kept
+
+
+async def test_many_at_once_are_done_once(client: httpx.AsyncClient) -> None:
+    replies = await asyncio.gather(*(post(client, "/databases", DATABASE, "same") for _ in range(8)))
+    codes = {status if status == 201 else one["code"] for status, one in replies}
+    assert codes <= {201, "in-progress"}
+    assert sum(status == 201 and one["replayed"] is None for status, one in replies) == 1
+
+
+async def test_keys_end_and_their_bounds_hold(gate: Gate, client: httpx.AsyncClient) -> None:
+    assert (await post(client, "/databases", DATABASE, "x" * 256))[1]["code"] == "invalid"
+    large = {**DATABASE, "dsn": "x" * BODY_MAX}
+    assert (await post(client, "/databases", large, "k"))[0] == 413
+    await post(client, "/databases", DATABASE, "k1")
+
+    async def age(seconds: float, status: str = "status") -> None:
+        async with gate.parts.store.store.connection() as connection:
+            await connection.execute(
+                f"UPDATE idempotency_keys SET at = at - make_interval(secs => $1), status = {status}", seconds
+            )
+
+    await age(0, "NULL")
+    assert (await post(client, "/databases", DATABASE, "k1"))[1]["code"] == "in-progress"
+    await age(RUNS_S, "NULL")
+    assert (await post(client, "/databases", DATABASE, "k1"))[1]["code"] == "outcome-unknown"
+    await age(KEPT_S)
+    assert (await post(client, "/databases", DATABASE, "k1"))[1]["code"] == "conflict"  # it ran anew
+
+
+async def test_each_request_has_an_id(gate: Gate, client: httpx.AsyncClient) -> None:
+    reply = await client.put("/aliases/a", json={"target": "m"}, headers={"X-Request-Id": "mine-7"})
+    assert reply.headers["x-request-id"] == "mine-7"
+    reply = await client.put("/aliases/b", json={"target": "m"}, headers={"X-Request-Id": "bad id"})
+    own = reply.headers["x-request-id"]
+    assert own.startswith("req-")
+    await gate.parts.audit.flush()
+    items = (await client.get("/audit?kind=admin")).json()["items"]
+    found = {one["detail"]["name"]: one["detail"]["request"] for one in items if "request" in one["detail"]}
+    assert found == {"a": "mine-7", "b": own}
