@@ -67,6 +67,7 @@ class FakePool:
     key: Identity = field(default_factory=Identity.generate)
     node: Identity = field(default_factory=Identity.generate)
     server: TunnelServer | None = None
+    marks: ReplayMarks | None = None
     port: int = 0
     life_s: float = 300.0
     trusts: bool = True
@@ -80,7 +81,7 @@ class FakePool:
         self.gate.guard = self._guard
 
     async def start(self) -> None:
-        marks = ReplayMarks(self.root / f"{self.name}.marks")
+        marks = self.marks = ReplayMarks(self.root / f"{self.name}.marks")
         self.server = TunnelServer(
             identity=self.node,
             chain=b"",
@@ -103,6 +104,9 @@ class FakePool:
         server, self.server = self.server, None
         if server is not None:
             await server.close()
+        if self.marks is not None:
+            self.marks.close()
+            self.marks = None
 
     @property
     def address(self) -> GateAddress:
