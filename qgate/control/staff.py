@@ -10,6 +10,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from qgate.control import notifications, people, signup, smtp
 from qgate.federation.guests import record_of
 from qgate.governance.erasure import Erasures
@@ -19,7 +21,10 @@ from qgate.governance.people import People
 from qgate.governance.person_archive import PersonArchives
 from qgate.governance.person_keys import FILE_NAME, PersonKeys
 from qgate.governance.signup import Signup
+from qgate.store import StoreUnavailableError
+from qgate.store.outbox import waiting
 from qgate.store.people import published_places
+from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -27,7 +32,14 @@ if TYPE_CHECKING:
     from qgate.gate import Gate
     from qgate.governance.office import Office
 
+log = structlog.get_logger(__name__)
+
 SIGNUP_PATH: Final = signup.PATH
+
+SIGNED_WITHIN_S: Final = 10.0
+"""How long an erasure waits until the log has told peers that the person's apps are gone."""
+
+SIGNED_LOOK_S: Final = 0.02
 
 
 class Staff:
@@ -75,12 +87,29 @@ class Staff:
             tasks.create_task(self.signup.run(), name="sign-up")
 
     async def _unpublish(self, apps: list[str]) -> int:
+        """Tell peers that the apps are gone, and erase what the log said of them before."""
+        sequencer = self._gate.replication.sequencer
         records = [record_of("app", app) for app in apps]
-        async with self._store.connection() as connection:
-            places = await published_places(connection, self._gate.parts.keys.pool_key, records)
-        if not places:
+        try:
+            await self._gate.movement.exports.reconcile()
+            async with asyncio.timeout(SIGNED_WITHIN_S):
+                while await self._unsigned():
+                    if not await sequencer.run_batch():  # another task or gate is at it
+                        await asyncio.sleep(SIGNED_LOOK_S)
+            async with self._store.connection() as connection:
+                places = await published_places(connection, self._gate.parts.keys.pool_key, records)
+            return await sequencer.erase(places, "a person was erased") if places else 0
+        except StoreUnavailableError:
+            raise
+        except (MeshError, TimeoutError) as error:
+            log.error(
+                "the log could not be told of an erasure", reason=str(error), next="meshctl pool log erase"
+            )
             return 0
-        return await self._gate.replication.sequencer.erase(places, "a person was erased")
+
+    async def _unsigned(self) -> int:
+        async with self._store.connection() as connection:
+            return await waiting(connection)
 
     def _pool_name(self) -> str:
         return self._gate.parts.directory.own_pool().name

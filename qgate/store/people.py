@@ -330,12 +330,16 @@ async def rewrite(store: Store, *, checkpoint: bool) -> None:
 
 
 async def published_places(connection: Connection, pool: bytes, records: list[bytes]) -> list[int]:
-    """Where our own log tells peers of apps that may fail over to them, by record."""
+    """Where our own log told peers of apps that could fail over to them, by record; not the last word on
+    each, which is that it is gone.
+    """
     rows = await connection.fetch(
         """
-        SELECT seq FROM log_entries
-        WHERE origin = $1 AND stream = 'guests' AND record = ANY($2::bytea[]) AND payload IS NOT NULL
-        ORDER BY seq
+        SELECT l.seq FROM log_entries l
+        WHERE l.origin = $1 AND l.stream = 'guests' AND l.record = ANY($2::bytea[]) AND l.payload IS NOT NULL
+          AND l.seq < (SELECT max(n.seq) FROM log_entries n
+                       WHERE n.origin = l.origin AND n.stream = l.stream AND n.record = l.record)
+        ORDER BY l.seq
         """,
         pool,
         records,

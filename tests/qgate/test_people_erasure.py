@@ -4,8 +4,10 @@ certificate.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +20,7 @@ from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import Vault
 from tests.kit.cluster import bundled
+from tests.qgate.peering import pair, pools
 from tests.qgate.pool import BY, Pool, everything_stored, unchecked
 from tests.qgate.staff import ALICE, Staff, grant, names
 from tunnel_proto.erasure_certificate import ErasureCertificate, check_erasure
@@ -173,3 +176,36 @@ async def test_a_certificate_that_was_changed_is_not_believed(pool: Pool, staff:
     for wrong in spoiled:
         with pytest.raises(ValueError):
             ErasureCertificate.from_json(wrong)
+
+
+async def test_a_peer_forgets_what_it_was_told_of_a_persons_app(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "gpu") as (hq, gpu):
+        await pair(hq, gpu)
+        await hq.administration.databases.add(unchecked(), by=BY)
+        await hq.administration.apps.create(NewApp("alice.zimmerwald", ("shop",)), by=BY)
+        staff = hq.governing.staff
+        person = await staff.people.add(dataclasses.replace(ALICE, apps=("alice.zimmerwald",)), by=BY)
+
+        async def replica(query: str) -> int:
+            async with gpu.parts.store.store.connection() as connection:
+                return int(await connection.fetchval(query, hq.parts.keys.pool_key))
+
+        await until_true(lambda: replica(GUESTS), 1)
+        document = await staff.erasures.erase(person["id"], by=BY)
+        assert document["removed"]["log_entries"] == 1
+        await until_true(lambda: replica(GUESTS), 0)
+        await until_true(lambda: replica(PAYLOADS), 1)  # that it is gone; verifiers and policy are erased
+        assert set(document["kept"]) <= {"audit_entries", "log_entries", "outbox"}
+
+
+GUESTS = "SELECT count(*) FROM guest_apps WHERE pool = $1"
+PAYLOADS = "SELECT count(*) FROM log_entries WHERE origin = $1 AND stream = 'guests' AND payload IS NOT NULL"
+
+
+async def until_true(look: Callable[[], Awaitable[int]], wanted: int) -> None:
+    """Wait until ``look()`` gives ``wanted``."""
+    async with asyncio.timeout(20):
+        while await look() != wanted:
+            await asyncio.sleep(0.05)
