@@ -13,7 +13,6 @@ from meshctl.client import Gate
 from meshctl.errors import CommandError, UsageError
 
 INSTALL = "pip install 'qgate-mesh[tui]'"
-SMALLEST = (40, 10)
 
 
 def tui(
@@ -58,17 +57,10 @@ def refuse_terminal() -> None:
         )
     from rich.console import Console
 
-    console = Console()
-    if console.is_dumb_terminal:
+    if Console().is_dumb_terminal:
         raise UsageError(
             "This terminal (TERM=dumb) cannot be drawn on.",
             hint="set TERM to what the terminal is, such as xterm-256color; or use meshctl status --watch",
-        )
-    if console.width < SMALLEST[0] or console.height < SMALLEST[1]:
-        raise UsageError(
-            f"This terminal has {console.width} x {console.height} cells; "
-            f"{SMALLEST[0]} x {SMALLEST[1]} are needed.",
-            hint="make it larger (80 x 24 shows everything); or use meshctl status --watch",
         )
 
 

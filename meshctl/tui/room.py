@@ -280,12 +280,13 @@ class Room(Shell):
         if news.data is not None:
             self.newest[news.topic] = news.data
         if news.topic == GLANCE and isinstance(news.data, Mapping):
-            self._glance(news.data)
+            self.glance(news.data)
         pane = self.pane
         if pane is not None and pane.listens(news.topic, news.data):
             pane.told(news.topic, news.data)
 
-    def _glance(self, data: Mapping[str, Any]) -> None:
+    def glance(self, data: Mapping[str, Any]) -> None:
+        """Take the pool's name from an overview."""
         pool = data.get("pool")
         name = pool.get("name") if isinstance(pool, Mapping) else pool
         if name and name != self.pool:

@@ -50,6 +50,7 @@ class OverviewView(PaneView):
     async def load(self) -> None:
         """Ask for it, and for the newest incidents."""
         self.document = await self.room.desk.get("/overview")
+        self.room.glance(self.document or {})
         reply = await self.room.desk.get("/incidents", {"limit": INCIDENTS_SHOWN})
         self.incidents = reply.get("items", [])[:INCIDENTS_SHOWN]
         self._show()
