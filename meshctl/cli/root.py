@@ -15,9 +15,11 @@ from meshctl.cli import (
     alias,
     app,
     audit,
+    automation,
+    branding,
     budget,
     catalog,
-    config,
+    config_pool,
     context,
     db,
     dev,
@@ -27,6 +29,7 @@ from meshctl.cli import (
     key,
     model,
     notification,
+    order,
     people,
     pool,
     provider,
@@ -39,6 +42,7 @@ from meshctl.cli import (
     smtp,
     worker,
 )
+from meshctl.cli import license as licence
 from meshctl.cli.ask import ask
 from meshctl.cli.completion import completion
 from meshctl.cli.doctor import doctor
@@ -71,6 +75,8 @@ ORDER = (
     "pool",
     "failover",
     "incident",
+    "order",
+    "automation",
     "context",
     "login",
     "logout",
@@ -178,6 +184,8 @@ def build() -> typer.Typer:
     root.add_typer(pool.commands, name="pool")
     root.add_typer(failover.commands, name="failover")
     root.add_typer(incident.commands, name="incident")
+    root.add_typer(order.commands, name="order")
+    root.add_typer(automation.commands, name="automation")
     root.add_typer(admin.commands, name="admin")
     root.add_typer(context.commands, name="context")
     root.command("login")(login)
@@ -193,8 +201,10 @@ def build() -> typer.Typer:
     root.command("tui")(tui)
     root.command("status")(status)
     root.command("doctor")(doctor)
-    root.add_typer(config.commands, name="config")
+    root.add_typer(config_pool.commands, name="config")
     root.add_typer(settings.commands, name="settings")
+    root.add_typer(licence.commands, name="license")
+    root.add_typer(branding.commands, name="branding")
     root.add_typer(gate.commands, name="gate")
     root.command("completion")(completion)
     return root

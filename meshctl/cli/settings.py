@@ -15,6 +15,19 @@ from meshctl.terminal import confirm, note
 commands = options.group("Settings in the database; qgate.toml is for start-up only.")
 
 
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept with the change.")]
+
+HISTORY = (
+    view.Column("AT", "at", view.moment),
+    view.Column("SETTING", "name"),
+    view.Column("BY", "by"),
+    view.Column("BEFORE", "before"),
+    view.Column("AFTER", "after"),
+    view.Column("WHAT", "what"),
+    view.Column("REASON", "reason"),
+)
+
+
 def _path(name: str) -> str:
     return f"/settings/{quote(name, safe='')}"
 
@@ -64,13 +77,14 @@ def set_value(
     value: Annotated[
         str, typer.Argument(metavar="VALUE", help="The new value; the gate reads it as the setting's type.")
     ],
+    reason: Reason = "",
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
     """Change a setting for the whole pool; it takes effect within a second unless a restart is needed."""
     gate = options.connect(gate_dir, socket)
-    row = gate.put(_path(name), {"value": value})
+    row = gate.call("PUT", _path(name), body={"value": value}, query={"reason": reason or None}).body
     _tell_restart(row)
     emit(row, view.card(row), output)
 
@@ -78,6 +92,7 @@ def set_value(
 @commands.command("reset")
 def reset(
     name: options.SettingName,
+    reason: Reason = "",
     yes: options.Yes = False,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
@@ -85,9 +100,27 @@ def reset(
     """Put a setting back to its default."""
     gate = options.connect(gate_dir, socket)
     confirm(f"Reset {name} to its default?", yes=yes)
-    row = gate.delete(_path(name)) or {}
+    row = gate.delete(_path(name), {"reason": reason or None}) or {}
     note(f"{name} is at its default again.")
     _tell_restart(row)
+
+
+@commands.command("history")
+def history(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Of this one only.", autocompletion=options.setting_names, show_default=False
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many, the newest.")] = 50,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List the changes of a setting, or of all: who, when, from what to what, why."""
+    rows = options.connect(gate_dir, socket).items("/settings/history", {"name": name, "limit": limit})
+    emit(rows, view.table(rows, HISTORY), output, empty="No setting was changed yet.")
 
 
 def _tell_restart(row: dict[str, Any]) -> None:
