@@ -104,6 +104,14 @@ SPEED_COLUMNS = (
     Column("SHA256", "sha256", _short),
 )
 
+KEY_COLUMNS = (
+    Column("FINGERPRINT", "fingerprint"),
+    Column("SERIAL", "serial", right=True),
+    Column("UNTIL", "not_after", view.moment),
+    Column("BY THE WORD OF", "by"),
+    Column("AFTER ENTRY", "after", _seq, right=True),
+)
+
 RECORD_COLUMNS = (
     Column("NAME", "name"),
     Column("POOL", "pool"),
@@ -180,6 +188,11 @@ def attested(reply: Record) -> list[Table]:
     if reply.get("speeds"):
         tables.append(view.table(reply["speeds"], SPEED_COLUMNS))
     return tables
+
+
+def keys(rows: Iterable[Record]) -> Table:
+    """Online keys, newest first."""
+    return view.table(rows, KEY_COLUMNS)
 
 
 def catalogue(reply: Record) -> list[Table]:

@@ -71,7 +71,7 @@ class Replicating:
     ) -> None:
         self._office = office
         self._gate = gate
-        self._pool_key = pool_key
+        self.pool_key = pool_key
         self._links = links
         self._workers = workers
         self._monotonic = monotonic
@@ -200,7 +200,7 @@ class Replicating:
         wanted = {
             one.sha256: one
             for one in sorted(theirs, key=lambda one: one.size, reverse=True)
-            if self._pool_key in one.placed and self._may_take(one.origin)
+            if self.pool_key in one.placed and self._may_take(one.origin)
         }
         for sha256, running in self._running.items():
             if sha256 not in wanted:
@@ -397,7 +397,7 @@ class Replicating:
             "coming": [
                 self._coming(blob, rows.get(blob.sha256), blob.sha256 in here)
                 for blob in theirs
-                if self._pool_key in blob.placed
+                if self.pool_key in blob.placed
             ],
             "room": [{"pool": self.named(pool), "bytes": room} for pool, room in sorted(said.room.items())],
         }

@@ -19,7 +19,10 @@ from qgate.governance.guest_list import guest_name
 from qgate.governance.office import Office
 from qgate.governance.problems import UnknownNameError
 from qgate.store import attested as attested_table
+from qgate.store import log as log_table
 from qgate.store.database import Connection
+from qgate.store.rotations import rotations_of
+from tunnel_proto.identity import fingerprint
 
 
 class Vouching:
@@ -96,6 +99,33 @@ class Vouching:
                 self._workers.inventory.learned(
                     name, row["model"], row["sha256"], speed=row["speed"], prefill=row["prefill"]
                 )
+
+    async def keys_of(self, pool: str | None, own: bytes) -> list[dict[str, Any]]:
+        """Online keys of a peer, or ours, newest first, and by whose word each came. UnknownNameError."""
+        key = own
+        if pool is not None:
+            peer = self._directory.peer_named(pool)
+            if peer is None:
+                raise UnknownNameError(f"there is no peer {pool}", hint="meshctl pool list")
+            key = peer.pool_key
+        async with self._office.store.connection() as connection:
+            certificates = await log_table.certificates(connection, key)
+            both = {bytes(row["new_key"]): row for row in await rotations_of(connection, key)}
+        known = sorted((terms for terms, _ in certificates.values()), key=lambda one: one.serial)
+        return [
+            {
+                "fingerprint": fingerprint(terms.verify_key),
+                "serial": terms.serial,
+                "not_after": terms.not_after,
+                "by": "the key before it, and the pool key"
+                if terms.verify_key in both
+                else "the pool key"
+                if at == 0
+                else "the pool key alone",
+                "after": both[terms.verify_key]["after"] if terms.verify_key in both else None,
+            }
+            for at, terms in enumerate(known)
+        ][::-1]
 
     async def attested_by(self, pool: str) -> dict[str, Any]:
         """What a peer vouches for: its workers, and what it measured of its models. UnknownNameError."""

@@ -201,6 +201,17 @@ def workers(
     emit(reply, replication_view.attested(reply), output, empty=f"{pool} has told of no workers.")
 
 
+def keys(
+    pool: PoolArgument = None,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Show the online keys of this pool, or of a peer, and by whose word each took the other's place."""
+    rows = options.connect(gate_dir, socket).items("/online-keys", {"pool": pool})
+    emit(rows, replication_view.keys(rows), output, empty="No online key is known yet.")
+
+
 def install(commands: typer.Typer) -> None:
     """Add these commands to `meshctl pool`."""
     commands.command("log")(log)
@@ -209,3 +220,4 @@ def install(commands: typer.Typer) -> None:
     commands.command("import")(import_)
     commands.command("redundancy")(redundancy)
     commands.command("workers")(workers)
+    commands.command("keys")(keys)

@@ -43,4 +43,11 @@ def routers(replicating: Replicating) -> tuple[APIRouter, ...]:
         """The workers that a peer vouches for, and the speeds that it measured."""
         return await replicating.vouching.attested_by(pool)
 
-    return (router, attested)
+    keys = APIRouter(prefix="/online-keys", tags=["pools"])
+
+    @keys.get("")
+    async def online_keys(pool: Name | None = None) -> dict[str, Any]:
+        """Online keys of a peer, or of this pool: newest first, and by whose word each came."""
+        return {"items": await replicating.vouching.keys_of(pool, replicating.pool_key)}
+
+    return (router, attested, keys)

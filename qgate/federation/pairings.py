@@ -3,7 +3,7 @@
 Two streams of the log. "pairings" (level 2) says with whom a pool is paired, so that any pool can show the
 whole cluster and a pairing that only one side has is seen. "revocations" (everybody) says whose key a pool
 has revoked, and how far that pool's log had been accepted; and which of its own nodes (sidecars, daemons,
-administrators' devices) it no longer vouches for.
+administrators' devices) it no longer vouches for, and that its online key was replaced (`rotation`).
 
 A peer's word takes its own nodes away, everywhere and at once. Nothing that it says of others changes what is
 trusted here: trust is not passed on. What we said ourselves does, when it comes back after our store was
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from qgate.federation import rotation
 from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import KINDS, Peer, Permissions
 from qgate.store.database import Connection
@@ -34,6 +35,7 @@ from qgate.store.peers import (
     put_foreign_pairing,
     put_peer,
 )
+from qgate.store.rotations import forget_rotations
 from tunnel_proto.certificate import name_problem
 from tunnel_proto.errors import RemoteProtocolError
 from tunnel_proto.identity import KEY_BYTES, fingerprint
@@ -121,6 +123,9 @@ async def _hear_revocation(connection: Connection, peer: Peer, entry: Entry, pay
         await put_node_revocation(connection, peer.pool_key, key, serial, entry.record)
         log.info("a peer has revoked a node of its own", pool=peer.name, role=str(payload.get("role"))[:16])
         return
+    if payload.get("subject") == rotation.SUBJECT:
+        await rotation.hear(connection, peer, entry, payload)
+        return
     key = payload.get("pool")
     if payload.get("subject") == _SUBJECT and isinstance(key, bytes) and len(key) == KEY_BYTES:
         log.warning("a peer has revoked a pool", pool=peer.name, revoked=fingerprint(key))
@@ -128,6 +133,7 @@ async def _hear_revocation(connection: Connection, peer: Peer, entry: Entry, pay
 
 async def _forget_revocations(connection: Connection, peer: Peer) -> None:
     await drop_node_revocations(connection, peer.pool_key)
+    await forget_rotations(connection, peer.pool_key)
 
 
 async def _reclaim_revocation(connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:

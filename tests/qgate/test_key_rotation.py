@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meshctl.errors import NotFoundError
 from meshctl.key_rotation import rotate_online
+from qgate.federation.log.problems import LogProblem
+from qgate.federation.log.sequencer import Sequencer
+from qgate.federation.pairings import announce_node_revocation
+from qgate.federation.rotation import Rotation, read_rotation
 from qgate.gate import Gate
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.peers import put_own_pool
@@ -16,8 +22,11 @@ from tests.qgate.gates import gate_settings, make_directory, running, until
 from tests.qgate.peering import hasten, meet, pools
 from tunnel_proto.certificate import read_online
 from tunnel_proto.configuration import TunnelSettings
-from tunnel_proto.errors import TunnelError
+from tunnel_proto.errors import RemoteProtocolError, TunnelError
+from tunnel_proto.identity import Identity
 from tunnel_proto.link import TunnelClient
+
+BOTH = "the key before it, and the pool key"
 
 
 def known_serial(gate: Gate, other: Gate) -> int:
@@ -52,6 +61,11 @@ async def test_a_rotated_online_key_is_learnt_and_the_old_one_refused(
             await until(lambda: known_serial(branch, hq) > old_serial, 30)
             await until(lambda: branch.peering.links.up(key) and hq.peering.links.up(_key(branch)), 30)
             await _an_old_chain_is_refused(branch, old_chain, old_node)
+            # Both keys have signed it, and the log says from which entry on it counts.
+            await until(lambda: branch.replication.head(key).seq == hq.replication.head(key).seq > 1, 30)
+            assert [row["by"] for row in await _keys(branch, "hq")] == [BOTH, "the pool key"]
+            assert await _keys(branch, "hq") == await _keys(hq, None)
+            assert (await branch.logs.verify("hq"))["ok"]
             # An offer from before cannot be gone on with: its nonce came from the old key.
             answer = await branch.administration.pools.pairing.answer(
                 unanswered["offer"], name=None, by="test"
@@ -59,6 +73,58 @@ async def test_a_rotated_online_key_is_learnt_and_the_old_one_refused(
             with pytest.raises(Exception, match="online key was replaced") as refused:
                 await hq.administration.pools.pairing.confirm(answer["answer"], name=None, by="test")
             assert getattr(refused.value, "code", "") == "pairing-rotated"
+
+
+async def test_a_rotation_is_said_once_and_an_old_key_signs_no_more(tmp_path: Path, store_dsn: str) -> None:
+    settings = gate_settings(tmp_path / "hq", store_dsn, name="hq-gate")
+    make_directory(tmp_path / "hq", settings)
+    async with running(settings) as hq:
+        old = hq.parts.online
+    rotate_online(tmp_path / "hq", now=time.time())
+    for _ in range(2):  # a restart says nothing again
+        async with running(settings) as hq:
+            head = functools.partial(hq.replication.head, hq.parts.keys.pool_key)
+            await until(lambda head=head: head().seq == 2, 20)
+            assert [row["after"] for row in await _keys(hq, None)] == [0, None]
+    async with running(settings) as hq:
+        late = Sequencer(
+            hq.parts.store.store, online=old, pool_key=hq.parts.keys.pool_key, gate="late", note=None
+        )
+        with pytest.raises(LogProblem, match="signs with the old one"):
+            await _sign(hq, late)
+        assert (await hq.logs.verify(None))["ok"]
+
+
+async def _sign(gate: Gate, sequencer: Sequencer) -> None:
+    """Have another gate of the pool sign something; this one may be faster, so it is offered often."""
+    for _ in range(50):
+        async with gate.parts.store.store.transaction() as connection:
+            await announce_node_revocation(connection, b"k" * 32, 1, "client")
+        await sequencer.run_batch()
+
+
+def test_a_statement_needs_both_signatures() -> None:
+    old, new = Identity.generate(), Identity.generate()
+    statement = Rotation(b"p" * 32, old.verify_key, new.verify_key, 7, 12)
+    said = statement.signed(old, new)
+    assert read_rotation(b"p" * 32, said) == statement
+    for changes in (
+        {"old_signature": said["new_signature"]},
+        {"new_signature": bytes(64)},
+        {"after": 11},
+        {"serial": True},
+        {"new": old.verify_key},
+        {"old": b"short"},
+    ):
+        with pytest.raises(RemoteProtocolError):
+            read_rotation(b"p" * 32, {**said, **changes})
+    with pytest.raises(RemoteProtocolError, match="does not hold"):
+        read_rotation(b"q" * 32, said)
+
+
+async def _keys(gate: Gate, pool: str | None) -> list[dict[str, Any]]:
+    replicating = gate.governing.replicating
+    return await replicating.vouching.keys_of(pool, replicating.pool_key)
 
 
 async def _an_old_chain_is_refused(branch: Gate, chain: bytes, node: object) -> None:

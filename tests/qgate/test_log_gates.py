@@ -166,7 +166,11 @@ async def test_an_archive_goes_by_hand_and_its_receipt_back(
         await hq.catalogue.promote(None, by="test")
         for n in range(30):
             await hq.catalogue.put(f"model-{n}", {"n": n}, by="test")
-        await until(lambda: hq.replication.head(hq.parts.keys.pool_key).seq >= 33)
+
+        async def signed() -> bool:
+            return bool((await hq.logs.status())["unsigned"] == 0)
+
+        await until(signed)
         async with control(hq) as here, control(branch) as there:
             archive = (await here.get("/logs/branch/archive")).content
             for name, cut in (

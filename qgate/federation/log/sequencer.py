@@ -30,6 +30,7 @@ from qgate.federation.log.entry import (
 )
 from qgate.federation.log.erasure import erasure_payload
 from qgate.federation.log.incarnation import incarnation_payload
+from qgate.federation.log.problems import LogProblem
 from qgate.federation.log.snapshot import kept_of, make_snapshot
 from qgate.federation.log.streams import ERASURE, INCARNATION
 from qgate.federation.log.vector import EMPTY, Head
@@ -38,7 +39,7 @@ from qgate.store import log as table
 from qgate.store.database import Connection
 from qgate.store.log import OwnHead, Row
 from qgate.store.log_lost import lost_entries
-from tunnel_proto.certificate import OnlineKey
+from tunnel_proto.certificate import OnlineKey, read_online
 from tunnel_proto.packing import unpack
 
 BATCH: Final = 200
@@ -104,6 +105,7 @@ class Sequencer:
             rows = await outbox.take(connection, BATCH)
             if not rows:
                 return 0
+            await self._check_key(connection)
             own = await self._begun(connection)
             made: list[Row] = []
             head, stamp = own.head, own.hlc
@@ -118,6 +120,17 @@ class Sequencer:
             await self._commit(connection, own.head, made, stamp)
         self.note(head)
         return len(made)
+
+    async def _check_key(self, connection: Connection) -> None:
+        """A key that was replaced signs nothing more: peers would refuse it."""
+        serial = read_online(self._online.certificate).serial
+        known = await table.certificates(connection, self._pool)
+        if any(one.serial > serial for one, _ in known.values()):
+            raise LogProblem(
+                "rotated",
+                "the pool has another online key by now, and this gate signs with the old one",
+                hint="copy keys/online.key and online.cert from the other gate, meshctl gate renew, restart",
+            )
 
     async def open(self, cut: Head, reason: str) -> Head | None:
         """Begin an incarnation at ``cut``, and say again what was cut off beyond it.

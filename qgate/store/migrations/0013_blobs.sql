@@ -71,3 +71,14 @@ CREATE TABLE peer_routing (
     record   bytea NOT NULL,
     PRIMARY KEY (pool, model)
 );
+
+-- Online keys that took another's place by the word of both, from the entry after ``after`` on.
+CREATE TABLE rotations (
+    pool    bytea NOT NULL,
+    new_key bytea NOT NULL,
+    old_key bytea NOT NULL,
+    serial  bigint NOT NULL,
+    after   bigint NOT NULL,
+    record  bytea NOT NULL,
+    PRIMARY KEY (pool, new_key)
+);
