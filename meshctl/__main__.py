@@ -23,14 +23,15 @@ def main() -> None:
     """Run meshctl with this process's arguments; without any, on a terminal, the terminal UI."""
     arguments = sys.argv[1:]
     if not arguments and sys.stdin.isatty() and sys.stdout.isatty() and find_spec("textual") is not None:
-        arguments = ["tui"] if "tui" in command_line(app).commands else []
+        arguments = ["tui"]
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
     try:
-        result = command_line(app).main(args=list(arguments), prog_name="meshctl", standalone_mode=False)
+        line = command_line(app, arguments)
+        result = line.main(args=list(arguments), prog_name="meshctl", standalone_mode=False)
         sys.stdout.flush()
     except MeshError as error:
         note(f"Error: {error.message}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
+from typer.models import TyperInfo
 
 from meshctl.cli import (
     admin,
@@ -107,15 +108,43 @@ WITHOUT_CONTEXT = frozenset({"ask"})
 """Commands that speak to a gate's own socket for something else than its control API."""
 
 
-def command_line(app: typer.Typer) -> Any:
-    """A command line ready to run: every command that reaches a gate takes ``--context`` as well."""
-    root = get_command(app)
+def command_line(app: typer.Typer, arguments: Sequence[str] = ()) -> Any:
+    """A command line ready to run: every command that reaches a gate takes ``--context`` as well.
+
+    With ``arguments`` only what they need is put together, which takes most of the time of a short command.
+    """
+    root = get_command(_needed(app, arguments))
     option = get_command(_context_option()).params[0]
     for name, one in _leaves(root):
         places = [index for index, param in enumerate(one.params) if param.name == "gate_dir"]
         if places and name not in WITHOUT_CONTEXT:
             one.params.insert(places[0], copy.copy(option))
     return root
+
+
+def _needed(app: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
+    """The same with the one noun that is named; for the list of all, with all nouns and nothing in them.
+
+    Without arguments it is left whole: a shell that completes gives none.
+    """
+    noun = next((word for word in arguments if not word.startswith("-")), None)
+    part = copy.copy(app)
+    if noun is not None:
+        part.registered_groups = [one for one in app.registered_groups if one.name == noun]
+        part.registered_commands = [one for one in app.registered_commands if one.name == noun]
+        return part if part.registered_groups or part.registered_commands else app
+    if arguments:
+        part.registered_groups = [_hollow(one) for one in app.registered_groups]
+        return part
+    return app
+
+
+def _hollow(info: TyperInfo) -> TyperInfo:
+    hollow, group = copy.copy(info), copy.copy(info.typer_instance)
+    if group is not None:
+        group.registered_commands, group.registered_groups = [], []
+    hollow.typer_instance = group
+    return hollow
 
 
 def _leaves(group: Any) -> Iterator[tuple[str, Any]]:
