@@ -43,6 +43,7 @@ class Governing:
         self.administering = Administering(office, gate.administration.sidecars, gate.peering.asks)
         # --- what the pool is set to and shows
         self.configuring = Configuring(gate, office)
+        self.staff.under(self.configuring.licences)
 
         # --- models' copies at other pools
         self.replicating = Replicating(

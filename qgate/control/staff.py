@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from qgate.gate import Gate
+    from qgate.governance.licence import Licences
     from qgate.governance.office import Office
 
 log = structlog.get_logger(__name__)
@@ -65,6 +66,12 @@ class Staff:
             face,
             when=lambda scope: self.signup.enabled and not (scope.get("state") or {}).get("pool"),
         )
+
+    def under(self, licences: Licences) -> None:
+        """Let people take the seats of a licence, and its warnings come into the inbox."""
+        licences.seats_used.append(self.people.seats)
+        licences.notices.append(self.notifications.licence)
+        self.people.refuse_seat = licences.refuse_seat
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routers of these nouns."""

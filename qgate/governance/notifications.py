@@ -178,8 +178,11 @@ class Notifications:
             incidents = await table.untold_incidents(connection)
             budgets = await table.spent_budgets(connection, now)
             nodes = await table.ending_nodes(connection, now + timedelta(days=warn_days))
+            locked = await table.lock_outs(connection, now.timestamp())
         for row in incidents:
             await self._incident(row)
+        for subject, until in locked:
+            await self._lock_out(subject, until)
         for row in budgets:
             await self._budget(row)
         for row in nodes:
@@ -234,6 +237,27 @@ class Notifications:
             f"It ends {iso(row['expires_at'])}; without a new one nothing connects from there.",
             ref=f"node:{row['serial']}:{'over' if over else 'soon'}",
             following=f"meshctl {what} list",
+        )
+
+    async def _lock_out(self, subject: str, until: float) -> None:
+        await self.tell(
+            "lock-out",
+            "warning",
+            f"Log-ins of {subject} are refused: too many wrong passwords",
+            f"They are refused until {iso(datetime.fromtimestamp(until, UTC))}.",
+            ref=f"lock-out:{subject}:{until:.0f}",
+            following="meshctl audit tail --kind admin.locked-out",
+        )
+
+    async def licence(self, severity: str, text: str) -> None:
+        """What `Licences.notices` tells."""
+        day = self._office.now().strftime("%Y-%m-%d")
+        await self.tell(
+            "licence",
+            severity,
+            f"{text[:1].upper()}{text[1:]}",
+            ref=f"licence:{day}:{severity}",
+            following="meshctl license show",
         )
 
     async def _own_certificate(self, now: datetime) -> None:

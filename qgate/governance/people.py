@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Final
@@ -64,6 +64,12 @@ class People:
         self.codes = CodeDesk(office)
         self._mail = mail
         self._apps = apps
+        self.refuse_seat: Callable[[Connection], Awaitable[None]] = _no_bound
+        """Raises where the licence has no place for another person; whoever waits or is disabled has none."""
+
+    async def seats(self, connection: Connection) -> int:
+        """How many people there are who were let in and are not disabled."""
+        return await table.count_people(connection, ("invited", "active"))
 
     # --- looking
 
@@ -147,6 +153,8 @@ class People:
         """Add the row and the key; the new pseudonym. ConflictError for an address that is somebody's."""
         details = checked_details(new)
         await table.lock_people(connection)
+        if state != "pending":
+            await self.refuse_seat(connection)
         if (known := await self.id_of(connection, details.email)) is not None:
             raise ConflictError(f"that address is {known}'s", hint=f"meshctl people show {known}")
         person = "p-" + base64.b32encode(os.urandom(_ID_BYTES)).decode().lower()
@@ -172,6 +180,8 @@ class People:
                 raise ConflictError(f"{row.id} is {row.state} already", hint=f"meshctl people show {row.id}")
             self._readable(row, details)
             assert details is not None
+            if row.state == "pending":
+                await self.refuse_seat(connection)
             await table.change_person(
                 connection, row.id, by=by, at=self._office.now(), state="invited", confirmed=True
             )
@@ -249,6 +259,7 @@ class People:
                 raise ConflictError(
                     f"{row.id} is {row.state}, not disabled", hint=f"meshctl people show {row.id}"
                 )
+            await self.refuse_seat(connection)
             apps = await table.release_apps(connection, row.id)
             await table.change_person(connection, row.id, by=by, at=self._office.now(), state="active")
         await self._told("people.enable", row.id, by, {"apps": apps})
@@ -328,6 +339,10 @@ class People:
 
 
 _SEARCHED: Final = ("id", "name", "email", "team", "admin")
+
+
+async def _no_bound(_connection: Connection) -> None:
+    return
 
 
 def checked_details(new: NewPerson) -> Details:

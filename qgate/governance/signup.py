@@ -170,6 +170,9 @@ class Signup:
             await self._wait(row)
             return {"state": "waiting"}
         try:
+            if automatic:
+                async with self._office.store.transaction() as connection:
+                    await self._people.refuse_seat(connection)
             granted = await self._people.grant(row.id, details, by=BY)
         except MeshError:
             async with self._office.store.transaction() as connection:

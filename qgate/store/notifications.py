@@ -163,6 +163,14 @@ async def spent_budgets(connection: Connection, at: datetime) -> list[dict[str, 
     return [dict(row) for row in rows]
 
 
+async def lock_outs(connection: Connection, now: float) -> list[tuple[str, float]]:
+    """(subject, unix time of its end) of every lock-out that lasts: a name or a client key that guessed."""
+    rows = await connection.fetch(
+        "SELECT subject, locked_until FROM admin_strikes WHERE locked_until > $1 ORDER BY subject", now
+    )
+    return [(row["subject"], float(row["locked_until"])) for row in rows]
+
+
 async def ending_nodes(connection: Connection, before: datetime) -> list[dict[str, Any]]:
     """Nodes whose certificate ends before a moment: name, role, serial, expires_at."""
     rows = await connection.fetch(

@@ -53,6 +53,13 @@ async def all_people(connection: Connection) -> list[PersonRow]:
     ]
 
 
+async def count_people(connection: Connection, states: tuple[str, ...]) -> int:
+    """How many people are in one of ``states``."""
+    return int(
+        await connection.fetchval("SELECT count(*) FROM people WHERE state = ANY($1::text[])", list(states))
+    )
+
+
 async def people_state(connection: Connection) -> tuple[int, int, str]:
     """A short reading that changes whenever keys or erasures do: (people with keys, erasures, newest key)."""
     row = await connection.fetchrow(

@@ -12,7 +12,6 @@ from qgate.governance.notifications import Notifications
 from qgate.governance.problems import InvalidRequestError
 from qgate.governance.setting import SettingError
 from qgate.governance.smtp import Letter, MailError, SmtpSettings, checked_address, deliver
-from qgate.store.movement import open_incident, resolve_incident, take_overdue
 from tests.qgate.mail_server import PASSWORD, USER, MailServer, mail_server
 from tests.qgate.pool import BY, Pool, everything_stored
 
@@ -222,69 +221,3 @@ async def test_what_cannot_be_set_changes_nothing(pool: Pool, mail: Mail) -> Non
         await mail.set_up({"host": "mail.example.org"}, "secret", by=BY)
     assert (await mail.show())["host"] == ""
     assert (await mail.test("ops@example.org", by=BY))["steps"][0]["name"] == "not-set-up"
-
-
-# --- notifications
-
-
-async def test_an_incident_is_told_once_escalated_by_mail_and_put_away_when_over(
-    pool: Pool, mail: Mail, tmp_path: Path
-) -> None:
-    inbox = Notifications(pool.office, mail, pool=lambda: "hq")
-    async with mail_server(tmp_path) as server:
-        await ready(mail, server)
-        await mail.set_recipients(
-            [("ops@example.org", "warning"), ("boss@example.org", "critical"), ("log@example.org", "info")],
-            by=BY,
-        )
-        assert "ops@example.org" not in await everything_stored(pool)
-        at = pool.office.now()
-        async with pool.store.transaction() as connection:
-            number, _ = await open_incident(
-                connection,
-                kind="order_refused",
-                subject="berlin",
-                severity="warning",
-                evidence={},
-                at=at,
-                evidence_max=5,
-            )
-        await inbox.look()
-        await inbox.look()
-        assert await mail.send_due() == 2
-        assert sorted(letter["To"] for letter in server.letters) == ["log@example.org", "ops@example.org"]
-        assert server.letters[0]["Subject"] == "[hq] warning: Incident 1: order refused, berlin"
-        pool.clock.now += 1000
-        async with pool.store.transaction() as connection:
-            await take_overdue(connection, at=pool.office.now(), after_s=900)
-        await inbox.look()
-        assert await mail.send_due() == 3  # whatever the recipients' severity
-    shown = await inbox.list("uid=0")
-    assert [row["kind"] for row in shown["items"]] == ["incident.escalated", "incident"]
-    assert (shown["total"], shown["unread"]) == (2, 2)
-    async with pool.store.transaction() as connection:
-        await resolve_incident(connection, number, by=BY, note="", at=pool.office.now())
-    await inbox.look()
-    assert (await inbox.list("uid=0"))["items"] == []
-    assert len((await inbox.list("uid=0", cleared=True))["items"]) == 2
-
-
-async def test_reading_is_ones_own_and_clearing_everybodys(pool: Pool, mail: Mail) -> None:
-    inbox = Notifications(pool.office, mail, pool=lambda: "hq")
-    for number in range(5):
-        severity = "critical" if number == 4 else "info"
-        assert await inbox.tell("test", severity, f"number {number}", ref=f"test:{number}")
-    assert await inbox.tell("test", "info", "again", ref="test:0") is None
-    first = await inbox.list("alice", limit=2)
-    assert [row["subject"] for row in first["items"]] == ["number 4", "number 3"]
-    rest = await inbox.list("alice", limit=10, before=int(first["next"]))
-    assert [row["subject"] for row in rest["items"]] == ["number 2", "number 1", "number 0"]
-    assert rest["next"] is None
-    assert [row["subject"] for row in (await inbox.list("alice", severity="warning"))["items"]] == [
-        "number 4"
-    ]
-    assert await inbox.read("alice", [first["items"][0]["id"]]) == {"read": 1}
-    assert ((await inbox.list("alice"))["unread"], (await inbox.list("bob"))["unread"]) == (4, 5)
-    assert len((await inbox.list("alice", unread=True))["items"]) == 4
-    assert await inbox.clear(None, by="alice") == {"cleared": 5}
-    assert (await inbox.list("bob"))["total"] == 0
