@@ -12,7 +12,8 @@
     DELETE /sessions/{sid}       204
     POST   /session/setup-token  over the control socket only: 201 {setup_token, expires_at, gates}
     POST   /session/first        {name, password, offer?} with a set-up token's node, or over the socket:
-                                 201 {name, role, node, fingerprint, bundle, pools}; bundle "" without an offer
+                                 201 {name, role, node, fingerprint, bundle, pools}; without an offer
+                                 node, fingerprint and bundle are ""
 
 The token goes into ``Authorization: Bearer``. What is refused is in the audit as ``admin.refused``:
 401 "unauthenticated", 401 "second-factor-needed" (send ``totp`` too), 403 "second-factor-required",
