@@ -11,12 +11,12 @@ from tests.kit.proxy import Proxy, Tap
 
 
 @contextmanager
-def running_proxy(tap: Tap | None = None) -> Iterator[Proxy]:
-    """Run a proxy without a target yet; set `target` before anything connects."""
+def running_proxy(tap: Tap | None = None, *, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    """Run a proxy at `host` without a target yet; set `target` before anything connects."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="proxy", daemon=True)
     thread.start()
-    proxy = Proxy(("127.0.0.1", 0), tap=tap)
+    proxy = Proxy(("127.0.0.1", 0), listen=(host, 0), tap=tap)
     asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(10)
     try:
         yield proxy

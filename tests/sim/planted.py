@@ -180,7 +180,9 @@ def bugs() -> dict[str, Bug]:
         ),
         "pool-local tables have a stream": _bug((pool, "published_stream", _nothing), promises="local stays"),
         "a cut strands nothing": _bug((pool, "receive", _unstranded), promises="converged; no fork"),
-        "a held stream stays held": _bug((pool, "release", _forever_blocked), promises="converged"),
+        "a held stream stays held": _bug(
+            (pool, "release", _forever_blocked), promises="converged; one catalogue"
+        ),
         "a restored pool asks nobody": _bug(
             (continuity, "_decide", _nobody_asked), promises="no fork; converged"
         ),
