@@ -15,6 +15,8 @@ from meshctl.errors import CommandError, UsageError
 from meshctl.render import Output, emit, machine_text, write
 from meshctl.terminal import confirm, note, read_text
 
+__all__ = ["commands", "lines", "read_document"]
+
 DOCUMENT_MAX = 16 * 1024 * 1024
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A document in YAML or JSON, or -.")]

@@ -7,11 +7,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from qgate.control import automations, branding, configuration, licence, orders, settings
+from qgate.control import automations, branding, configuration, licence, machine, onboarding, orders, settings
 from qgate.control.automated import Automated
 from qgate.governance.automations import Automations
 from qgate.governance.configuration import Configuration
 from qgate.governance.licence import Licences
+from qgate.governance.onboarding import Facts, Onboarding
 from qgate.governance.order_kinds import kinds
 from qgate.governance.orders import Orders
 from qgate.governance.showing import Showing
@@ -42,6 +43,7 @@ class Configuring:
             kinds=kinds(office, gate.movement, gate.capabilities.workers, preferences),
             raise_incident=self._raise_incident,
         )
+        self.onboarding = Onboarding(office, Facts(self._store, self._models, self._machine))
         self._automated = Automated(gate, office, self.orders)
         self.automations = Automations(office, gate.settings.name, preferences, self._automated.each())
 
@@ -54,6 +56,7 @@ class Configuring:
             *configuration.routers(self.configuration),
             *orders.routers(self.orders),
             *automations.routers(self.automations),
+            *onboarding.routers(self.onboarding),
         )
 
     async def run(self) -> None:
@@ -63,6 +66,20 @@ class Configuring:
             tasks.create_task(self.orders.run(), name="orders")
             tasks.create_task(self.automations.run(), name="automations")
             tasks.create_task(self._see_peers(), name="peers seen")
+
+    def _store(self) -> str:
+        opened = self._gate.parts.store
+        return f"{opened.kind}, PostgreSQL {opened.server_version}"
+
+    def _models(self) -> int:
+        """Models that can be asked for, of workers and providers; not the gate's own engine."""
+        providers = [one for one in self._gate.parts.directory.providers().values() if one.enabled]
+        workers = self._gate.capabilities.workers.views.values()
+        return sum(len(one.models) for one in providers) + sum(len(one.models) for one in workers)
+
+    def _machine(self) -> list[Mapping[str, Any]]:
+        settings = self._gate.settings
+        return machine.checks(self._gate.files.state_dir, settings.listen.advertise)
 
     async def _see_peers(self) -> None:
         while True:
