@@ -30,6 +30,7 @@ from meshctl.cli import (
     key,
     model,
     notification,
+    onboard,
     order,
     people,
     pool,
@@ -62,6 +63,7 @@ ORDER = (
     "dev",
     "tui",
     "init",
+    "onboard",
     "sidecar",
     "db",
     "app",
@@ -198,6 +200,7 @@ def build() -> typer.Typer:
     root.callback(epilog=EXIT_CODES)(options)
     root.add_typer(dev.commands, name="dev")
     root.command("init")(init)
+    root.add_typer(onboard.commands, name="onboard")
     root.add_typer(sidecar.commands, name="sidecar")
     root.add_typer(db.commands, name="db")
     root.add_typer(app.commands, name="app")
