@@ -1,4 +1,4 @@
-"""The first steps, by answers of a file: done in order, resumed, skipped; without a terminal none is asked."""
+"""The first steps, by answers of a file: in order, resumed, skipped; without a terminal nothing is asked."""
 
 from __future__ import annotations
 
