@@ -10,24 +10,31 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import structlog
 
-from qgate.federation.guests import app_payload, gone_payload, read_app, read_node, record_of
+from qgate.capability.finops.budgets import Budget
+from qgate.capability.finops.prices import QUANTUM, plain
+from qgate.federation.guests import app_payload, gone_payload, read_app, read_node, record_of, sealed
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import Peer
+from qgate.federation.sealing import open_sealed
 from qgate.federation.trust import may
 from qgate.governance.directory import Directory
 from qgate.store import Store
 from qgate.store import guests as table
+from qgate.store.budgets import all_budgets
 from qgate.store.database import Connection
 from qgate.store.gates import gates_since
+from qgate.store.guest_slices import forget_slices, put_slices
 from qgate.store.outbox import publish
-from tunnel_proto.certificate import OnlineKey
+from tunnel_proto.certificate import OnlineKey, read_online
 from tunnel_proto.constants import BUNDLE_GATES_MAX
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import ConfigError, RemoteProtocolError
@@ -90,7 +97,7 @@ class Exports:
             wanted = await self._nodes(connection) if pools else {}
             count = await self._publish(connection, "nodes", wanted, known["nodes"])
             apps = await self._apps(connection, pools)
-            count += await self._publish(connection, "guests", apps, known["guests"])
+            count += await self._publish(connection, "guests", apps, known["guests"], _online_keys(targets))
             return count + await self._roster(connection, targets)
 
     async def _nodes(self, connection: Connection) -> dict[bytes, dict[str, Any]]:
@@ -102,9 +109,14 @@ class Exports:
         spares = await table.given_spares(connection)
         keys = await table.own_keys(connection)
         apps = await table.own_apps(connection, self._pool_key) if pools else []
+        share = Decimal(str(self._directory.setting("failover.budget_share")))
+        slices = slices_of(await all_budgets(connection), share)
         wanted = {
             record_of("app", app.name): app_payload(
-                app, spares=spares.get(app.name, ()), keys=keys.get(app.name, ()), pools=pools
+                replace(app, slices=slices.get(app.name, ())),
+                spares=spares.get(app.name, ()),
+                keys=keys.get(app.name, ()),
+                pools=pools,
             )
             for app in apps
         }
@@ -118,14 +130,23 @@ class Exports:
         stream: str,
         wanted: Mapping[bytes, dict[str, Any]],
         known: Mapping[bytes, bytes],
+        online_keys: Mapping[bytes, bytes] | None = None,
     ) -> int:
+        """Publish what differs; with ``online_keys`` what is for one pool is sealed to it, and told anew when
+        that pool has another key.
+        """
         count = 0
+        sealing = [] if online_keys is None else sorted(online_keys.items())
         for number, (record, payload) in enumerate(wanted.items()):
             if number % TURN == TURN - 1:
                 await asyncio.sleep(0)  # thousands of nodes are looked at without holding everybody up
-            digest = hashlib.blake2b(pack(payload), digest_size=16).digest()
-            if known.get(record) == digest or (payload.get("gone") and record not in known):
+            gone = payload.get("gone")
+            told = [payload, sealing] if sealing and not gone else payload
+            digest = hashlib.blake2b(pack(told), digest_size=16).digest()
+            if known.get(record) == digest or (gone and record not in known):
                 continue
+            if online_keys is not None and not gone:
+                payload = sealed(payload, online_keys)
             await publish(connection, stream=stream, record=record, payload=payload)
             await table.note_published(connection, stream, record, digest)
             count += 1
@@ -183,11 +204,18 @@ class Exports:
     async def _take_app(
         self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
     ) -> None:
-        app = read_app(peer.pool_key, payload, own=self._pool_key)
+        app = read_app(
+            peer.pool_key,
+            payload,
+            own=self._pool_key,
+            unseal=lambda box: open_sealed(self._online.identity, box),
+        )
         if isinstance(app, str):
             await table.drop_guest_app(connection, peer.pool_key, app)
+            await put_slices(connection, peer.pool_key, f"{peer.name}/{app}", ())
         else:
             await table.put_guest_app(connection, app, entry.record)
+            await put_slices(connection, peer.pool_key, f"{peer.name}/{app.name}", app.slices)
 
     async def _take_roster(
         self, connection: Connection, peer: Peer, entry: Entry, payload: dict[str, Any]
@@ -198,6 +226,25 @@ class Exports:
             raise RemoteProtocolError("a roster's entry is malformed")
         roster = read_roster(sealed, pool_key=peer.pool_key, now=self._clock(), check_times=False)
         await table.put_guest_roster(connection, peer.pool_key, roster.serial, sealed)
+
+
+def slices_of(budgets: Iterable[Budget], share: Decimal) -> dict[str, tuple[tuple[str, str, str], ...]]:
+    """By app, the part of its budgets that it may spend at each pool that it fails over to. Pure."""
+    found: dict[str, tuple[tuple[str, str, str], ...]] = {}
+    for one in budgets:
+        if one.scope == "app" and one.hard is not None:
+            amount = plain((one.hard * share).quantize(QUANTUM))
+            found[one.subject] = (*found.get(one.subject, ()), (one.period, amount, one.currency))
+    return found
+
+
+def _online_keys(targets: tuple[Peer, ...]) -> dict[bytes, bytes]:
+    """By pool, the newest online key that is known of it."""
+    return {
+        peer.pool_key: read_online(peer.online_certificate).verify_key
+        for peer in targets
+        if peer.online_certificate
+    }
 
 
 def _others(targets: tuple[Peer, ...]) -> tuple[RosterPool, ...]:
@@ -211,6 +258,7 @@ async def _forget_nodes(connection: Connection, peer: Peer) -> None:
 
 async def _forget_apps(connection: Connection, peer: Peer) -> None:
     await table.forget_guest_apps(connection, peer.pool_key)
+    await forget_slices(connection, peer.pool_key)
 
 
 async def _forget_roster(connection: Connection, peer: Peer) -> None:

@@ -11,13 +11,16 @@ because a name of our own holds no slash.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from qgate.capability.finops.budgets import PERIODS
+from qgate.federation.sealing import seal_to
 from qgate.governance.policy import CapabilityPolicy
 from tunnel_proto.certificate import name_problem
 from tunnel_proto.errors import RemoteProtocolError
+from tunnel_proto.packing import pack, unpack
 from tunnel_proto.scram import parse_verifier
 from tunnel_proto.shapes import ShapeError, flag, listed, maybe, one_of, pair, raw, real, text, whole
 
@@ -30,6 +33,11 @@ _KEY = raw(32)
 _HEX = text(64, r"[0-9a-f]{64}")
 _UNTIL = maybe(real(0.0, 1e11))
 _VERIFIER = pair(text(300), _UNTIL)
+SEALED_MAX: Final = 64 * 1024
+_SEALED: Final = ("verifiers", "keys", "budgets")
+"""Parts of an app's payload that are for one pool each."""
+
+Unseal = Callable[[bytes], bytes | None]
 _POLICY: Final = frozenset(one.name for one in fields(CapabilityPolicy))
 _LIMITS: Final = frozenset(
     {
@@ -41,6 +49,11 @@ _LIMITS: Final = frozenset(
         "statement_timeout_s",
     }
 )
+
+
+def _never(box: bytes) -> bytes | None:
+    del box
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,8 @@ class GuestApp:
     """An app of another pool, as that pool lets it come to this one.
 
     `verifiers` and `keys` are those for this pool alone; a key is (digest, id, prefix, valid until). `limits`
-    holds only what its home set.
+    holds only what its home set. `slices` are the parts of its home's budgets that it may spend here:
+    (period, amount, currency).
     """
 
     pool: bytes
@@ -87,6 +101,7 @@ class GuestApp:
     statement_classes: frozenset[str] | None = None
     replication: bool = False
     policy: Mapping[str, Any] | None = None
+    slices: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +140,7 @@ def guest_digest(digest: bytes, *, home: bytes, at: bytes) -> bytes:
 def app_payload(
     app: GuestApp, *, spares: tuple[Spare, ...], keys: tuple[HomeKey, ...], pools: tuple[bytes, ...]
 ) -> dict[str, Any]:
-    """What a home pool tells the peers in ``pools`` of one of its apps."""
+    """What a home pool tells the peers in ``pools`` of one of its apps; `sealed` before it goes anywhere."""
     verifiers: dict[str, list[list[Any]]] = {}
     for spare in spares:
         if spare.pool in pools:
@@ -150,7 +165,40 @@ def app_payload(
         "policy": None if app.policy is None else dict(app.policy),
         "verifiers": verifiers,
         "keys": digests,
+        "budgets": {pool.hex(): [list(one) for one in app.slices] for pool in pools if app.slices},
     }
+
+
+def sealed(payload: Mapping[str, Any], online_keys: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """An app's payload as it is published: what is for one pool is sealed to that pool's online key.
+
+    A pool whose key is not among ``online_keys`` (by pool) gets nothing of its own.
+    """
+    boxes: dict[str, bytes] = {}
+    for pool, key in online_keys.items():
+        own = {name: payload[name].get(pool.hex(), []) for name in _SEALED}
+        box = seal_to(key, pack(own)) if any(own.values()) else None
+        if box is not None:
+            boxes[pool.hex()] = box
+    return {**{name: value for name, value in payload.items() if name not in _SEALED}, "sealed": boxes}
+
+
+def unsealed(payload: Mapping[str, Any], own: bytes, unseal: Unseal) -> dict[str, Any]:
+    """A published payload with what is for the pool ``own`` in the open.
+
+    What cannot be opened is not there: it was sealed to an online key that this pool has replaced, and comes
+    again once the sender has heard of the new one. RemoteProtocolError.
+    """
+    boxes = payload["sealed"]
+    if type(boxes) is not dict or len(boxes) > POOLS_MAX:
+        raise RemoteProtocolError("an app's entry is malformed: sealed must be a map by pool")
+    box = boxes.get(own.hex())
+    data = unseal(box) if isinstance(box, bytes) and len(box) <= SEALED_MAX else None
+    parts = unpack(data, max_bytes=SEALED_MAX, max_items=KEYS_MAX) if data is not None else {}
+    if type(parts) is not dict:
+        raise RemoteProtocolError("an app's entry is malformed: what was sealed is no map")
+    opened = {name: {own.hex(): parts[name]} if name in parts else {} for name in _SEALED}
+    return {**payload, **opened}
 
 
 def gone_payload(name: str) -> dict[str, Any]:
@@ -177,15 +225,19 @@ def read_node(pool: bytes, payload: Mapping[str, Any]) -> GuestNode:
     return node
 
 
-def read_app(pool: bytes, payload: Mapping[str, Any], *, own: bytes) -> GuestApp | str:
+def read_app(
+    pool: bytes, payload: Mapping[str, Any], *, own: bytes, unseal: Unseal = _never
+) -> GuestApp | str:
     """An app from a peer's entry, with what is for the pool ``own``; its name alone where it is gone.
 
-    Raises RemoteProtocolError.
+    ``unseal`` opens what was sealed to us, or gives None. Raises RemoteProtocolError.
     """
     try:
         name = str(_NAME(payload["app"]))
         if payload.get("gone"):
             return name
+        if "sealed" in payload:
+            payload = unsealed(payload, own, unseal)
         verifiers = _own(payload["verifiers"], own, listed(_VERIFIER, VERIFIERS_MAX))
         for verifier, _ in verifiers:
             parse_verifier(verifier)
@@ -213,6 +265,7 @@ def read_app(pool: bytes, payload: Mapping[str, Any], *, own: bytes) -> GuestApp
             statement_classes=_set(payload["classes"], 32),
             replication=flag(payload["replication"]),
             policy=policy,
+            slices=_own(payload.get("budgets", {}), own, listed(_read_slice, len(PERIODS))),
         )
     except (ShapeError, KeyError, ValueError, TypeError) as error:
         raise RemoteProtocolError(f"an app's entry is malformed: {error}") from None
@@ -233,6 +286,13 @@ def _read_key(value: Any) -> tuple[bytes, str, str, float | None]:
     if type(value) not in {list, tuple} or len(value) != 4:
         raise ShapeError("a key has four parts")
     return _key(value[0]), text(64)(value[1]), text(32)(value[2]), _UNTIL(value[3])
+
+
+def _read_slice(value: Any) -> tuple[str, str, str]:
+    if type(value) not in {list, tuple} or len(value) != 3:
+        raise ShapeError("a slice of a budget has three parts")
+    amount = text(24, r"[0-9]{1,12}(\.[0-9]{1,9})?")(value[1])
+    return one_of(*PERIODS)(value[0]), amount, text(8, r"[A-Z]{3,8}")(value[2])
 
 
 def _key(value: Any) -> bytes:

@@ -35,7 +35,7 @@ MERGE_S: Final = 0.1
 BALANCE_S: Final = 5.0
 """How often loads are compared, where workers may be lent."""
 
-_CONCERNS: Final = ("app:", "key:", "node:", "peer:", "setting:failover.", "pool")
+_CONCERNS: Final = ("app:", "key:", "node:", "peer:", "budget:", "setting:failover.", "pool")
 """Changes of the directory after which peers may have to be told something."""
 
 log = structlog.get_logger(__name__)

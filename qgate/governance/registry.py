@@ -411,6 +411,14 @@ _DECLARED = (
         maximum=10000,
     ),
     Setting(
+        "failover.budget_share",
+        float,
+        0.25,
+        "The part of each app's own hard budgets that it may spend at each pool to which it fails over.",
+        minimum=0,
+        maximum=1,
+    ),
+    Setting(
         "federation.price_input",
         float,
         0.0,

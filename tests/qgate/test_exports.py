@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from decimal import Decimal
 from typing import Any
 
+from qgate.capability.finops.budgets import Budget
 from qgate.federation.exports import Exports
+from qgate.federation.guests import unsealed
 from qgate.federation.peer import Peer
+from qgate.federation.sealing import open_sealed
 from qgate.governance.apps import NewApp
 from qgate.governance.databases import NewDatabase
+from qgate.store.budgets import all_budgets, put_budget
+from qgate.store.guest_slices import forget_slices, put_slices
 from qgate.store.peers import put_own_pool, put_peer
 from tests.qgate.pool import BY, GATE, Pool
+from tunnel_proto.certificate import issue_online
 from tunnel_proto.enrolment import GateAddress, make_offer
 from tunnel_proto.identity import Identity
 from tunnel_proto.packing import unpack
@@ -25,6 +33,7 @@ class Home:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self.online: dict[bytes, Identity] = {}
         self.exports = Exports(
             pool.store,
             directory=pool.directory,
@@ -37,7 +46,16 @@ class Home:
     async def know(
         self, level: int = 2, state: str = "paired", pool: Identity = GPU, name: str = "gpu"
     ) -> None:
-        peer = Peer(pool.verify_key, name, state=state, level=level, gates=(ADDRESS,))
+        self.online[pool.verify_key] = pool  # a pool of this test has one key for everything
+        certificate = issue_online(pool, pool.verify_key, not_before=0, not_after=2**31, serial=1)
+        peer = Peer(
+            pool.verify_key,
+            name,
+            state=state,
+            level=level,
+            gates=(ADDRESS,),
+            online_certificate=certificate,
+        )
         async with self.pool.store.transaction() as connection:
             await put_own_pool(connection, "hq", "pool", self.pool.office.now())
             await put_peer(connection, peer, self.pool.office.now())
@@ -49,10 +67,22 @@ class Home:
         await self.exports.reconcile()
         async with self.pool.store.transaction() as connection:
             rows = await connection.fetch("DELETE FROM outbox RETURNING id, stream, payload")
-        return [
+        found = [
             (row["stream"], unpack(row["payload"], max_bytes=1 << 20, max_items=10_000))
             for row in sorted(rows, key=lambda row: row["id"])
         ]
+        return [(stream, self._opened(payload)) for stream, payload in found]
+
+    def _opened(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """What each pool of the test finds for itself, put together as if nothing were sealed."""
+        if "sealed" not in payload:
+            return payload
+        together: dict[str, Any] = {"verifiers": {}, "keys": {}, "budgets": {}}
+        for identity in self.online.values():
+            own = unsealed(payload, identity.verify_key, functools.partial(open_sealed, identity))
+            for name, parts in together.items():
+                parts.update({pool: part for pool, part in own[name].items() if part})
+        return {**payload, **together}
 
     async def app(self, name: str = "web", **fields: Any) -> dict[str, Any]:
         return await self.pool.apps.create(NewApp(name, ("shop",), **fields), by=BY)
@@ -184,3 +214,43 @@ async def test_apps_from_before_there_were_spares_are_counted(pool: Pool) -> Non
     await pool.apps.rotate("old", overlap_s=0, by=BY)
     assert len(dict(await hq.told())["guests"]["verifiers"]) == 1
     assert hq.exports.lacking == 0
+
+
+async def test_an_apps_budgets_are_told_in_part_and_again_when_they_change(pool: Pool) -> None:
+    hq = await home(pool)
+    await hq.app()
+    await hq.know()
+
+    async def limit(hard: str) -> list[Any]:
+        budget = Budget("app", "web", "month", None, Decimal(hard), "EUR")
+        async with pool.store.transaction() as connection:
+            await put_budget(connection, budget, by=BY, at=pool.office.now())
+        told = await hq.told()
+        return [one["budgets"].get(GPU.verify_key.hex()) for stream, one in told if stream == "guests"]
+
+    assert await limit("10") == [[["month", "2.5", "EUR"]]]
+    assert await limit("10") == [], "nothing has changed"
+    assert await limit("40") == [[["month", "10", "EUR"]]]
+
+
+async def test_a_slice_is_a_budget_of_the_guest_until_its_home_takes_it_back(pool: Pool) -> None:
+    async def slices(*told: tuple[str, str, str]) -> list[tuple[str, Decimal | None]]:
+        async with pool.store.transaction() as connection:
+            await put_slices(connection, GPU.verify_key, "gpu/web", told)
+            return [(one.id, one.hard) for one in await all_budgets(connection)]
+
+    month, day = ("month", "2.5", "EUR"), ("day", "1", "EUR")
+    assert await slices(month, day) == [
+        ("app:gpu/web/day", Decimal(1)),
+        ("app:gpu/web/month", Decimal("2.5")),
+    ]
+    assert await slices(month) == [("app:gpu/web/month", Decimal("2.5"))]
+    own = Budget("app", "gpu/web", "month", None, Decimal("0.5"), "EUR")
+    async with pool.store.transaction() as connection:
+        await put_budget(connection, own, by=BY, at=pool.office.now())
+    assert await slices(month) == [(own.id, own.hard)], "what this pool's admin set stays"
+    assert await slices() == [(own.id, own.hard)]
+    async with pool.store.transaction() as connection:
+        await put_slices(connection, GPU.verify_key, "gpu/other", (day,))
+        await forget_slices(connection, GPU.verify_key)
+        assert [one.id for one in await all_budgets(connection)] == [own.id]

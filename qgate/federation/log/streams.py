@@ -54,7 +54,7 @@ STREAMS: Final[Mapping[str, Stream]] = {
         Stream("pairings", 2),
         Stream("roster", 2),
         Stream("nodes", 2),
-        Stream("guests", 2),  # app verifiers of those that may fail over
+        Stream("guests", 2, version=2),  # app verifiers of those that may fail over, sealed to each pool
         Stream("workers", 2),
         Stream("routing", 2),  # adaptive weights
         Stream("redundancy", 2),  # who holds what
