@@ -96,7 +96,7 @@ class Capabilities:
             audit=audit.record,
         )
         self.rates = RateLimits()
-        self.intake = Intake(directory, clock, time.monotonic, os.urandom, self.rates)
+        self.intake = Intake(directory, clock, time.monotonic, os.urandom, self.rates, directory.setting)
         self.desk = Desk(
             self.intake,
             self.engine,

@@ -44,6 +44,7 @@ class Governing:
         # --- what the pool is set to and shows
         self.configuring = Configuring(gate, office)
         self.staff.under(self.configuring.licences)
+        self.administering.under(self.configuring.licences)
 
         # --- models' copies at other pools
         self.replicating = Replicating(

@@ -121,6 +121,13 @@ def configure_logs(
     root.setLevel(max(number, logging.WARNING))
 
 
+def set_level(level: str) -> None:
+    """Log from this level on, after `configure_logs`: debug, info, warning or error."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+    logging.getLogger().setLevel(max(number, logging.WARNING))
+
+
 def _names_program(program: str) -> structlog.typing.Processor:
     def add(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event.setdefault("program", program)

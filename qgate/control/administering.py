@@ -20,11 +20,13 @@ from qgate.governance.logins import Logins
 from qgate.governance.passwords import PasswordCost
 from qgate.http.front import HttpFront
 from qgate.http.protocol import Patience
+from qgate.store.admins import count_admins
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from qgate.federation.ask import Asks
+    from qgate.governance.licence import Licences
     from qgate.governance.office import Office
     from qgate.governance.sidecars import Sidecars
     from tunnel_proto.link import PeerSession, Stream
@@ -46,6 +48,11 @@ class Administering:
     def cost(self, cost: PasswordCost) -> None:
         """Make new passwords' verifiers at this cost; those that exist keep theirs."""
         self.logins.cost = self.admins.cost = self.first.cost = cost
+
+    def under(self, licences: Licences) -> None:
+        """Let administrators take the seats of a licence; the first owner needs none."""
+        licences.seats_used.append(count_admins)
+        self.admins.refuse_seat = licences.refuse_seat
 
     def guarded(self, application: Callable[..., Any]) -> Access:
         """The control surface behind its door; it is what admins' streams reach from now on."""

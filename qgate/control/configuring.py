@@ -17,12 +17,16 @@ from qgate.governance.order_kinds import kinds
 from qgate.governance.orders import Orders
 from qgate.governance.showing import Showing
 from qgate.store import StoreUnavailableError
+from tunnel_proto.logs import set_level
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
     from qgate.gate import Gate
     from qgate.governance.office import Office
+
+LOG_LEVEL: Final = "debug.log_level"
+FROM_FILE: Final = "file"
 
 SEEN_EVERY_S: Final = 600.0
 """How often it is noted which peers are there."""
@@ -33,6 +37,8 @@ class Configuring:
 
     def __init__(self, gate: Gate, office: Office) -> None:
         self._gate = gate
+        self._office = office
+        self._logs_at = FROM_FILE
         preferences = gate.administration.preferences
         self.licences = Licences(office, pool=gate.parts.keys.pool_key)
         self.showing = Showing(office, self.licences)
@@ -61,6 +67,8 @@ class Configuring:
 
     async def run(self) -> None:
         """Go on until cancelled."""
+        self._office.directory.subscribe(self._directory_changed)
+        self._log_level()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.licences.run(), name="licence")
             tasks.create_task(self.orders.run(), name="orders")
@@ -80,6 +88,17 @@ class Configuring:
     def _machine(self) -> list[Mapping[str, Any]]:
         settings = self._gate.settings
         return machine.checks(self._gate.files.state_dir, settings.listen.advertise)
+
+    def _directory_changed(self, names: frozenset[str]) -> None:
+        if f"setting:{LOG_LEVEL}" in names:
+            self._log_level()
+
+    def _log_level(self) -> None:
+        """Log at the level that is set for all gates, and again at the file's once none is."""
+        wanted = str(self._office.directory.setting(LOG_LEVEL))
+        if wanted != self._logs_at:
+            self._logs_at = wanted
+            set_level(self._gate.settings.log.level if wanted == FROM_FILE else wanted)
 
     async def _see_peers(self) -> None:
         while True:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from qgate.governance.office import Office, iso
@@ -43,6 +43,7 @@ class Admins:
         self._sidecars = sidecars
         self._logins = logins
         self.cost = cost or PasswordCost()
+        self.refuse_seat: Callable[[Connection], Awaitable[None]] = _no_bound
         self._entropy = entropy
 
     # --- accounts
@@ -64,6 +65,7 @@ class Admins:
         verifier = await self._verifier(password, name)
         office = self._office
         async with office.store.transaction() as connection:
+            await self.refuse_seat(connection)
             if not await table.add_admin(connection, name, role, verifier, at=office.now(), by=by):
                 raise ConflictError(f"there is an admin {name} already", hint=f"meshctl admin role {name}")
             row = await self._found(connection, name)
@@ -254,3 +256,8 @@ def _last_owner(name: str) -> ConflictError:
     return ConflictError(
         f"{name} is the last owner of this pool", hint="make another one first: meshctl admin create"
     )
+
+
+async def _no_bound(connection: Connection) -> None:
+    """Until a licence bounds the accounts."""
+    del connection

@@ -21,6 +21,7 @@ from qgate.capability.finops.rates import RateLimits
 from qgate.capability.work import Kind, Problem, Usage, Work
 from qgate.governance.directory import App
 from qgate.governance.policy import CapabilityPolicy, looks_like_key
+from qgate.governance.registry import DEFAULTS
 from qgate.http import bodies
 from tunnel_proto.request import (
     TASKS,
@@ -72,6 +73,7 @@ class Intake:
     clock: Callable[[], float]
     entropy: Callable[[int], bytes]
     rates: RateLimits | None = None
+    setting: Callable[[str], Any] = DEFAULTS.__getitem__
 
     def authenticate(self, authorization: str | None, sidecar: str, pool: bytes = b"") -> App:
         """The app behind an Authorization header that came through ``sidecar``. Raises `Problem`.
@@ -145,14 +147,24 @@ class Intake:
 
     def used(self, work: Work, usage: Usage | None) -> None:
         """Correct the rate's estimate by what a request really used; None where it used nothing."""
-        policy = work.app.policy
+        policy = self._bounded(work.app.policy)
         if self.rates is None or policy is None or policy.tokens_per_minute is None:
             return
         used = 0 if usage is None else usage.prompt_tokens + usage.completion_tokens
         self.rates.correct(work.app.name, policy, estimated_tokens(work), used, self.clock())
 
+    def _bounded(self, policy: CapabilityPolicy | None) -> CapabilityPolicy | None:
+        """A policy with the pool's rates where it names none itself."""
+        if policy is None:
+            return None
+        requests = policy.requests_per_minute or self.setting("app.requests_per_minute") or None
+        tokens = policy.tokens_per_minute or self.setting("app.tokens_per_minute") or None
+        if (requests, tokens) == (policy.requests_per_minute, policy.tokens_per_minute):
+            return policy
+        return dataclasses.replace(policy, requests_per_minute=requests, tokens_per_minute=tokens)
+
     def _admit_rate(self, work: Work) -> None:
-        if self.rates is None or (policy := work.app.policy) is None:
+        if self.rates is None or (policy := self._bounded(work.app.policy)) is None:
             return
         if policy.requests_per_minute is None and policy.tokens_per_minute is None:
             return

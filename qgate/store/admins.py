@@ -91,6 +91,11 @@ async def claim(connection: Connection) -> bool:
     return not await connection.fetchval("SELECT EXISTS (SELECT FROM admins)")
 
 
+async def count_admins(connection: Connection) -> int:
+    """How many accounts are not disabled."""
+    return int(await connection.fetchval("SELECT count(*) FROM admins WHERE disabled_at IS NULL"))
+
+
 async def add_admin(
     connection: Connection, name: str, role: str, verifier: str, *, at: datetime, by: str
 ) -> bool:

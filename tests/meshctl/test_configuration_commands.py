@@ -287,3 +287,14 @@ def test_a_setting_s_history_and_reason(at_gate: Run, gate: FakeGate) -> None:
     gate.answer("PUT /settings/app.queue", {"name": "app.queue", "value": 2})
     assert at_gate("settings", "set", "app.queue", "2", "--reason", "more")[0] == 0
     assert gate.query_of("PUT /settings/app.queue") == {"reason": "more"}
+
+
+def test_status_begins_with_the_pool_s_own_name(at_gate: Run, gate: FakeGate) -> None:
+    gate.answer("GET /status", {"gate": {"name": "gate-1"}})
+    assert "gate-1" in at_gate("status")[1]
+    gate.answer("GET /branding", BRANDING)
+    out = at_gate("status")[1]
+    assert out.splitlines()[0].split() == ["pool", "Example", "AI", "(qgate-mesh)"]
+    assert "help@example.org" in out
+    gate.answer("GET /branding", {**BRANDING, "name": ""})
+    assert "Example AI" not in at_gate("status")[1]

@@ -1,0 +1,80 @@
+"""Settings at work in a whole gate: rates by default, the log's level, seats, and who may change what."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from qgate.control.access import OPERATIONS
+from qgate.gate import Gate
+from qgate.governance.policy import CapabilityPolicy
+from qgate.governance.principal import Role
+from tests.qgate.gates import control, gate_settings, make_directory, running, until
+from tests.qgate.licences import VENDOR, licence
+
+PASSWORD = "correct horse 7 battery"
+
+
+@pytest.fixture
+async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
+    settings = gate_settings(tmp_path, store_dsn)
+    make_directory(tmp_path, settings)
+    async with running(settings) as started:
+        yield started
+
+
+@pytest.fixture
+async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
+    async with control(gate) as opened:
+        yield opened
+
+
+async def test_apps_without_rates_of_their_own_have_the_pool_s(gate: Gate, client: httpx.AsyncClient) -> None:
+    await client.put("/settings/app.requests_per_minute", json={"value": 5})
+    bounded = gate.capabilities.intake._bounded
+    own = CapabilityPolicy(requests_per_minute=7)
+    assert bounded(own) == own
+    assert bounded(CapabilityPolicy()) == dataclasses.replace(own, requests_per_minute=5)
+    await client.delete("/settings/app.requests_per_minute")
+    assert bounded(CapabilityPolicy()) == CapabilityPolicy()
+    assert bounded(None) is None
+
+
+async def test_the_log_s_level_is_set_for_all_gates(client: httpx.AsyncClient) -> None:
+    root = logging.getLogger()
+    before = root.level
+    try:
+        await client.put("/settings/debug.log_level", json={"value": "error"})
+        await until(lambda: root.level == logging.ERROR)
+        await client.delete("/settings/debug.log_level")
+        await until(lambda: root.level == logging.WARNING)
+    finally:
+        root.setLevel(before)
+
+
+async def test_administrators_and_people_take_the_seats_of_a_licence(client: httpx.AsyncClient) -> None:
+    assert (
+        await client.post("/session/first", json={"name": "alice", "password": PASSWORD})
+    ).status_code == 201
+    await client.put("/settings/licence.vendors", json={"value": VENDOR})
+    done = await client.put("/licence", json={"token": licence(time.time(), seats=2)})
+    assert (done.status_code, done.json()["seats_used"]) == (200, 1)
+    admin = {"name": "bob", "role": "viewer", "password": PASSWORD}
+    assert (await client.post("/admins", json=admin)).status_code == 201
+    refused = await client.post("/admins", json={**admin, "name": "carol"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "seats")
+    await client.patch("/admins/bob", json={"disabled": True})
+    assert (await client.get("/licence")).json()["seats_used"] == 1
+    assert (await client.post("/admins", json={**admin, "name": "carol"})).status_code == 201
+
+
+def test_who_may_change_what() -> None:
+    assert OPERATIONS["PUT", "/licence"] is OPERATIONS["DELETE", "/licence"] is Role.OWNER
+    assert OPERATIONS["POST", "/configuration/diff"] is Role.VIEWER
+    assert OPERATIONS["POST", "/orders"] is Role.OPERATOR
