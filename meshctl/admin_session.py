@@ -8,6 +8,7 @@ log-in, and what lies in the session file is worth nothing without the context's
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import threading
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 SESSION_MAX: Final = 256 * 1024
 TOKEN_MARGIN_S: Final = 10.0
 """A token this close to its end is not used any more."""
+
+AWAY_S: Final = 30.0
+"""How long a pool that did not answer is given less time to."""
+
+AWAY_PATIENCE_S: Final = 0.5
+"""That time: enough for a gate that is back, and not 2 s again for each command."""
 
 MINT_TIMEOUT_S: Final = 5.0
 UNAUTHENTICATED: Final = "unauthenticated"
@@ -104,6 +111,14 @@ def write_session(path: Path, session: AdminSession) -> None:
     replace_file(path, json.dumps(asdict(session)), 0o600)
 
 
+def _read_away(path: Path) -> dict[str, float]:
+    """When each pool did not answer, in unix seconds; nothing where that cannot be read."""
+    try:
+        return {str(pool): float(at) for pool, at in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def key_text(key: bytes) -> str:
     """A pool's key as the session file names it."""
     return base64.urlsafe_b64encode(key).decode("ascii").rstrip("=")
@@ -145,7 +160,9 @@ class ContextDialler:
         self._authenticated = authenticated
         self._session = read_session(context.session) if authenticated else None
         self._dial = dial or TunnelDial(self.identity, self.bundle.chain, context.mark)
+        self._away = _read_away(context.away)
         self._lock = threading.RLock()
+        self._asking = threading.Lock()
 
     # --- Dialler
 
@@ -163,7 +180,7 @@ class ContextDialler:
     def check(self, place: str, method: str) -> None:
         if method in {"GET", "HEAD"} or place in self._allowed or not self._authenticated:
             return
-        with self._lock:
+        with self._asking:  # not `_lock`: what only reads goes on while a person thinks
             if place in self._allowed:
                 return
             if not self.may_change(self._began, place):
@@ -171,10 +188,17 @@ class ContextDialler:
                     f"{self._began} does not answer, and nothing was changed at {place} instead.",
                     hint=f"to change {place}: --context {self.context.typed}@{place}",
                 )
-            self._allowed.add(place)
+            with self._lock:
+                self._allowed = self._allowed | {place}
 
     def dial(self, place: str, timeout: float | None) -> socket.socket:
-        return self._dial.dial(known_pool(self.pools, place).gates, timeout)
+        from meshctl.tunnel_dial import CONNECT_S
+
+        patience_s = AWAY_PATIENCE_S if self._was_away(place) else CONNECT_S
+        found = self._dial.dial(known_pool(self.pools, place).gates, timeout, patience_s=patience_s)
+        if place in self._away:
+            self._note_away(place, None)
+        return found
 
     def headers(self, place: str) -> Mapping[str, str]:
         if not self._authenticated:
@@ -194,6 +218,8 @@ class ContextDialler:
 
     def leave(self, place: str, error: OSError) -> str:
         del error
+        if not self._was_away(place):  # from the first time on: a slow pool has its whole time again
+            self._note_away(place, self._clock())
         with self._lock:
             if self._at != place:
                 return self._at  # another thread has left already
@@ -277,6 +303,18 @@ class ContextDialler:
     def close(self) -> None:
         """End the links."""
         self._dial.close()
+
+    def _was_away(self, place: str) -> bool:
+        return self._clock() - self._away.get(place, 0.0) < AWAY_S
+
+    def _note_away(self, place: str, at: float | None) -> None:
+        """Tell the programs of this context that come after this one which pool to be impatient with."""
+        with self._lock:
+            self._away.pop(place, None)
+            if at is not None:
+                self._away[place] = at
+            with contextlib.suppress(ConfigError):
+                replace_file(self.context.away, json.dumps(self._away), 0o600)
 
     def _token(self, place: str) -> str:
         """A token for this pool: the one held, else a new one for the grant."""

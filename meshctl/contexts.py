@@ -9,6 +9,7 @@
         mark             the last handshake's timestamp
         context.toml     who logs in, and the pools as they were told at the last log-in
         session          the grant, mode 0600: worth nothing without node.key
+      away             which pools did not answer of late, and when
 
 A context may lie anywhere else as well: ``--context`` takes a path, told by its slash. ``NAME@POOL`` begins
 at that pool instead of the home pool.
@@ -44,6 +45,7 @@ from tunnel_proto.roster import RosterPool, read_roster
 
 SETTINGS_FILE: Final = "context.toml"
 SESSION_FILE: Final = "session"
+AWAY_FILE: Final = "away"
 ENROLL: Final = "meshctl admin enroll"
 V = TypeVar("V")
 
@@ -98,6 +100,10 @@ class Context:
     @property
     def session(self) -> Path:
         return self.root / SESSION_FILE
+
+    @property
+    def away(self) -> Path:
+        return self.root / AWAY_FILE
 
     @property
     def enrolled(self) -> bool:

@@ -85,14 +85,16 @@ class TunnelDial:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def dial(self, gates: Sequence[GateAddress], timeout: float | None = None) -> socket.socket:
-        """A connection to the first of one pool's gates that answers.
+    def dial(
+        self, gates: Sequence[GateAddress], timeout: float | None = None, *, patience_s: float = CONNECT_S
+    ) -> socket.socket:
+        """A connection to the first of one pool's gates that answers, each within ``patience_s``.
 
         Raises ConnectionError with what was wrong with each, TimeoutError where the last did not answer.
         """
         ours, theirs = socket.socketpair()
         try:
-            self._run(self._join(gates, theirs))
+            self._run(self._join(gates, theirs, patience_s))
         except BaseException:
             ours.close()
             theirs.close()
@@ -140,13 +142,13 @@ class TunnelDial:
 
     # --- in the thread
 
-    async def _join(self, gates: Sequence[GateAddress], theirs: socket.socket) -> None:
+    async def _join(self, gates: Sequence[GateAddress], theirs: socket.socket, patience_s: float) -> None:
         causes: list[str] = []
         late = False
         for gate in gates:
             link = self._link(gate)
             try:
-                await link.ready(CONNECT_S)
+                await link.ready(patience_s)
                 await link.join(theirs)
             except (OSError, TunnelError) as error:
                 late = isinstance(error, TimeoutError)

@@ -126,15 +126,6 @@ def over_context(named: str, *, timeout: float = CALL_TIMEOUT_S) -> Gate:
     return gate
 
 
-def move_freely(gate: Gate) -> None:
-    """Change things at whatever pool the gate has moved to: for a screen that shows where it is."""
-    if gate.place:
-        from meshctl.admin_session import ContextDialler
-
-        if isinstance(gate.dialler, ContextDialler):
-            gate.dialler.may_change = lambda _home, _now: True
-
-
 def _ask_to_change(home: str, now: str) -> bool:
     """A change belongs to the pool that was meant; at another one only with a yes."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

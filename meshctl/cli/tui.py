@@ -43,7 +43,6 @@ def tui(
     """
     refuse_terminal()
     gate = options.connect(gate_dir, socket)
-    options.move_freely(gate)
     chosen = {"theme": theme, "language": language, "ascii_only": ascii_only, "mouse": mouse}
     run(gate, _where(gate_dir, gate), section, {key: one for key, one in chosen.items() if one is not None})
 

@@ -185,3 +185,35 @@ def test_who_has_logged_out_is_out_everywhere(alice: Person) -> None:
         assert (done.returncode, "meshctl login --context ops" in done.stderr) == (5, True)
     made = alice.run("login", "--password-file", "-", "-o", "json", stdin=PASSWORD)
     assert made["admin"] == "alice"
+
+
+def test_a_set_up_token_makes_the_first_owner_from_elsewhere(
+    pools: tuple[Mesh, Mesh], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    _, gpu = pools
+    bob = Person(tmp_path_factory.mktemp("bob"))
+    token, password = bob.home / "token", bob.home / "password"
+    password.touch(mode=0o600)
+    password.write_text(PASSWORD)
+    bob.run("gate", "setup-token", "--out", str(token), "--gate-dir", str(gpu.gate.directory))
+    claim = ("--setup-token-file", str(token), "--password-file", str(password), "--admin", "bob")
+    bob.run("context", "add", "gpu", *claim)
+    mine = bob.run("whoami", "-o", "json")
+    assert (mine["label"], mine["role"], mine["at"]) == ("bob", "owner", "gpu")
+    wait_until(
+        lambda: any(
+            row["name"] == "setup" and row["state"] == "revoked" for row in gpu.control.items("/sidecars")
+        ),
+        timeout_s=20,
+        what="the set-up token to be over",
+    )
+    again = subprocess.run(
+        bob.argv("context", "add", "again", *claim),
+        env=bob.env,
+        cwd=bob.home,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (again.returncode, "meshctl gate setup-token" in again.stderr) == (3, True)

@@ -6,6 +6,7 @@ import json
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from meshctl.admin_session import AdminSession, ContextDialler, Token, read_sess
 from meshctl.client import Gate
 from meshctl.contexts import Context, Contexts, ContextSettings, split
 from meshctl.errors import ExitCode, NotFoundError, RefusedError, UnreachableError
+from meshctl.tunnel_dial import TunnelDial
 from tests.meshctl.conftest import Run
 from tests.meshctl.fake_pools import ADMIN, PASSWORD, FakePools, fake_pools
 from tunnel_proto.errors import ConfigError
@@ -270,3 +272,28 @@ def test_who_never_logged_in_is_told_to(home: Path, pools: FakePools, meshctl: R
     assert meshctl("context", "add", "new", "-", stdin=pools.bundle(offer))[0] == 0
     code, _, err = meshctl("db", "list", "--context", "new")
     assert (code, "meshctl login --context new" in err) == (ExitCode.REFUSED, True)
+
+
+def test_a_pool_that_was_away_a_moment_ago_is_not_waited_for_as_long(
+    ops: Context, pools: FakePools, meshctl: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: list[float] = []
+    dial = TunnelDial.dial
+
+    def measured(self: TunnelDial, *args: Any, patience_s: float, **more: Any) -> Any:
+        patience.append(patience_s)
+        return dial(self, *args, patience_s=patience_s, **more)
+
+    monkeypatch.setattr(TunnelDial, "dial", measured)
+    for pool in pools.pools:
+        pool.gate.answer("GET /databases", {"items": []})
+    pools.stop("hq")
+    for _ in range(2):
+        assert meshctl("db", "list")[0] == 0
+    assert sorted(set(patience)) == [0.5, 2.0]
+    assert set(json.loads(ops.away.read_text())) == {"hq"}
+    pools.start("hq")
+    assert "does not answer" not in meshctl("db", "list")[2]
+    assert json.loads(ops.away.read_text()) == {}
+    ops.away.write_text("[")
+    assert meshctl("db", "list")[0] == 0
