@@ -41,7 +41,7 @@ def routers(notifications: Notifications) -> tuple[APIRouter, ...]:
         limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 100,
         after: Annotated[int | None, Query(ge=1, le=NUMBER_MAX)] = None,
         severity: Literal["info", "warning", "critical"] = "info",
-        kind: Annotated[str | None, Query(max_length=64)] = None,
+        kind: Annotated[str | None, Query(pattern=r"^[a-z][a-z.-]{0,63}$")] = None,
         *,
         unread: bool = False,
         cleared: bool = False,

@@ -115,7 +115,10 @@ class People:
 
     async def find(self, connection: Connection, who: str) -> tuple[PersonRow, Details | None]:
         """The person of that id or that address, locked. UnknownNameError."""
-        person = who if "@" not in who else await self.id_of(connection, who)
+        if "@" in who:
+            person = await self.id_of(connection, who)
+        else:
+            person = None if name_problem(who) else who
         row = None if person is None else await table.find_person(connection, person)
         if row is None:
             raise UnknownNameError("there is nobody of that id or address", hint="meshctl people list")
@@ -285,13 +288,13 @@ class People:
                 raise ConflictError(
                     f"{row.id} is disabled and the app with them", hint=f"meshctl people enable {row.id}"
                 )
-            if not await table.disown_app(connection, app, row.id):
+            if name_problem(app) or not await table.disown_app(connection, app, row.id):
                 raise UnknownNameError(f"{row.id} has no app {app}", hint=f"meshctl people show {row.id}")
         await self._told("people.disown", row.id, by, {"app": app})
         return await self.show(row.id)
 
     async def _own(self, connection: Connection, app: str, person: str) -> None:
-        found = await find_app(connection, app)
+        found = None if name_problem(app) else await find_app(connection, app)
         if found is None or found["revoked_at"] is not None:
             raise unknown_app(app)
         owner = (await table.owners(connection)).get(app)
