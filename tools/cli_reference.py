@@ -61,7 +61,9 @@ environment variable is read.
 ## In the database
 
 What may change while the mesh runs is the same for all gates of a pool and takes effect within a second:
-`meshctl settings list`, `get`, `set` and `reset`.
+`meshctl settings list`, `get`, `set` and `reset`. Every change is kept with who made it, when and why:
+`meshctl settings history`. Settings marked "owners only" would give an administrator more than the role: what
+is run on the gate's machine, and whose word is trusted.
 """
 
 
@@ -84,16 +86,26 @@ def main() -> int:
 
 def settings_page() -> str:
     """Every setting of every program, and those of the database, as Markdown."""
-    lines = [SETTINGS_HEAD, "| setting | type | default | bounds | what it does |", "|---|---|---|---|---|"]
-    for one in sorted(SETTINGS.values(), key=lambda setting: setting.name):
+    lines = [SETTINGS_HEAD.rstrip()]
+    section = ""
+    for one in sorted(SETTINGS.values(), key=lambda setting: (setting.section, setting.name)):
+        if one.section != section:
+            section = one.section
+            lines += [
+                f"\n### {section}\n",
+                "| setting | type | default | bounds | what it does |",
+                "|---|---|---|---|---|",
+            ]
         bounds = [
             f"{name} {value:,.10g}"
             for name, value in (("from", one.minimum), ("to", one.maximum))
             if value is not None
         ]
         shown = ", ".join(one.choices) or " ".join(bounds) or "-"
+        kind = f"{_TYPES[one.type]}, {one.unit}" if one.unit else _TYPES[one.type]
         text = one.description.replace("|", "\\|") + (" Needs a restart." if one.restart_needed else "")
-        lines.append(f"| `{one.name}` | {_TYPES[one.type]} | `{one.default}` | {shown} | {text} |")
+        text += " Owners only." if one.owner_only else ""
+        lines.append(f"| `{one.name}` | {kind} | `{one.default}` | {shown} | {text} |")
     files = (
         (GateSettings, "qgate.toml"),
         (MinigateSettings, "minigate.toml"),
