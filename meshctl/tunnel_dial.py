@@ -194,6 +194,7 @@ class TunnelDial:
         for link in list(self._links.values()):
             self._drop(link)
         await asyncio.gather(*self._closing, return_exceptions=True)
+        await asyncio.sleep(0)  # sockets that were cut off are closed by the loop, a turn later
 
 
 class Link:

@@ -76,6 +76,7 @@ class FakePool:
     frozen: bool = False
     tokens: set[str] = field(default_factory=set)
     held: list[Stream] = field(default_factory=list)
+    backends: list[_Backend] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.guard = self._guard
@@ -107,6 +108,10 @@ class FakePool:
         if self.marks is not None:
             self.marks.close()
             self.marks = None
+        for backend in self.backends:
+            backend.abandon("the gate is gone")
+        self.backends.clear()
+        await asyncio.sleep(0)  # what was abandoned is closed by the loop
 
     @property
     def address(self) -> GateAddress:
@@ -131,6 +136,7 @@ class FakePool:
         if self.frozen:
             self.held.append(stream)
             return
+        self.backends.append(backend)
         task = self.loop.create_task(self._join(backend, receiver))
         task.add_done_callback(lambda done: done.exception())
 
