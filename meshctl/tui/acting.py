@@ -11,7 +11,7 @@ from meshctl.errors import GateError
 from meshctl.render import Output, machine_text
 from meshctl.tui.confirm import ConfirmScreen, OnceScreen
 from meshctl.tui.declare import Action, Call, Confirm, Record, Result, Role
-from meshctl.tui.fields import Form
+from meshctl.tui.fields import Form, t
 from meshctl.tui.forms import FormScreen, Given
 from meshctl.tui.layout import clean
 from tunnel_proto.errors import MeshError
@@ -41,9 +41,9 @@ class Outcome:
 def refusal(action: Action, principal: Principal) -> tuple[str, dict[str, object]]:
     """Why this principal may not do it, as a text and its values; ("", {}) where they may."""
     if principal.read_only and action.role is not Role.VIEWER:
-        return "This context is read-only.", {}
+        return t("This context is read-only."), {}
     if not principal.role.covers(action.role):
-        return "This needs the role {role}; yours is {own}.", {"role": action.role, "own": principal.role}
+        return t("This needs the role {role}; yours is {own}."), {"role": action.role, "own": principal.role}
     return "", {}
 
 

@@ -24,6 +24,7 @@ class DocumentView(PaneView):
     DocumentView > .document--line.-stale { color: $text-warning; }
     """
 
+    narrows = True
     form: Form = Form.PERSON
     document: Any = None
 

@@ -22,6 +22,9 @@ class PaneView(Widget):
 
     DEFAULT_CSS: ClassVar[str] = "PaneView { width: 1fr; height: 1fr; }"
 
+    narrows: ClassVar[bool] = False
+    """Whether `/` finds something here."""
+
     def __init__(self, pane: Pane, *, crumb: str = "") -> None:
         super().__init__()
         self.pane = pane
@@ -85,6 +88,9 @@ class PaneView(Widget):
     def resume(self) -> None:
         """It came to the front."""
         self.reload()
+
+    def narrow(self, text: str) -> None:
+        """Show only what `/` finds, or go there."""
 
     def leave(self) -> bool:
         """Escape was pressed: whether there was something to leave in here first."""

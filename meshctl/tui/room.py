@@ -442,7 +442,8 @@ class Room(Shell):
         self.run_worker(self.acting.take_back(self.pane), group="act")
 
     def action_reload(self) -> None:
-        """Ask the gate again."""
+        """Ask the gate again, and draw everything anew, whatever the terminal made of it."""
+        self.screen.refresh(layout=True)
         if (pane := self.pane) is not None:
             pane.reload()
 
@@ -500,7 +501,7 @@ class Room(Shell):
     def action_filter(self) -> None:
         """Ask what to filter by, or to search for."""
         pane = self.pane
-        if not isinstance(pane, TableView | DocumentView):
+        if pane is None or not pane.narrows:
             self.warn(self.say("There is nothing to filter here."))
             return
         before = pane.filter.text if isinstance(pane, TableView) else ""

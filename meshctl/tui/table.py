@@ -34,6 +34,8 @@ class TableView(PaneView):
     TableView > .table--line.-stale { color: $text-warning; }
     """
 
+    narrows = True
+
     def __init__(self, pane: TablePane, *, crumb: str = "") -> None:
         super().__init__(pane, crumb=crumb)
         self.table = pane

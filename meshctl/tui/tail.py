@@ -29,6 +29,8 @@ class TailView(PaneView):
         "TailView > Static { height: 1; padding: 0 1; color: $text-muted; background: $surface; }"
     )
 
+    narrows = True
+
     def __init__(self, pane: OwnPane) -> None:
         super().__init__(pane, crumb="audit")
         self._lines: deque[Line] = deque(maxlen=LINES)

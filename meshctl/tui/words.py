@@ -15,6 +15,13 @@ from typing import Final
 
 ENGLISH: Final = "en"
 
+SPOKEN: Final = (
+    *("viewer", "operator", "admin", "owner"),
+    *("connecting", "live", "polling", "away", "refused"),
+    *("described", "yaml", "json"),
+)
+"""Words that come as values: roles, how the feed stands, the forms of a description."""
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
