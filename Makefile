@@ -19,7 +19,7 @@ define llama
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-compiled check format compat sim soak bench bench-wire bench-idle bench-slow bench-capability clean
+.PHONY: help dev test test-compiled check format compat sim fuzz-api reference soak bench bench-wire bench-idle bench-slow bench-capability clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -62,6 +62,14 @@ compat: $(STAMP) ## the drivers' own test suites, direct and through the wire
 SEEDS ?= 200
 sim: $(STAMP) ## simulated histories of a federation in trouble, two hours each: make sim SEEDS=2000
 	$(BIN)/python -m tests.sim --seeds $(SEEDS)
+
+EXAMPLES ?= 50
+fuzz-api: $(STAMP) ## requests made from the control API's description, against a real gate: make fuzz-api EXAMPLES=200
+	$(BIN)/python -m tests.qgate.control_fuzz --examples $(EXAMPLES)
+
+reference: $(STAMP) ## write the generated pages: commands, settings, control API
+	$(BIN)/python tools/cli_reference.py
+	$(BIN)/python tools/control_reference.py
 
 soak: $(STAMP) ## hysteresis as it is set, on real processes: eight minutes
 	$(BIN)/python -m tests.integration.soak

@@ -20,6 +20,7 @@ from qgate.control import (
     catalogue,
     failover,
     incidents,
+    openapi,
     pools,
     problems,
     providers,
@@ -60,7 +61,7 @@ def control_api(gate: Gate) -> FastAPI:
     """The ASGI application over a gate."""
     application = FastAPI(
         title="qgate control",
-        version=gate.version,
+        version=openapi.API_VERSION,
         docs_url=None,
         redoc_url=None,
         openapi_url=f"{PREFIX}/openapi.json",
@@ -87,6 +88,7 @@ def control_api(gate: Gate) -> FastAPI:
         application.include_router(router, prefix=PREFIX)
     for router in route.routers(gate.capabilities.engine, gate.parts.directory, ADMINISTRATOR):
         application.include_router(router, prefix=PREFIX)
+    openapi.install(application)
     return application
 
 

@@ -1,0 +1,88 @@
+"""The control API's description: complete, published as it is, and kept by the gate."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from qgate.control.openapi import operation_id, operations
+from qgate.store.embedded import EmbeddedPostgres
+from tests.qgate.control_fuzz import explore, gate_in_a_thread
+from tests.qgate.gates import control, gate_settings, make_directory, running
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def reference() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("control_reference", ROOT / "tools/control_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    described: dict[str, Any] = reference().description()
+    return described
+
+
+def test_what_is_published_is_what_the_code_says(document: dict[str, Any]) -> None:
+    written = reference()
+    stale = "run: python tools/control_reference.py"
+    assert json.loads((ROOT / "docs/openapi.json").read_text()) == document, stale
+    assert (ROOT / "docs/control-api.md").read_text().endswith(written.table(document)), stale
+
+
+async def test_a_gate_describes_itself_alike(
+    document: dict[str, Any], tmp_path: Path, store_dsn: str
+) -> None:
+    settings = gate_settings(tmp_path, store_dsn)
+    make_directory(tmp_path, settings)
+    async with running(settings) as gate, control(gate) as client:
+        assert (await client.get("/openapi.json")).json() == document
+
+
+def test_every_operation_is_named_and_explained(document: dict[str, Any]) -> None:
+    names = []
+    for method, path, operation in operations(document):
+        names.append(operation["operationId"])
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", operation["operationId"]), (method, path)
+        assert len(operation["summary"]) > 5, (method, path)
+        assert "application/problem+json" in operation["responses"]["default"]["content"], (method, path)
+        assert path in {"/healthz", "/readyz"} or "x-role" in operation
+        headers = {one["name"].lower() for one in operation.get("parameters", ()) if one["in"] == "header"}
+        assert ("idempotency-key" in headers) == (method == "POST"), (method, path)
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "listing", "name"),
+    [
+        ("GET", "/apps", True, "apps_list"),
+        ("GET", "/apps/{name}", False, "apps_show"),
+        ("POST", "/apps", True, "apps_create"),
+        ("POST", "/apps/{name}/rotate", False, "apps_rotate"),
+        ("PATCH", "/apps/{name}/policy", False, "apps_policy_change"),
+        ("DELETE", "/apps/{name}/keys/{key}", False, "apps_keys_remove"),
+        ("PUT", "/logs/import", False, "logs_import"),
+    ],
+)
+def test_names_follow_from_method_and_path(method: str, path: str, listing: bool, name: str) -> None:
+    assert operation_id(method, path, listing=listing) == name
+
+
+@pytest.mark.timeout(300)
+def test_nothing_that_can_be_asked_breaks_the_gate(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
+    with gate_in_a_thread(tmp_path, store_server) as gate:
+        answers, wrong = explore(gate, examples=2, budget_s=60.0)
+    assert answers.total() > 100
+    assert answers[200] + answers[201] + answers[204] > 10
+    assert not wrong, "\n".join(wrong)
