@@ -110,7 +110,7 @@ class AdminNode:
         content = b"" if body is None else json.dumps(body).encode()
         head = [
             f"{method} {prefix}{path} HTTP/1.1",
-            "Host: gate",
+            "Host: localhost",
             "Connection: close",
             f"Content-Length: {len(content)}",
             "Content-Type: application/json",

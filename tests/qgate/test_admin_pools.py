@@ -1,0 +1,241 @@
+"""One pool's administrators at another: what a grant is worth there, its ceiling, its end, and forgeries."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from qgate.federation.peer import Permissions
+from qgate.gate import Gate
+from qgate.governance.admin_sessions import Grant, read_grant, seal_grant
+from qgate.governance.principal import AccessError, Role
+from qgate.store.embedded import EmbeddedPostgres
+from tests.qgate.admin_node import CHEAP, PASSWORD, AdminNode, dialled_in_vain, refusals
+from tests.qgate.gates import control, until
+from tests.qgate.peering import know, pair, peer_of, pools
+from tunnel_proto.certificate import NodeCertificate, read_chain
+
+
+@dataclasses.dataclass
+class Pair:
+    """Two pools that are paired at level 4, and alice of hq with a session there."""
+
+    hq: Gate
+    branch: Gate
+    at_hq: httpx.AsyncClient
+    at_branch: httpx.AsyncClient
+    alice: AdminNode
+
+    async def to_branch(self) -> AdminNode:
+        """Alice's machine, connected to the branch, with a token of it."""
+        await self.alice.reach(self.branch)
+        minted = await self.alice.mint()
+        assert minted.status == 200, minted.body
+        return self.alice
+
+    @property
+    def node(self) -> NodeCertificate:
+        """Alice's key, as gates see it."""
+        return read_chain(self.alice.chain)[1]
+
+    async def refused_at_branch(self) -> str:
+        """Why alice's token is not taken at the branch, whichever tunnel it comes through."""
+        with pytest.raises(AccessError) as refused:
+            await self.branch.governing.administering.logins.bearer(self.alice.token, self.node)
+        return refused.value.message
+
+
+async def linked(one: Gate, other: Gate) -> None:
+    """Wait for the tunnel between two pools."""
+    await until(
+        lambda: (
+            one.peering.links.up(other.parts.keys.pool_key)
+            and other.peering.links.up(one.parts.keys.pool_key)
+        )
+    )
+
+
+@pytest.fixture
+async def paired(tmp_path: Path, store_server: EmbeddedPostgres) -> AsyncIterator[Pair]:
+    async with AsyncExitStack() as stack:
+        hq, branch = await stack.enter_async_context(pools(tmp_path, store_server, "hq", "branch"))
+        for gate in (hq, branch):
+            gate.governing.administering.cost(CHEAP)
+        await pair(hq, branch, level=4)
+        await linked(hq, branch)
+        at_hq = await stack.enter_async_context(control(hq))
+        at_branch = await stack.enter_async_context(control(branch))
+        made = await at_hq.post("/admins", json={"name": "alice", "role": "owner", "password": PASSWORD})
+        assert made.status_code == 201, made.text
+        alice = AdminNode("alice-laptop")
+        stack.push_async_callback(alice.close)
+        await alice.enrol(at_hq, "alice")
+        await alice.reach(hq)
+        assert (await alice.login("alice")).status == 201
+        yield Pair(hq, branch, at_hq, at_branch, alice)
+
+
+async def test_a_session_is_good_at_a_pool_that_trusts_its_own(paired: Pair) -> None:
+    told = (await paired.alice.login("alice")).body["pools"]
+    assert [one["name"] for one in told] == ["hq", "branch"]
+    assert told[1]["gates"][0]["public"] == paired.branch.parts.keys.node.handshake_public.hex()
+    home = paired.alice.token
+    alice = await paired.to_branch()
+    who = (await alice.call("GET", "/session")).body
+    assert (who["label"], who["role"], who["pool"]) == ("alice@hq", "operator", "hq")
+    assert (await alice.call("POST", "/databases", {})).code == "role"
+    assert (await alice.call("GET", "/session", token=home)).status == 401  # hq's token opens hq
+    assert (await alice.login("alice", remember=False)).code == "elsewhere"
+    assert ("role", "POST /control/v1/databases") in await refusals(paired.at_branch, paired.branch)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "role"), [("auditor", "viewer"), ("operator", "operator"), ("admin", "admin")]
+)
+async def test_the_ceiling_holds_at_once(paired: Pair, ceiling: str, role: str) -> None:
+    alice = await paired.to_branch()
+    await know(paired.branch, peer_of(paired.hq, level=4, permissions=Permissions(admin_role=ceiling)))
+    minted = await alice.mint()
+    assert minted.body["role"] == role
+    assert (await alice.call("GET", "/session")).body["role"] == role
+    for path in ("/vault/rekey", "/session/setup-token", "/pools/hq/revoke"):
+        assert (await alice.call("POST", path, {})).code == "role"  # never an owner
+    await know(paired.branch, peer_of(paired.hq, level=4, permissions=Permissions(admin_role="auditor")))
+    assert (await alice.call("GET", "/session")).body["role"] == "viewer"
+
+
+async def test_who_logs_out_at_home_is_out_everywhere(paired: Pair) -> None:
+    alice = await paired.to_branch()
+    sid = (await alice.call("GET", "/session")).body["session"]
+    assert (await paired.at_hq.delete(f"/sessions/{sid}")).status_code == 204
+    assert (await alice.call("GET", "/status")).code == "unauthenticated"
+    assert (await alice.mint()).status == 401
+
+
+async def test_who_logs_out_away_from_home_is_out_at_home_too(paired: Pair) -> None:
+    home = paired.alice.token
+    alice = await paired.to_branch()
+    token = alice.token
+    assert (await alice.call("DELETE", "/session")).status == 204
+    assert (await alice.call("DELETE", "/session", token=token)).status == 401  # and not twice
+    assert (await paired.at_hq.get("/sessions")).json()["items"] == []
+    await alice.reach(paired.hq)
+    assert (await alice.call("GET", "/status", token=home)).status == 401
+
+
+async def test_a_log_out_that_was_not_heard_is_asked_for(paired: Pair) -> None:
+    alice = await paired.to_branch()
+
+    async def deaf(sid: bytes, expires_at: float) -> None:
+        del sid, expires_at
+
+    paired.hq.governing.administering.logins.tell_over = deaf
+    await paired.at_hq.patch("/admins/alice", json={"disabled": False})
+    sid = (await paired.at_hq.get("/sessions")).json()["items"][0]["session"]
+    assert (await paired.at_hq.delete(f"/sessions/{sid}")).status_code == 204
+    assert (await alice.call("GET", "/status")).status == 200  # for the token's life
+    assert (await alice.mint()).status == 401
+    assert (await alice.call("GET", "/status")).status == 401  # from here on it is known
+
+
+async def test_a_pool_that_is_cut_off_honours_the_grant(paired: Pair) -> None:
+    await paired.hq.tunnel.close()
+    await paired.hq.peering.links.close()
+    await until(lambda: not paired.branch.peering.links.up(paired.hq.parts.keys.pool_key))
+    alice = await paired.to_branch()
+    assert (await alice.call("GET", "/status")).status == 200
+
+
+async def test_less_trust_ends_it_at_once(paired: Pair) -> None:
+    alice = await paired.to_branch()
+    await know(paired.branch, peer_of(paired.hq, level=3))
+    await until(lambda: all(one.peer.role != "admin" for one in paired.branch.tunnel.sessions.values()))
+    assert "does not take sessions" in await paired.refused_at_branch()
+    await alice.close()
+    assert await dialled_in_vain(alice, paired.branch)
+
+
+async def test_a_revoked_pools_admins_are_out_at_once(paired: Pair) -> None:
+    alice = await paired.to_branch()
+    revoked = await paired.at_branch.post("/pools/hq/revoke")
+    assert revoked.status_code == 200, revoked.text
+    await until(lambda: all(one.peer.role != "admin" for one in paired.branch.tunnel.sessions.values()))
+    assert "does not take sessions" in await paired.refused_at_branch()
+    await alice.close()
+    assert await dialled_in_vain(alice, paired.branch)
+
+
+async def test_both_sides_must_want_it(paired: Pair) -> None:
+    """The session's own pool keeps its admins at home: its word counts at the next token."""
+    deny = Permissions(deny_send=frozenset({"admin"}))
+    await know(paired.hq, peer_of(paired.branch, level=4, permissions=deny))
+    await paired.alice.reach(paired.branch)
+    assert (await paired.alice.mint()).status == 401
+    await paired.alice.reach(paired.hq)
+    reply = await paired.alice.login("alice")
+    assert [one["name"] for one in reply.body["pools"]] == ["hq"]
+    await paired.alice.reach(paired.branch)
+    assert (await paired.alice.mint()).code == "not-for-this-pool"
+
+
+async def test_trust_is_not_passed_on(paired: Pair, tmp_path: Path, store_server: EmbeddedPostgres) -> None:
+    """A third pool trusts the branch, which trusts hq: hq's admins are nobody there."""
+    async with pools(tmp_path, store_server, "third") as [third], control(third) as at_third:
+        third.governing.administering.cost(CHEAP)
+        await pair(third, paired.branch, level=4)
+        assert await dialled_in_vain(await _closed(paired.alice), third)
+        # The same key, enrolled there for somebody else, gets the grant to that pool: it is worth nothing.
+        await at_third.post("/admins", json={"name": "carol", "role": "viewer", "password": PASSWORD})
+        carol = AdminNode("carol-laptop", paired.alice.identity)
+        await carol.enrol(at_third, "carol")
+        await carol.reach(third)
+        try:
+            assert (await carol.mint(paired.alice.grant)).code == "unauthenticated"
+            # Nor may the branch make a grant in hq's name, or carry hq's admin over as its own.
+            grant, _ = read_grant(paired.alice.grant, now=time.time())
+            wide = dataclasses.replace(grant, pools=(third.parts.keys.pool_key,))
+            for forged in (wide, dataclasses.replace(wide, role=Role.OWNER)):
+                text = seal_grant(paired.branch.parts.online, forged)
+                assert (await carol.mint(text)).code == "unauthenticated"
+        finally:
+            await carol.close()
+        codes = [code for code, _ in await refusals(at_third, third)]
+        assert codes == ["unauthenticated"] * 3
+
+
+async def test_a_grant_of_a_pool_below_level_four_is_worth_nothing(paired: Pair) -> None:
+    """The branch's own admins at hq, which trusts the branch at level 3."""
+    await know(paired.hq, peer_of(paired.branch, level=3))
+    now = int(time.time())
+    grant = Grant(
+        sid=b"b" * 16,
+        name="bob",
+        role=Role.OWNER,
+        pool=paired.branch.parts.keys.pool_key,
+        client=paired.alice.identity.fingerprint,
+        issued_at=now,
+        expires_at=now + 3600,
+        pools=(paired.hq.parts.keys.pool_key,),
+    )
+    reply = await paired.alice.mint(seal_grant(paired.branch.parts.online, grant))
+    assert (reply.status, reply.code) == (401, "unauthenticated")
+
+
+async def test_a_session_that_its_pool_never_opened_does_not_stand(paired: Pair) -> None:
+    """Whoever stole a pool's online key can sign a grant; the pool says that there is no such session."""
+    grant, _ = read_grant(paired.alice.grant, now=time.time())
+    forged = dataclasses.replace(grant, sid=b"f" * 16, role=Role.OWNER)
+    await paired.alice.reach(paired.branch)
+    reply = await paired.alice.mint(seal_grant(paired.hq.parts.online, forged))
+    assert (reply.status, reply.body["detail"]) == (401, "this session is over")
+
+
+async def _closed(node: AdminNode) -> AdminNode:
+    await node.close()
+    return node
