@@ -33,7 +33,16 @@ class Terminal:
         self.folder = Path(tempfile.mkdtemp(prefix="tmux-"))
         self._socket = self.folder / "tmux"
         home = home or self.folder
-        words = ["env", f"HOME={home}", *([f"TERM={term}"] if term else []), *argv]
+        words = [
+            "env",
+            "-u",
+            "COLUMNS",
+            "-u",
+            "LINES",
+            f"HOME={home}",
+            *([f"TERM={term}"] if term else []),
+            *argv,
+        ]
         self._line = f"cd {shlex.quote(str(self.folder))}; {shlex.join(words)}; echo ended $?; exec sleep 600"
 
     def __enter__(self) -> Self:

@@ -64,7 +64,7 @@ def test_refuses_a_terminal_that_cannot_be_drawn_on(gate: RoomGate) -> None:
 
 @needs_tmux
 def test_a_small_terminal_shows_what_it_can(gate: RoomGate) -> None:
-    with Terminal(command(gate, "--section", "workers"), size=(60, 16)) as terminal:
+    with Terminal(command(gate, "--section", "workers"), size=(34, 8)) as terminal:
         terminal.sees("gpu-1")
         terminal.keys("q")
         terminal.sees("ended 0")
