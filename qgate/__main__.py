@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--restore", type=Path, metavar="BACKUP", help="put a backup into the empty store, then end"
     )
+    parser.add_argument(
+        "--print-setup-token",
+        action="store_true",
+        help="while the pool has no admin, print what makes the first owner from elsewhere",
+    )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {version()}")
     options = parser.parse_args(arguments)
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
@@ -59,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.restore is not None:
         return run(PROGRAM, lambda: restore(settings, files, options.restore))
     notifier = Notifier.from_environment(os.environ, os.getpid())
-    return run(PROGRAM, lambda: serve(options.config, place, settings, files, notifier))
+    setup = bool(options.print_setup_token)
+    return run(PROGRAM, lambda: serve(options.config, place, settings, files, notifier, print_setup=setup))
 
 
 def version() -> str:
@@ -118,13 +124,21 @@ async def restore(settings: GateSettings, files: GateFiles, backup: Path) -> int
         done = await opened.restore(store.store, files.state_dir)
     for name in done["files"]:
         sys.stdout.write(f"wrote {files.state_dir / name}\n")
+    if done["tables"].get("people") and not (files.state_dir / "people.keys").exists():
+        sys.stdout.write("people cannot be read without people.keys: put it here before the gate starts\n")
     made = f"made at {opened.header['made_at']} by gate {opened.header['gate']}"
     sys.stdout.write(f"{backup}: restored {sum(done['tables'].values())} rows, {made}\n")
     return ExitCode.OK
 
 
 async def serve(
-    path: Path, credentials: Path | None, settings: GateSettings, files: GateFiles, notifier: Notifier
+    path: Path,
+    credentials: Path | None,
+    settings: GateSettings,
+    files: GateFiles,
+    notifier: Notifier,
+    *,
+    print_setup: bool = False,
 ) -> int:
     """Run a gate until a signal ends it; returns the exit code."""
     import structlog
@@ -147,12 +161,28 @@ async def serve(
             settle()
             notifier.ready(f"listening on port {gate.port}")
             log.info("ready", port=gate.port, socket=str(files.control_socket), open_files=allowed)
+            if print_setup:
+                await _print_setup_token(gate)
             return await _run_until_stopped(gate, signals, notifier, _reloader(gate, path, credentials))
         finally:
             await gate.close()
     finally:
         signals.uninstall(loop)
         log.info("stopped")
+
+
+async def _print_setup_token(gate: Gate) -> None:
+    """Write a set-up token to standard output, and nowhere else; or say why there is none."""
+    from qgate.governance.principal import Principal, Role
+
+    asker = Principal(f"uid={os.geteuid()}", Role.OWNER, kind="local")
+    try:
+        made = await gate.governing.administering.first.token(asker, by=asker.label)
+    except MeshError as error:
+        print_error(PROGRAM, error)
+        return
+    sys.stdout.write(f"set-up token, good for a day and for one owner: {made['setup_token']}\n")
+    sys.stdout.flush()
 
 
 def _reloader(gate: Gate, path: Path, credentials: Path | None) -> Callable[[], Awaitable[None]]:
