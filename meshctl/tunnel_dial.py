@@ -286,6 +286,8 @@ class Carrier(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        if self.stream is None:  # given up before it was ready
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.stream is not None:
