@@ -45,7 +45,10 @@ BODY_MAX: Final = 1024 * 1024
 REPLY_MAX: Final = 64 * 1024
 
 SECRETS: Final = frozenset(
-    {"password", "api_key", "token", "grant", "secret", "secrets", "codes", "uri", "key", "link", "code"}
+    {
+        *("password", "api_key", "token", "grant", "setup_token", "secret", "secrets"),
+        *("codes", "uri", "key", "link", "code"),
+    }
     | {"email", "salt"}  # people: a reply that is kept would outlive their erasure
 )
 """Names in replies whose text is shown once and never kept."""
