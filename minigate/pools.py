@@ -207,6 +207,7 @@ class Pools:
         uplink = self._uplinks.get(pool)
         if uplink is not None and not self._closed:
             self.where.see(pool, *uplink.sight())
+            self._ask_elsewhere(uplink)
 
     def _up(self, pool: bytes) -> None:
         if pool == self.where.target:
@@ -214,6 +215,16 @@ class Pools:
         uplink = self._uplinks[pool]
         if (client := uplink.available()) is not None:
             self.where.tell(pool, client)
+        self._ask_elsewhere(uplink)
+
+    def _ask_elsewhere(self, uplink: Uplink) -> None:
+        """Nobody who was not answered waits for a silent gate while another one of the pool is there."""
+        if uplink.available() is None:
+            return
+        for client in list(uplink.clients()):
+            if client.state not in {"up", "draining"}:
+                for stream, side in _sides(client):
+                    side.unheard(stream)
 
     def _moved(self, move: Move) -> None:
         if (back := self._draining.pop(move.to, None)) is not None and back.timer is not None:

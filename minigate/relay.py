@@ -345,6 +345,17 @@ class GateSide:
         if origin is None or not app.move_to(origin):
             app.fail(moved_error(settled=True), at_boundary=self.boundary)
 
+    def unheard(self, stream: Stream) -> None:
+        """The link is lost and another gate is there: who has not heard a word goes to that one."""
+        app, origin = self._app, self._origin
+        if origin is None:
+            return
+        self._origin = None
+        app.stream = None
+        stream.reset(StreamCode.CANCELLED, "asked at another gate")
+        if not app.move_to(origin):
+            app.fail(StreamError(StreamCode.SESSION_LOST, "the gate is silent"), at_boundary=self.boundary)
+
     def data_received(self, data: bytes, boundary: bool) -> None:
         app = self._app
         self.boundary = boundary

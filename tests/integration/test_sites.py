@@ -94,11 +94,17 @@ class Stage:
         )
         return time.monotonic() - began
 
+    def desk_is_seen(self) -> bool:
+        """Whether the office has a tunnel to one of its home's gates."""
+        return any(
+            one["node"] == "desk" and one["connected"]
+            for gate in self.hq.gates
+            for one in self.hq.sessions(gate)
+        )
+
     def home(self) -> None:
         """Have the office at home again, by order: by itself it would not, for five minutes after a flap."""
-        wait_until(
-            lambda: any(row["node"] == "desk" for row in targets(self.hq)), timeout_s=60, what="its tunnel"
-        )
+        wait_until(self.desk_is_seen, timeout_s=60, what="the office's tunnel to its home")
         self.hq.control.post("/failover/orders", {"verb": "back"})
         wait_until(lambda: served(self.login) == "hq", timeout_s=30, what="the office at home", every_s=0.2)
 
@@ -185,7 +191,7 @@ def asking(login: Login) -> Iterator[list[str]]:
     finally:
         stop.set()
         thread.join(30)
-    assert counted[0] > 20
+    assert counted[0] > 10
 
 
 def test_a_pool_is_killed(stage: Stage) -> None:
@@ -238,7 +244,7 @@ def test_a_line_is_slow(stage: Stage) -> None:
     """1 Mbit/s, 150 ms each way, a packet in fifty lost: nobody dies of it, and logs arrive."""
     stage.sites.slow("hq", "branch", mbit=1.0, delay_s=0.15, loss=0.02)
     try:
-        wait_until(lambda: (peer(stage.hq, "branch")["rtt_s"] or 0) > 0.2, timeout_s=30, what="the slow line")
+        assert stage.sites.round_trip("hq", "branch") > 0.3
         stage.say("branch", "said-slowly")
         assert stage.wait_heard("hq", "branch", "said-slowly") < 30
         seen = set()
@@ -260,17 +266,32 @@ def test_a_line_flaps(stage: Stage) -> None:
         for _ in range(3):
             stage.sites.part("office", "hq")
             wait_until(lambda: served(stage.login) == "other", timeout_s=15, what="the next pool")
+            wait_until(lambda: not stage.desk_is_seen(), timeout_s=20, what="its tunnel to be missed")
             stage.sites.join("office", "hq")
-            wait_until(
-                lambda: any(row["node"] == "desk" and row["target"] == "gpu" for row in targets(stage.hq)),
-                timeout_s=20,
-                what="the office's tunnel to its home",
-            )
-        moves = [row["rule"] for row in stage.hq.control.items("/failover/history", {"node": "desk"})]
-        assert moves[0] == "emergency", "it left once, and stays where it is"
+            wait_until(stage.desk_is_seen, timeout_s=20, what="the office's tunnel to its home")
         assert served(stage.login) == "other"
     assert not problems, "new connections go elsewhere while a line is down"
+    moves = [row["rule"] for row in stage.hq.control.items("/failover/history", {"node": "desk"})]
+    assert moves[0] == "emergency", "it left once, and stays where it is"
     stage.home()
+
+
+def test_one_of_two_gates_is_frozen(stage: Stage) -> None:
+    """Whoever was not answered yet asks the other one, and nobody leaves the pool for it."""
+    stage.home()
+    frozen = next(
+        gate
+        for gate in stage.hq.gates
+        if any(one["node"] == "desk" and one["connected"] for one in stage.hq.sessions(gate))
+    )
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        took, name = until_answered(stage.login)
+        assert name == "web@desk"
+        assert took < AIM_S
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
+    stage.wait_whole()
 
 
 def test_all_gates_are_restarted_one_after_the_other_under_load(stage: Stage) -> None:
@@ -292,9 +313,7 @@ def test_an_air_gapped_pair(stage: Stage, tmp_path: Path) -> None:
         stage.wait_health("branch", "gpu", "dead")
         stage.say("gpu", "carried")
         archive = tmp_path / "gpu.archive"
-        wait_until(
-            lambda: stage.gpu.control.get("/logs")["outbox"] == 0, timeout_s=20, what="it to be signed"
-        )
+        wait_until(lambda: _log(stage.gpu, "gpu")["behind"] == 0, timeout_s=20, what="it to be signed")
         archive.write_bytes(b"".join(stage.gpu.control.pieces("/logs/branch/archive", {})))
         assert "gpu/carried" not in stage.branch.control.get("/failover")["guest_apps"]
         with pytest.raises(GateError):
@@ -317,8 +336,8 @@ def clock_off(mesh: Mesh, directory: Path, seconds: int) -> Iterator[None]:
     """Run a pool's gate with another calendar than the others'."""
     source, library = directory / "clock.c", directory / "clock.so"
     source.write_text(CLOCK_C)
-    compiled = ["cc", "-shared", "-fPIC", f"-DOFF_S=({seconds})", "-o", library, source]
-    subprocess.run(compiled, check=True, timeout=60)
+    compiler = ("cc", "-shared", "-fPIC", f"-DOFF_S=({seconds})", "-o", str(library), str(source))
+    subprocess.run(compiler, check=True, timeout=60)
     plain = mesh.gate.argv
     enter = list(mesh.gate_command)
     mesh.gate.stop()
@@ -374,9 +393,3 @@ def test_a_peer_is_revoked(stage: Stage) -> None:
     assert peer(stage.hq, "branch")["state"] == "revoked"
     assert stage.health("gpu", "branch") == "alive", "what hq thinks of it decides nothing there"
     assert served(stage.login) == "hq"
-    os.kill(stage.hq.gate.pid, signal.SIGSTOP)  # and the office still has somewhere to go
-    try:
-        took, _ = until_answered(stage.login)
-        assert took < AIM_S
-    finally:
-        os.kill(stage.hq.gate.pid, signal.SIGCONT)

@@ -20,6 +20,17 @@ _NETWORK: Final = "10.205.0"
 HERE: Final = f"{_NETWORK}.254"
 """This machine's own address on that network."""
 
+_PROBE: Final = """
+import contextlib, socket, sys, time
+times = []
+for _ in range(3):
+    start = time.monotonic()
+    with contextlib.suppress(ConnectionRefusedError):
+        socket.create_connection((sys.argv[1], 1), timeout=5)
+    times.append(time.monotonic() - start)
+print(min(times))
+"""
+
 
 class Sites:
     """A namespace for each of ``names``. Use as ``with``; everything that was done to lines ends with it."""
@@ -46,12 +57,13 @@ class Sites:
     # --- lines
 
     def cut(self, source: str, to: str) -> None:
-        """Lose every packet in one direction; nobody is told."""
-        _ip("-n", self.namespace(source), "route", "replace", "blackhole", f"{self.address(to)}/32")
+        """Lose every packet in one direction, at an address that nobody has; nobody is told."""
+        nobody = ("lladdr", "02:00:00:00:00:01", "dev", "wan", "nud", "permanent")
+        _ip("-n", self.namespace(source), "neigh", "replace", self.address(to), *nobody)
 
     def mend(self, source: str, to: str) -> None:
         """Let packets through again."""
-        _ip_if_there("-n", self.namespace(source), "route", "del", "blackhole", f"{self.address(to)}/32")
+        _ip_if_there("-n", self.namespace(source), "neigh", "del", self.address(to), "dev", "wan")
 
     def part(self, one: str, other: str) -> None:
         """Cut both directions."""
@@ -92,6 +104,16 @@ class Sites:
             _ip_if_there("-n", self.namespace(name), "link", "del", "line0")
         pump.stop()
         pump.log.unlink(missing_ok=True)
+
+    def round_trip(self, one: str, other: str) -> float:
+        """How long a closed port takes to say so, in seconds; the least of three times."""
+        done = subprocess.run(
+            [*self.command(one), sys.executable, "-c", _PROBE, self.address(other)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return float(done.stdout)
 
     # --- life
 
