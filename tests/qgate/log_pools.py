@@ -144,7 +144,11 @@ class TestPool:
         self.neighbours: dict[bytes, TestPool] = {}
         self.peers_by_key: dict[bytes, Peer] = {}
         self.links = PipeLinks(self)
-        self.settings: dict[str, Any] = {"replication.backfill_kb_s": 0, "replication.keep_entries": 0}
+        self.settings: dict[str, Any] = {
+            "automation.replication": True,
+            "replication.backfill_kb_s": 0,
+            "replication.keep_entries": 0,
+        }
         self.broken: set[bytes] = set()
         self.returned: list[Entry] = []
         self.task: asyncio.Task[None] | None = None
