@@ -14,11 +14,13 @@ from qgate.control.branding import Colour, Line
 from qgate.control.capability_bodies import Amount, Currency, ModelBody, ModelName, Patience
 from qgate.control.pools import PermissionsBody
 from qgate.control.resources import By
+from qgate.control.seen import WITHOUT_NUL, Reason
 from qgate.governance.config_document import Change
 from qgate.governance.configuration import Configuration, owner_only
 
 Value = bool | int | float | Annotated[str, Field(max_length=4096)]
-Short = Annotated[str, Field(max_length=300)]
+Short = Annotated[str, Field(max_length=300, pattern=WITHOUT_NUL)]
+Target = Annotated[str, Field(min_length=1, max_length=4096, pattern=WITHOUT_NUL)]
 Many = 10_000
 
 
@@ -39,7 +41,7 @@ class PriceEntry(Body):
     output: Amount | None = None
     cached: Amount | None = None
     currency: Currency | None = None
-    source: Annotated[str, Field(max_length=200)] | None = None
+    source: Short | None = None
 
 
 class BudgetEntry(Body):
@@ -73,7 +75,7 @@ class ProviderEntry(Body):
     """A provider, without its key."""
 
     kind: Short | None = None
-    url: Annotated[str, Field(max_length=2048)] | None = None
+    url: Annotated[str, Field(max_length=2048, pattern=WITHOUT_NUL)] | None = None
     local: bool | None = None
     isolation: Literal["none", "shared", "wiped", "dedicated"] | None = None
     enabled: bool | None = None
@@ -116,12 +118,7 @@ class Document(Body):
     exported_at: Short | None = None
     settings: Annotated[dict[Short, Value], Field(max_length=Many)] | None = None
     branding: BrandingEntry | None = None
-    aliases: (
-        Annotated[
-            dict[ModelName, Annotated[str, Field(min_length=1, max_length=4096)]], Field(max_length=Many)
-        ]
-        | None
-    ) = None
+    aliases: Annotated[dict[ModelName, Target], Field(max_length=Many)] | None = None
     prices: Annotated[dict[ModelName, PriceEntry], Field(max_length=Many)] | None = None
     budgets: Annotated[dict[Short, BudgetEntry], Field(max_length=Many)] | None = None
     databases: Annotated[dict[Name, DatabaseEntry], Field(max_length=Many)] | None = None
@@ -138,14 +135,14 @@ class ApplyBody(Body):
     """A document and why; ``force`` also where something was changed since it was exported."""
 
     document: Document
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Reason = ""
     force: bool = False
 
 
 class RevertBody(Body):
     """Why."""
 
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Reason = ""
 
 
 def routers(configuration: Configuration) -> tuple[APIRouter, ...]:

@@ -10,6 +10,7 @@ from pydantic import Field
 from qgate.control.access import Role, require
 from qgate.control.bodies import Body
 from qgate.control.resources import By
+from qgate.control.seen import Reason
 from qgate.governance.orders import Orders
 
 Number = Annotated[int, Field(ge=1, le=2**62)]
@@ -22,7 +23,7 @@ class OrderBody(Body):
     arguments: Annotated[dict[str, Any], Field(max_length=16)] = Field(default_factory=dict)
     at: Annotated[float, Field(ge=0, le=4e9)] | None = None
     in_s: Annotated[float, Field(ge=0, le=4e7)] | None = None
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Reason = ""
     dry_run: bool = False
 
 

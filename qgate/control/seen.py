@@ -1,11 +1,12 @@
-"""The version that a change names: "If-Match", as the reply that was looked at gave it (RFC 9110, 13.1.1)."""
+"""What a change names: why it is made, and the version that it saw, as "If-Match" (RFC 9110, 13.1.1)."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Response
+from pydantic import Field
 
 from qgate.control.problems import ProblemError
 
@@ -24,6 +25,12 @@ def seen_version(if_match: Annotated[str | None, Header(max_length=64)] = None) 
         )
     return int(text)
 
+
+WITHOUT_NUL: Final = r"^[^\x00]*$"
+"""The store's text holds anything but this one character."""
+
+Reason = Annotated[str, Field(max_length=500, pattern=WITHOUT_NUL)]
+"""Why something is changed; it is kept with the change."""
 
 Seen = Annotated[int | None, Depends(seen_version)]
 

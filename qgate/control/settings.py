@@ -10,7 +10,7 @@ from qgate.control.access import require
 from qgate.control.bodies import SettingBody
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
-from qgate.control.seen import Seen, tagged
+from qgate.control.seen import WITHOUT_NUL, Seen, tagged
 from qgate.governance.principal import Role
 from qgate.governance.registry import SETTINGS
 
@@ -23,7 +23,7 @@ SETTING = Fields(
     filters=("group", "section", "type", "source", "restart_needed", "owner_only"),
 )
 
-Reason = Annotated[str, Query(max_length=500)]
+Why = Annotated[str, Query(max_length=500, pattern=WITHOUT_NUL)]
 
 
 def routers(administration: Administration) -> tuple[APIRouter, ...]:
@@ -60,7 +60,7 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
         response: Response,
         by: By,
         seen: Seen,
-        reason: Reason = "",
+        reason: Why = "",
     ) -> dict[str, Any]:
         """Change a setting for every gate of the pool."""
         administration.refuse_file_setting(name)
@@ -70,7 +70,7 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
 
     @router.delete("/{name}")
     async def reset_setting(
-        name: str, request: Request, response: Response, by: By, seen: Seen, reason: Reason = ""
+        name: str, request: Request, response: Response, by: By, seen: Seen, reason: Why = ""
     ) -> dict[str, Any]:
         """Return a setting to its default."""
         administration.refuse_file_setting(name)

@@ -129,6 +129,6 @@ def _text(arguments: Mapping[str, Any], name: str) -> str | None:
 
 
 def _word(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 128:
+    if not isinstance(value, str) or not 0 < len(value) <= 128 or not value.isprintable():
         raise InvalidRequestError(f"{name}: a name is wanted")
     return value

@@ -27,13 +27,12 @@ from qgate.store import StoreUnavailableError
 from qgate.store.orders import (
     add_order,
     advance_order,
-    due_orders,
     find_order,
     forget_orders,
     hold_order,
     list_orders,
+    pressing_orders,
     release_order,
-    running_orders,
 )
 from tunnel_proto.errors import MeshError
 
@@ -191,12 +190,13 @@ class Orders:
         office = self.office
         self.last.at = office.clock()
         async with office.store.connection() as connection:
-            due = await due_orders(connection, office.now())
-            for row in await running_orders(connection):
-                await self._note_abandoned(connection, row)
+            pressing = await pressing_orders(connection, office.now())
+            for row in pressing:
+                if row["state"] == "running":
+                    await self._note_abandoned(connection, row)
         on = office.directory.setting("automation.orders")
         begun: Numbers = []
-        for row in due:
+        for row in (row for row in pressing if row["state"] == "waiting"):
             if office.clock() > row["at"].timestamp() + office.directory.setting("order.late_s"):
                 await self._miss(row, "" if on else "automation.orders is off")
             elif on and not self._problem(row) and await self._carry_out(row["number"]):

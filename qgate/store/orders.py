@@ -64,17 +64,17 @@ async def find_order(connection: Connection, number: int) -> dict[str, Any] | No
     return dict(row) if row else None
 
 
-async def due_orders(connection: Connection, now: datetime) -> list[dict[str, Any]]:
-    """Orders whose time has come and that wait, the earliest first."""
+async def pressing_orders(connection: Connection, now: datetime) -> list[dict[str, Any]]:
+    """Orders that some gate began and has not ended, and those that wait though their time has come; the
+    earliest first.
+    """
     rows = await connection.fetch(
-        "SELECT * FROM scheduled_orders WHERE state = 'waiting' AND at <= $1 ORDER BY at, number", now
+        """
+        SELECT * FROM scheduled_orders WHERE state = 'running' OR (state = 'waiting' AND at <= $1)
+        ORDER BY at, number
+        """,
+        now,
     )
-    return [dict(row) for row in rows]
-
-
-async def running_orders(connection: Connection) -> list[dict[str, Any]]:
-    """Orders that some gate began and has not ended."""
-    rows = await connection.fetch("SELECT * FROM scheduled_orders WHERE state = 'running' ORDER BY number")
     return [dict(row) for row in rows]
 
 
