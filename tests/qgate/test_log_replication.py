@@ -175,7 +175,7 @@ async def test_a_late_pool_begins_at_a_snapshot(new_pool: NewPool) -> None:
         async with running(late):
             await late.has(hq, 4)
             assert await late.heard(hq) == await branch.heard(hq)
-            assert late.replication.head(hq.key) == hq.replication.head(hq.key)
+            await until(lambda: late.replication.head(hq.key) == hq.replication.head(hq.key))
 
 
 async def test_two_gates_of_one_pool_write_one_log(new_pool: NewPool) -> None:
