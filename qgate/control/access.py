@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi import Depends, Request
+from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from qgate.control.problems import problem, refusal
@@ -166,6 +167,9 @@ class Keeper(Protocol):
     async def bearer(self, token: str, node: NodeCertificate | None) -> Principal:
         """Whose token this is, presented by ``node`` (None: over the control socket). AccessError."""
 
+    def stands(self, principal: Principal) -> bool:
+        """Whether a session is still what it was when its request came; asked while an answer goes on."""
+
     def is_setup(self, node: NodeCertificate) -> bool:
         """Whether this is the node of a set-up token."""
 
@@ -205,7 +209,29 @@ class Access:
             await answer(scope, receive, send)
             return
         state["principal"] = principal
-        await self._application(scope, receive, send)
+        if principal is None or principal.kind == "local":
+            await self._application(scope, receive, send)
+        else:
+            await self._while_it_stands(principal, scope, receive, send)
+
+    async def _while_it_stands(self, principal: Principal, scope: Any, receive: Any, send: Any) -> None:
+        """Serve a session's request; an answer that goes on (events, the audit as it grows) ends with it."""
+        over = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal over
+            if message.get("more_body") and (over or not self._keeper.stands(principal)):
+                if not over:
+                    over = True
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise OSError("the session is over")  # how an ASGI server says that nobody listens
+            await send(message)
+
+        try:
+            await self._application(scope, receive, watched)
+        except (OSError, ClientDisconnect):
+            if not over:
+                raise
 
     async def _principal(self, scope: Mapping[str, Any], node: NodeCertificate | None) -> Principal | None:
         """Who asks; None for what is asked before log-in."""

@@ -442,10 +442,25 @@ class Logins:
 
     # --- for the door
 
+    def stands(self, principal: Principal) -> bool:
+        """Whether a session is still what it was when its request came."""
+        sid = bytes.fromhex(principal.session)
+        if not principal.pool:
+            admin = self._office.directory.admins().admin_of(sid, self._office.clock())
+            return admin is not None and admin.role.covers(principal.role)
+        peer = self._office.directory.peer_named(principal.pool)
+        if peer is None or not may(peer, "admin", "receive") or sid in office_over(self._office):
+            return False
+        return CEILINGS.get(peer.permissions.admin_role, Role.VIEWER).covers(principal.role)
+
     def is_setup(self, node: NodeCertificate) -> bool:
         """Whether this is the node of a set-up token."""
         known = self._office.directory.node(node.handshake_public)
-        return known is not None and self._office.directory.is_own(node) and not known.owner
+        return (
+            known is not None
+            and self._office.directory.is_own(node)
+            and (known.name, known.role, known.owner) == (SETUP_NODE, "admin", "")
+        )
 
     def refused(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import StreamingResponse
 
 from qgate.control import problems
 from qgate.control.access import OPERATIONS, PREFIX, Access, least_role, needs, principal_of
@@ -22,6 +24,7 @@ class Door:
 
     def __init__(self) -> None:
         self.refusals: list[tuple[str, str]] = []
+        self.looks = 0
 
     async def bearer(self, token: str, node: NodeCertificate | None) -> Principal:
         if token == "watching":
@@ -29,6 +32,10 @@ class Door:
         if token not in list(Role):
             raise unauthenticated("this token is none of this gate's")
         return Principal("ann", Role(token), pool="hq", session="02")
+
+    def stands(self, principal: Principal) -> bool:
+        self.looks += 1
+        return self.looks < 3
 
     def is_setup(self, node: NodeCertificate) -> bool:
         return node is SETUP
@@ -63,6 +70,15 @@ def surface() -> FastAPI:
         router.add_api_route(path, who, methods=[method])
     router.add_api_route("/session", open_to_all, methods=["POST"])
     router.add_api_route("/session/first", open_to_all, methods=["POST"])
+
+    async def events() -> StreamingResponse:
+        async def on_and_on() -> AsyncIterator[str]:
+            while True:
+                yield "data: 1\n\n"
+
+        return StreamingResponse(on_and_on())
+
+    router.add_api_route("/live", events, methods=["GET"])
     router.add_api_route("/raised", who, methods=["GET"], dependencies=[needs(Role.OWNER)])
     application.include_router(router)
     application.add_api_route("/healthz", open_to_all)
@@ -181,6 +197,12 @@ async def test_reading_only_is_kept_to(door: Door) -> None:
     assert (await near("POST", "/drain", qgate_read_only="1")).json()["code"] == "read-only"
     assert (await near("POST", "/drain", qgate_read_only="0")).status_code == 200
     assert (await far("POST", "/drain", token="owner", qgate_read_only="1")).json()["code"] == "read-only"
+
+
+async def test_an_answer_that_goes_on_ends_with_its_session(door: Door) -> None:
+    reply = await Asking(door, client=None, node=NODE)("GET", "/live", token="viewer")
+    assert (reply.status_code, reply.text) == (200, "data: 1\n\n" * 2)
+    assert door.looks == 3
 
 
 async def test_before_log_in_there_is_log_in(door: Door) -> None:
