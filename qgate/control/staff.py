@@ -37,6 +37,9 @@ log = structlog.get_logger(__name__)
 
 SIGNUP_PATH: Final = signup.PATH
 
+KEEP_S: Final = 5.0
+"""How soon a gate's ``people.keys`` follows the store."""
+
 SIGNED_WITHIN_S: Final = 10.0
 """How long an erasure waits until the log has told peers that the person's apps are gone."""
 
@@ -92,6 +95,18 @@ class Staff:
             tasks.create_task(self.mail.run(), name="mail")
             tasks.create_task(self.notifications.run(), name="notifications")
             tasks.create_task(self.signup.run(), name="sign-up")
+            tasks.create_task(self._keep_keys(), name="keys of people")
+
+    async def _keep_keys(self) -> None:
+        """Follow what other gates add and erase."""
+        while True:
+            try:
+                await self.keys.keep()
+            except StoreUnavailableError:
+                pass  # the directory's watch has said so already
+            except (OSError, MeshError) as error:
+                log.error("people.keys cannot be written", reason=str(error))
+            await asyncio.sleep(KEEP_S)
 
     async def _unpublish(self, apps: list[str]) -> int:
         """Tell peers that the apps are gone, and erase what the log said of them before."""

@@ -260,6 +260,7 @@ class Apps:
             {
                 "name": row["name"],
                 "databases": list(row["databases"]),
+                "owner": row["owner"],
                 "state": _state(row, now),
                 "expires_at": iso(row["expires_at"]),
                 "created_at": iso(row["created_at"]),

@@ -25,11 +25,12 @@ from qgate.governance.apps import Apps
 from qgate.governance.mail import Mail
 from qgate.governance.office import Office, iso
 from qgate.governance.people import People
-from qgate.governance.person_keys import Details
+from qgate.governance.person_keys import Details, KeptKeys
 from qgate.governance.problems import ConflictError, UnknownNameError
 from qgate.store import people as table
 from qgate.store.apps import find_app
 from tunnel_proto.erasure_certificate import SALT_BYTES, ErasureCertificate, sign_erasure, subject_of
+from tunnel_proto.errors import ConfigError
 
 WORD_MIN: Final = 5
 """A shorter beginning of an address is in too many words to mean the person."""
@@ -101,7 +102,7 @@ class Erasures:
 
         The pseudonyms that were erased again. ConfigError where the list of erasures cannot be read.
         """
-        kept = self._people.keys.read()
+        kept = await self._list_of_erasures()
         async with self._office.store.transaction() as connection:
             listed = {person: text for person, (_, text) in (await table.all_erasures(connection)).items()}
             for person, text in kept.erasures.items():
@@ -124,6 +125,19 @@ class Erasures:
                     "people cannot be read: their keys are in a people.keys that is not here", people=missing
                 )
         return tuple(again)
+
+    async def _list_of_erasures(self) -> KeptKeys:
+        """What ``people.keys`` holds. One that cannot be opened counts only where the store lacks keys:
+        then it was restored, and nobody else knows who was erased since.
+        """
+        try:
+            return self._people.keys.read()
+        except ConfigError as error:
+            async with self._office.store.transaction() as connection:
+                if await self._people.keys.unreadable(connection):
+                    raise
+            log.warning("people.keys is written anew from the store", reason=error.message)
+            return KeptKeys()
 
     async def certificate(self, person: str) -> dict[str, Any]:
         """The certificate of an erasure, without the salt. UnknownNameError."""

@@ -10,6 +10,7 @@ What a stranger gets to hear never tells whether an address is known here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from http import HTTPStatus
@@ -212,11 +213,8 @@ class Signup:
     async def run(self) -> None:
         """Forget who never confirmed, until cancelled."""
         while True:
-            try:
+            with contextlib.suppress(StoreUnavailableError):  # the directory's watch has said so already
                 await self.forget()
-                await self._people.keys.keep()
-            except StoreUnavailableError:
-                pass  # the directory's watch has said so already
             await asyncio.sleep(FORGET_S)
 
     async def forget(self) -> int:

@@ -14,7 +14,7 @@ _SELECT = """
            ARRAY(SELECT d.route FROM app_databases d WHERE d.app = a.name ORDER BY d.route) AS databases,
            ARRAY(SELECT v.verifier FROM app_verifiers v WHERE v.app = a.name ORDER BY v.number DESC) AS
            verifiers, ARRAY(SELECT v.valid_until FROM app_verifiers v WHERE v.app = a.name ORDER BY v.number
-           DESC) AS untils
+           DESC) AS untils, (SELECT o.person FROM person_apps o WHERE o.app = a.name) AS owner
     FROM apps a
 """
 

@@ -91,6 +91,9 @@ async def test_a_disabled_persons_apps_end_and_go_on(pool: Pool, staff: Staff) -
     assert ends(pool) == {"web": pool.clock.now, "batch": pool.clock.now}
     shown = await staff.people.enable(alice["id"], by=BY)
     assert (shown["state"], shown["apps"]) == ("active", ["batch", "web"])
+    assert {row["name"]: row["owner"] for row in await pool.apps.list()} == dict.fromkeys(
+        ("web", "batch"), alice["id"]
+    )
     assert ends(pool) == before
     assert (await staff.people.disown(alice["id"], "web", by=BY))["apps"] == ["batch"]
     with pytest.raises(UnknownNameError, match="has no app web"):
