@@ -112,9 +112,16 @@ class Setting:
                 raise refusal from None
         if type(value) is not self.type or (self.type is float and math.isnan(value)):
             raise refusal
-        if self.type is str and (len(value) > TEXT_MAX or "\0" in value):
-            raise SettingError(f"{self.name} takes at most {TEXT_MAX} characters, none of them NUL")
+        if self.type is str and (len(value) > TEXT_MAX or not _storable(value)):
+            raise SettingError(
+                f"{self.name} takes at most {TEXT_MAX} characters, none of them NUL or half of one"
+            )
         return value
+
+
+def _storable(text: str) -> bool:
+    """Whether the store's text can hold it: no NUL, no lone surrogate."""
+    return "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _quoted(value: Any) -> str:
