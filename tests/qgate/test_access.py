@@ -188,6 +188,12 @@ async def test_a_wrong_token_is_refused_wherever_it_comes_from(door: Door) -> No
         assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
 
 
+async def test_whose_address_is_in_a_path_is_not_kept(door: Door) -> None:
+    ask = Asking(door, client=None, node=NODE)
+    assert (await ask("GET", "/people/alice%40example.org/export", token="viewer")).status_code == 403
+    assert door.refusals == [("role", f"GET {PREFIX}/people/ADDRESS/export")]
+
+
 async def test_reading_only_is_kept_to(door: Door) -> None:
     far = Asking(door, client=None, node=NODE)
     near = Asking(door, client=("uid=0", 1), node=None)
