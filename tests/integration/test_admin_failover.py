@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.kit.cluster import Cluster
 from tests.kit.mesh import Mesh
 from tests.kit.pools import name_pool, pair, peer
 from tests.kit.process import Program, wait_until
+from tests.tui.terminal import AVAILABLE, MESHCTL, Terminal
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -159,6 +161,25 @@ def test_a_watch_and_a_command_go_on_when_the_gate_is_gone(
         if how is signal.SIGSTOP:
             os.kill(hq.gate.pid, signal.SIGCONT)
         else:
+            hq.gate.program.process.wait(timeout=10)
+            hq.gate.start()
+    wait_until(lambda: alice.run("whoami", "-o", "json")["at"] == "hq", timeout_s=60, what="hq again")
+
+
+@pytest.mark.skipif(not AVAILABLE or find_spec("textual") is None, reason="needs tmux and textual")
+def test_the_control_room_goes_on_when_the_gate_is_killed(alice: Person, pools: tuple[Mesh, Mesh]) -> None:
+    hq, _ = pools
+    with Terminal([str(MESHCTL)], size=(120, 40), home=alice.home) as room:
+        room.until(lambda text: "alice" in text and "hq" in text, "the control room of hq")
+        gone = time.monotonic()
+        os.kill(hq.gate.pid, signal.SIGKILL)
+        try:
+            room.sees("hq does not answer; going on at gpu")
+            room.sees("alice@hq")
+            took = time.monotonic() - gone
+            print(f"SIGKILL: control room {took:.2f} s")
+            assert took <= AIM_S
+        finally:
             hq.gate.program.process.wait(timeout=10)
             hq.gate.start()
     wait_until(lambda: alice.run("whoami", "-o", "json")["at"] == "hq", timeout_s=60, what="hq again")
