@@ -24,7 +24,9 @@ KEYS: Final[Mapping[str, frozenset[str]]] = {
     "admin": frozenset({"name", "password_file"}),
     "store": frozenset(),
     "database": frozenset({"sample", "name", "dsn", "password_file", "check"}),
-    "model": frozenset({"file", "name", "worker", "provider", "kind", "url", "key_file", "models", "local"}),
+    "model": frozenset(
+        {"file", "name", "worker", "provider", "kind", "url", "key_file", "models", "local", "check"}
+    ),
     "pair": frozenset({"name", "kind", "offer_to", "offer", "answer_to", "online", "as"}),
 }
 """What may be answered, beside ``skip``."""
@@ -129,6 +131,7 @@ def _model(gate: Gate, answers: Answers) -> str:
         return f"the model {name}"
     provider = _needed("model", answers, "provider")
     body: dict[str, Any] = {"name": provider, "kind": answers.get("kind", "openai")}
+    body["check"] = bool(answers.get("check", True))
     body |= {name: answers[name] for name in ("url", "local") if answers.get(name)}
     if answers.get("models"):
         body["models"] = [{"name": one} for one in answers["models"]]
