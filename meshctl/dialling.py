@@ -119,7 +119,8 @@ def unreachable(path: Path, error: OSError) -> UnreachableError:
         )
     if isinstance(error, PermissionError):
         return UnreachableError(
-            f"{path} may be used by the gate's own user and by root only.", hint="sudo -u qgate meshctl ..."
+            f"{path} may be used by the gate's own user and by root only.",
+            hint="sudo -u qgate meshctl ..., or as an admin: --context NAME",
         )
     if isinstance(error, ConnectionRefusedError):
         return UnreachableError(
