@@ -19,6 +19,7 @@ from meshctl.tunnel_dial import TunnelDial
 from tunnel_proto.setup_token import SetupToken, read_setup
 
 CLAIM_TIMEOUT_S = 30.0
+TAG = "qgu1."  # how the text of a set-up token begins
 
 
 class SetupDialler(OnePlace):
@@ -56,7 +57,8 @@ def claim(
     """
     if context.enrolled:
         raise RefusedError(f"There is a context {context.name} already.", hint="meshctl context list")
-    token = read_setup(token_text, now=now)
+    # What `qgate --print-setup-token` wrote has words before the token.
+    token = read_setup(token_text[max(token_text.find(TAG), 0) :], now=now)
     offer, _ = context.make_offer(node=node, now=now)
     with tempfile.TemporaryDirectory(prefix="meshctl-") as folder:
         dialler = SetupDialler(token, Path(folder))

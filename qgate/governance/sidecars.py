@@ -200,7 +200,7 @@ def check_owner(offer: Offer, owner: str) -> None:
     if offer.role == "admin" and not owner:
         raise InvalidRequestError(
             f"{offer.name} is an administrator's key and needs to know whose",
-            hint="meshctl admin enroll ADMIN --offer FILE",
+            hint="meshctl admin enroll OFFER --admin NAME",
         )
     if offer.role != "admin" and owner:
         raise InvalidRequestError(

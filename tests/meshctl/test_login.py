@@ -141,7 +141,7 @@ def test_a_set_up_token_makes_the_first_owner_once(
     hq.gate.guard = guard  # type: ignore[assignment]
     token = tmp_path / "token"
     token.touch(mode=0o600)
-    token.write_text(setup_token(pools))
+    token.write_text(f"set-up token, good for a day: {setup_token(pools)}\n")
     claim = ("context", "add", "first", "--setup-token-file", token, "--password-file", "-")
     code, _, err = meshctl(*claim, stdin=PASSWORD)
     assert code == ExitCode.USAGE
