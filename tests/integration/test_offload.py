@@ -104,6 +104,32 @@ def test_a_stream_is_answered_by_the_other_pool(pools: tuple[Mesh, Mesh, str]) -
     assert (row["name"], row["resident"], row["workers"]) == ("gpu/*", [MODEL], 1)
 
 
+def test_the_gate_that_had_asked_dies_in_the_middle(pools: tuple[Mesh, Mesh, str]) -> None:
+    """Nobody hears the answer any more; what it took is recorded, once, when the gate is back."""
+    hq, gpu, key = pools
+    trust(hq, "gpu", 2)
+    trust(gpu, "hq", 2)
+    wait_offered(hq, "offered")
+    stream = chat(hq, key, max_tokens=300).until(4)
+    hq.gate.kill()
+    stream.end().check_broken()
+    hq.gate.start()
+    wait_until(
+        lambda: any("recovered" in one for one in hq.control.items("/receipts")),
+        timeout_s=60,
+        what="the receipt of what the gate that died had asked for",
+    )
+    (receipt,) = [one for one in hq.control.items("/receipts") if "recovered" in one]
+    assert receipt["app"] == "web"
+    assert receipt["outcome"] in {"ok", "cancelled"}  # whichever came first: its end, or that of the tunnel
+    assert receipt["tokens_out"] >= 4
+    assert receipt["recovered"]["by"] == "gate-1"
+    theirs = gpu.control.get(f"/receipts/{receipt['recovered']['from']}")
+    assert receipt["tokens_out"] == theirs["tokens_out"]
+    (hop,) = receipt["nodes"]
+    assert (hop["node"], hop["worker"]) == ("gpu", "box")
+
+
 def test_a_gate_that_dies_in_the_middle(pools: tuple[Mesh, Mesh, str]) -> None:
     """Its worker comes over by itself, and the stream goes on there from the very tokens that came."""
     hq, gpu, key = pools
