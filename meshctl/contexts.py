@@ -190,7 +190,9 @@ class Context:
         home = next((pool for pool in told if pool.pool_key == bundle.pool_key), None)
         own = RosterPool(bundle.pool_key, home.name if home else HOME, bundle.gates)
         if home is not None:
-            gates = (*home.gates, *(gate for gate in bundle.gates if gate not in home.gates))
+            known = {(gate.host, gate.port, gate.handshake_public) for gate in home.gates}
+            more = [one for one in bundle.gates if (one.host, one.port, one.handshake_public) not in known]
+            gates = (*home.gates, *more)
             own = replace(home, gates=gates)
         return (own, *(pool for pool in told if pool.pool_key != bundle.pool_key and pool.gates))
 

@@ -166,7 +166,7 @@ class TunnelDial:
             self._drop(link)
             link = None
         if link is None:
-            link = self._links[gate] = Link(self._client, gate, self._grace_s)
+            link = self._links[gate] = Link(self._client, gate, self._grace_s, self._drop)
         return link
 
     def _client(self, gate: GateAddress, on_state: Callable[[TunnelClient], None]) -> TunnelClient:
@@ -183,9 +183,12 @@ class TunnelDial:
         )
 
     def _drop(self, link: Link) -> None:
-        """Use a link no more, and end it."""
+        """Use a link no more, and end it; safe to call twice."""
         if self._links.get(link.gate) is link:
             del self._links[link.gate]
+        if link.dropped:
+            return
+        link.dropped = True
         task = asyncio.get_running_loop().create_task(link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -205,9 +208,13 @@ class Link:
         connect: Callable[[GateAddress, Callable[[TunnelClient], None]], TunnelClient],
         gate: GateAddress,
         grace_s: float,
+        on_over: Callable[[Link], None],
     ) -> None:
+        """``on_over`` is told when the link was given up; it would go on to dial otherwise."""
         self.gate = gate
         self.over = False
+        self.dropped = False
+        self._on_over = on_over
         self._draining = False
         self._grace_s = grace_s
         self._changed = asyncio.Event()
@@ -268,6 +275,7 @@ class Link:
         for carrier in list(self._carriers):
             carrier.abandon("the link was lost")
         self._changed.set()
+        self._on_over(self)
 
     def _hush(self) -> None:
         if self._timer is not None:
