@@ -83,7 +83,7 @@ class People:
             owned.setdefault(person, []).append(app)
         shown = [
             _shown(row, details, owned.get(row.id, []))
-            for row, details in self.keys.open_all(rows)
+            for row, details in await self.keys.open_all(rows)
             if state is None or row.state == state
         ]
         wanted = q.strip().lower()
@@ -127,7 +127,7 @@ class People:
     async def id_of(self, connection: Connection, email: str) -> str | None:
         """Whose address that is, None where it is nobody's."""
         wanted = email.strip().lower()
-        for row, details in self.keys.open_all(await table.all_people(connection)):
+        for row, details in await self.keys.open_all(await table.all_people(connection)):
             if details is not None and details.email.lower() == wanted:
                 return row.id
         return None

@@ -14,6 +14,7 @@ from qgate.governance.apps import NewApp
 from qgate.governance.people import NewPerson
 from qgate.governance.problems import ChangedError, ConflictError, InvalidRequestError, UnknownNameError
 from qgate.governance.rekeying import Rekeying
+from qgate.store.database import Connection
 from qgate.vault import Vault
 from tests.qgate.pool import BY, Pool, everything_stored, unchecked
 from tests.qgate.staff import ALICE, Staff, grant, names
@@ -138,3 +139,21 @@ async def test_an_archive_holds_everything(pool: Pool, staff: Staff) -> None:
     assert made["api_key"] not in str(files)
     assert made["password"] not in str(files)
     assert ("people.export", person) in await pool.told()
+
+
+async def test_a_licence_without_a_seat_lets_nobody_in(staff: Staff, pool: Pool) -> None:
+    async def full(connection: Connection) -> None:
+        if await staff.people.seats(connection) >= 1:
+            raise ConflictError("all 1 seats of the licence are taken")
+
+    staff.people.refuse_seat = full
+    alice = await staff.people.add(ALICE, by=BY)
+    bob = NewPerson("Bob", "bob@example.org")
+    with pytest.raises(ConflictError, match="seats"):
+        await staff.people.add(bob, by=BY)
+    await staff.people.disable(alice["id"], by=BY)
+    await staff.people.add(bob, by=BY)
+    with pytest.raises(ConflictError, match="seats"):
+        await staff.people.enable(alice["id"], by=BY)
+    async with pool.store.transaction() as connection:
+        await staff.people.enter(connection, NewPerson("C", "c@d.e"), state="pending", source="signup", by=BY)
