@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 """Names of databases, apps and sidecars: they appear in DSNs, paths, logs and application_name."""
 
 PEM_MAX = 65_536
 """Characters of a certificate or key in PEM; a chain of ten 4096-bit RSA certificates has about 20,000."""
+
+_SURROGATE: Final = re.compile("[\\ud800-\\udfff]")
 
 Name = Annotated[str, Field(pattern=NAME)]
 Secret = Annotated[str, Field(max_length=1024)]
@@ -19,10 +22,30 @@ Pattern = Annotated[str, Field(min_length=1, max_length=200)]
 Seconds = Annotated[float, Field(ge=0, le=3.2e9)]
 
 
+def storable(value: Any) -> bool:
+    """Whether PostgreSQL can hold every text in a JSON value, keys included."""
+    match value:
+        case str():
+            return "\0" not in value and _SURROGATE.search(value) is None
+        case dict():
+            return all(storable(name) and storable(one) for name, one in value.items())
+        case list():
+            return all(storable(one) for one in value)
+        case _:
+            return True
+
+
 class Body(BaseModel):
-    """A JSON object without unknown keys."""
+    """A JSON object without unknown keys, of text that the store can hold."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_storable_text(cls, value: Any) -> Any:
+        if not storable(value):
+            raise ValueError("text holds neither the character 0 nor half of a pair of surrogates")
+        return value
 
 
 class LimitsBody(Body):

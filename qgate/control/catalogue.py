@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import Field
 
 from qgate.control.bodies import Body, Name
@@ -97,7 +97,9 @@ def routers(catalogue: Catalogue) -> tuple[APIRouter, ...]:
         return page(await catalogue.reviews(), listing, REVIEW)
 
     @router.post("/reviews/{pool}/{seq}")
-    async def decide(pool: Name, seq: int, body: ReviewBody, by: By) -> dict[str, Any]:
+    async def decide(
+        pool: Name, seq: Annotated[int, Path(ge=0, le=(1 << 63) - 1)], body: ReviewBody, by: By
+    ) -> dict[str, Any]:
         """Write a stranded record again, or let it go."""
         await catalogue.decide_review(pool, seq, accept=body.accept, by=by)
         return {"items": await catalogue.reviews()}

@@ -88,7 +88,10 @@ class Requests:
         with structlog.contextvars.bound_contextvars(request=request):
             key = _header(scope, b"idempotency-key")
             principal = scope.get("state", {}).get("principal")
-            if not key or scope["method"] != "POST" or principal is None:
+            if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
+                refusal = _problem(422, "invalid", "an address does not hold the character 0")
+                await refusal(scope, receive, named)
+            elif not key or scope["method"] != "POST" or principal is None:
                 await self._application(scope, receive, named)
             elif _KEY.fullmatch(key) is None:
                 await _problem(422, "invalid", "an Idempotency-Key is 1 to 255 printable ASCII characters")(

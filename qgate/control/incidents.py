@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
 from qgate.control.bodies import Body
@@ -25,6 +25,9 @@ INCIDENT = Fields(
 )
 
 
+Number = Annotated[int, Path(ge=0, le=(1 << 63) - 1)]
+
+
 class NoteBody(Body):
     """What whoever answers wants to have noted."""
 
@@ -43,19 +46,19 @@ def routers(journal: Journal, administration: Administration) -> tuple[APIRouter
         return page(await journal.incidents(limit=LIST_MAX, all_=all_), listing, INCIDENT)
 
     @router.get("/{number}")
-    async def show(number: int) -> dict[str, Any]:
+    async def show(number: Number) -> dict[str, Any]:
         """One incident with what was seen of it."""
         return await journal.show(number)
 
     @router.post("/{number}/ack")
-    async def acknowledge(number: int, by: By, body: NoteBody | None = None) -> dict[str, Any]:
+    async def acknowledge(number: Number, by: By, body: NoteBody | None = None) -> dict[str, Any]:
         """Somebody looks after it: it is not escalated."""
         shown = await journal.acknowledge(number, by=by, note=body.note if body else "")
         await administration.noted("incident.ack", str(number), by)
         return shown
 
     @router.post("/{number}/resolve")
-    async def resolve(number: int, by: By, body: NoteBody | None = None) -> dict[str, Any]:
+    async def resolve(number: Number, by: By, body: NoteBody | None = None) -> dict[str, Any]:
         """It is over."""
         shown = await journal.resolve(number, by=by, note=body.note if body else "")
         await administration.noted("incident.resolve", str(number), by)

@@ -32,7 +32,9 @@ class PoolBody(Body):
 class EraseBody(Body):
     """Entries of our own log whose payloads shall go, and why."""
 
-    places: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=10_000)]
+    places: Annotated[
+        list[Annotated[int, Field(ge=1, le=(1 << 63) - 1)]], Field(min_length=1, max_length=10_000)
+    ]
     reason: Annotated[str, Field(max_length=256)] = ""
 
 
@@ -53,7 +55,7 @@ def routers(logs: Logs, spool: Path) -> tuple[APIRouter, ...]:
     @router.get("/entries")
     async def entries(
         pool: Name | None = None,
-        after: Annotated[int | None, Query(ge=0)] = None,
+        after: Annotated[int | None, Query(ge=0, le=(1 << 63) - 1)] = None,
         limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 20,
         stream: Annotated[str | None, Query(max_length=32)] = None,
         held: bool = False,

@@ -33,7 +33,7 @@ from schemathesis.core.result import Ok
 from qgate.gate import Gate
 from qgate.settings import GateFiles
 from qgate.store.embedded import EmbeddedPostgres
-from tests.qgate.gates import gate_settings, make_directory
+from tests.qgate.gates import gate_settings, make_directory, until
 
 LEFT_OUT: Final = frozenset(
     {
@@ -72,6 +72,7 @@ def gate_in_a_thread(directory: Path, server: EmbeddedPostgres) -> Iterator[Gate
     gate: Gate = wait(Gate.start(gate_at, GateFiles.of(gate_at), version="test"))
     running = asyncio.run_coroutine_threadsafe(gate.run(), loop)
     try:
+        wait(until(lambda: not gate.problems()))
         yield gate
     finally:
         running.cancel()

@@ -86,3 +86,26 @@ def test_nothing_that_can_be_asked_breaks_the_gate(tmp_path: Path, store_server:
     assert answers.total() > 100
     assert answers[200] + answers[201] + answers[204] > 10
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/apps/a%00b", None),
+        ("GET", "/audit?app=a%00b", None),
+        ("PUT", "/aliases/a", b'{"target": "a\\u0000b"}'),
+        ("PUT", "/aliases/a", b'{"target": "\\ud800"}'),
+        ("PUT", "/catalogue/records/m", b'{"document": {"deep": ["\\udfff"]}}'),
+        ("GET", f"/incidents/{'9' * 30}", None),
+        ("GET", "/incidents/-1", None),
+        ("GET", f"/audit?after={'9' * 30}", None),
+    ],
+)
+async def test_what_the_store_cannot_hold_is_refused(
+    tmp_path: Path, store_dsn: str, method: str, path: str, body: bytes | None
+) -> None:
+    settings = gate_settings(tmp_path, store_dsn)
+    make_directory(tmp_path, settings)
+    async with running(settings) as gate, control(gate) as client:
+        reply = await client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+        assert (reply.status_code, reply.json()["code"]) == (422, "invalid"), reply.text
