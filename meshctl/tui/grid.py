@@ -62,7 +62,7 @@ class Grid(ScrollView, can_focus=True):
     """Rows under headings, a cursor, and marks."""
 
     DEFAULT_CSS: ClassVar[str] = """
-    Grid { height: 1fr; background: $background; }
+    Grid { height: 1fr; background: $background; scrollbar-size-horizontal: 0; }
     Grid > .grid--heading { color: $text-muted; text-style: bold; background: $background; }
     Grid > .grid--cursor { background: $primary 35%; text-style: bold; }
     Grid > .grid--idle { background: $surface; }

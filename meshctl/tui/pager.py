@@ -29,7 +29,7 @@ class Pager(ScrollView, can_focus=True):
     """Lines of text, with a search."""
 
     DEFAULT_CSS: ClassVar[str] = """
-    Pager { height: 1fr; background: $background; padding: 0 1; }
+    Pager { height: 1fr; background: $background; padding: 0 1; scrollbar-size-horizontal: 0; }
     Pager > .pager--title { text-style: bold; color: $text-primary; }
     Pager > .pager--key { color: $text-muted; }
     Pager > .pager--muted { color: $text-muted; }

@@ -11,10 +11,35 @@ import pytest
 from meshctl.client import Gate
 from meshctl.tui.preferences import Preferences
 from meshctl.tui.room import Launch
+from tests.kit.mesh import Mesh
 from tests.tui.gate import RoomGate, serving
 from tests.tui.visit import Visit, visiting
 
 Open = Callable[..., AbstractAsyncContextManager[Visit]]
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    """A real gate with its store, a sidecar and a worker; one for all tests of a file."""
+    with Mesh() as found:
+        found.add_daemon("gpu-1").start()
+        found.wait_worker("gpu-1")
+        yield found
+
+
+@pytest.fixture
+def visit_mesh(mesh: Mesh, tmp_path: Path) -> Open:
+    """Open the control room over the real gate: ``async with visit_mesh("workers") as at:``."""
+
+    @asynccontextmanager
+    async def open_at(
+        section: str = "overview", *, size: tuple[int, int] = (80, 24), liked: Preferences | None = None
+    ) -> AsyncIterator[Visit]:
+        launch = Launch(mesh.control, "local", liked or Preferences(), tmp_path / "tui.toml", section)
+        async with visiting(launch, size=size) as found:
+            yield found
+
+    return open_at
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ class Visit:
     def __init__(self, room: Room, pilot: Pilot[str]) -> None:
         self.room = room
         self.pilot = pilot
+        self._said: dict[str, str] = {}
 
     def text(self) -> str:
         """What the screen shows, line by line, without what is blank at the right."""
@@ -52,9 +53,9 @@ class Visit:
     async def until(self, condition: Callable[[], bool], what: str = "the screen") -> None:
         """Wait until something is so; fails with the screen as it is then."""
         end = time.monotonic() + PATIENCE_S
-        while not condition():
+        while self.toasts() is None or not condition():
             if time.monotonic() > end:
-                raise AssertionError(f"{what} did not come:\n{self.text()}")
+                raise AssertionError(f"{what} did not come:\n{self.text()}\nsaid: {self.toasts()}")
             await asyncio.sleep(0.01)
             await self.pilot.pause()
 
@@ -67,8 +68,9 @@ class Visit:
         await self.until(lambda: text not in self.text(), f"no {text}")
 
     def toasts(self) -> list[str]:
-        """What was said in passing."""
-        return [one.message for one in self.room._notifications]
+        """What was said in passing, as far as somebody looked."""
+        self._said |= {one.identity: one.message for one in self.room._notifications}
+        return list(self._said.values())
 
     async def told(self, text: str) -> None:
         """Wait until something was said in passing."""

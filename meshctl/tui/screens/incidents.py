@@ -178,7 +178,7 @@ EXPLAIN: Final = Action(
             Field(
                 "request",
                 t("Request"),
-                default="qg://chat",
+                default="qg://task=chat",
                 required=True,
                 option="",
                 help=t("a model, an alias or qg://..."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Final
 
 from meshctl import view
@@ -60,7 +61,7 @@ def form_of(setting: Record) -> Form:
         Field("reason", t("Reason"), help=t("for the history; it may stay empty")),
     )
     restart = " Needs a restart." if setting.get("restart_needed") else ""
-    return Form(str(setting.get("name")), fields, f"{setting.get('description') or ''}{restart}")
+    return Form(t("Change"), fields, f"{setting.get('description') or ''}{restart}")
 
 
 def body(_setting: Record, values: Values) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def history_of(setting: Record) -> TablePane:
         "history",
         t("Changes"),
         "/settings/history",
-        CHANGES,
+        tuple(replace(one, least=0) for one in CHANGES if one.key != "name"),
         key="version",
         name="version",
         about=("setting",),

@@ -1,0 +1,109 @@
+"""The first sections over a real gate: what is done there is in the control API and in the audit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from tests.kit.mesh import Mesh
+from tests.kit.process import wait_until
+from tests.tui.conftest import Open
+
+
+def audited(mesh: Mesh, what: str) -> dict[str, Any]:
+    """The newest audit entry of this kind, once it is written."""
+
+    def newest() -> list[dict[str, Any]]:
+        entries = mesh.control.items("/audit", {"kind": "admin", "limit": 200})
+        return [entry for entry in entries if (entry.get("detail") or {}).get("what") == what]
+
+    wait_until(lambda: bool(newest()), timeout_s=10, what=f"{what} in the audit", every_s=0.05)
+    return newest()[-1]
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something at the gate while the screen goes on."""
+    await asyncio.to_thread(wait_until, condition, timeout_s=15, what=what, every_s=0.05)
+
+
+async def test_the_overview_of_a_real_gate(visit_mesh: Open) -> None:
+    async with visit_mesh() as at:
+        await at.sees("live", "uid=", "owner", "gate-1", "1 of 1 serve", "0 open", "tunnels")
+
+
+async def test_a_worker_is_drained_described_and_taken_back(visit_mesh: Open, mesh: Mesh) -> None:
+    async with visit_mesh("workers", size=(120, 40)) as at:
+        await at.sees("gpu-1", "present", "1 of 1")
+        await at.press("t")
+        await at.told("gpu-1 takes no more jobs.")
+        await eventually(lambda: bool(mesh.control.get("/workers/gpu-1")["draining"]), "a draining worker")
+        await at.press("u")
+        await at.sees("Take back: Drain?")
+        await at.press("y")
+        await at.told("Taken back")
+        await eventually(lambda: not mesh.control.get("/workers/gpu-1")["draining"], "a worker that serves")
+        await at.press("enter")
+        await at.sees("Workers › gpu-1", "memory bandwidth")
+    assert audited(mesh, "worker.drain")["detail"]["name"] == "gpu-1"
+    assert audited(mesh, "worker.undrain")
+
+
+async def test_a_setting_is_changed_reset_and_its_history_shown(visit_mesh: Open, mesh: Mesh) -> None:
+    name = "audit.merge_interval_s"
+    async with visit_mesh("settings") as at:
+        await at.sees("admin.require_second_factor")
+        await at.type(f"/{name}")
+        await at.press("enter")
+        await at.sees(f"▸ {name}")
+        await at.press("e")
+        await at.sees("from 0", "to 60")
+        await at.press("backspace", "7", "enter")
+        await at.type("tried here")
+        await at.press("enter")
+        await at.told(f"{name} is changed.")
+        assert mesh.control.get(f"/settings/{name}")["value"] == 7.0
+        await at.sees("database")
+        await at.press("e", "backspace", "9", "9", "9", "ctrl+s")
+        await at.sees("At most 60.")
+        await at.press("escape")
+        mesh.control.put(f"/settings/{name}", {"value": 3.0})  # somebody else, meanwhile
+        await at.sees("3          database")
+        await at.press("delete")
+        await at.sees(f"Reset {name} to its default?")
+        await at.press("y")
+        await at.told("is at its default again")
+        assert mesh.control.get(f"/settings/{name}")["source"] == "default"
+        await at.press("i")
+        await at.sees(f"Advanced settings › {name}", "tried here")
+    assert audited(mesh, "setting.set")["detail"]["after"] == 3.0
+    assert audited(mesh, "setting.reset")["detail"]["name"] == name
+
+
+async def test_an_incident_is_acknowledged_and_resolved(visit_mesh: Open, mesh: Mesh) -> None:
+    async with visit_mesh("incidents") as at:
+        await at.sees("nothing is wrong")
+        await at.press("2")
+        await at.sees("No node has moved yet.")
+        await at.press("3")
+        await at.sees("gpu-1")
+        await at.press("4")
+        await at.sees("mode", "auto")
+        await at.press("o")
+        await at.sees("How nodes move", "< auto >")
+        await at.press("right", "ctrl+s")
+        await at.sees("auto -> manual", "PUT /failover/mode")
+        await at.press("y")
+        await at.told("The mode is changed.")
+        assert mesh.control.get("/failover")["mode"] == "manual"
+        await at.press("u")
+        await at.sees("meshctl failover auto")
+        await at.press("y")
+        await at.told("no pool is paired to which nodes may fail over")
+        await at.told("Next: meshctl pool pair")
+        await at.press("w")
+        await at.sees("Why would a request go")
+        await at.press("ctrl+s")
+        await at.sees("Why there?", "weights")
+    assert audited(mesh, "setting.set")["detail"]["name"] == "failover.mode"
+    mesh.control.delete("/settings/failover.mode")
