@@ -86,6 +86,7 @@ class Replicating:
         self._deliver_at: dict[bytes, float] = {}
         self._running: dict[bytes, _Running] = {}
         self._said = Holdings()
+        self._delivery: asyncio.Task[None] | None = None
         self._stir = asyncio.Event()
         self.vouching = Vouching(office, workers)
         for rule in (self.copies.rule(), *attested_rules()):
@@ -107,6 +108,9 @@ class Replicating:
             one.task.cancel()
         await asyncio.gather(*(one.task for one in self._running.values()), return_exceptions=True)
         self._running.clear()
+        if self._delivery is not None:
+            self._delivery.cancel()
+            await asyncio.gather(self._delivery, return_exceptions=True)
         await self.serving.close()
 
     async def run(self) -> None:
@@ -127,7 +131,8 @@ class Replicating:
 
     async def look(self) -> None:
         """Compare once: tell peers, begin and end fetches, hand whole files to workers."""
-        await self._deliver()
+        if self._delivery is None or self._delivery.done():
+            self._delivery = asyncio.get_running_loop().create_task(self._deliver(), name="deliver models")
         async with self._office.store.transaction() as connection:
             await self._note(connection)
             theirs = await table.peer_blobs(connection)
@@ -271,22 +276,35 @@ class Replicating:
     # --- to a worker
 
     async def _deliver(self) -> None:
-        """Hand whole files to workers; what a worker has, the gate keeps no longer."""
+        """Hand whole files to workers, however long that takes; clear away what nobody wants any more."""
+        try:
+            await self._hand_out()
+        except StoreUnavailableError:
+            pass  # the directory's watch says so
+        except MeshError as error:
+            log.warning("models of other pools cannot be handed over", reason=error.message)
+        except Exception:
+            log.exception("handing models over failed")
+
+    async def _hand_out(self) -> None:
         present = await asyncio.to_thread(self.files.whole)
+        async with self._office.store.connection() as connection:
+            theirs = {one.sha256: one for one in await table.peer_blobs(connection)}
+        wanted = {one.root for one in theirs.values()}
+        wanted |= {one.fetch.blob.root for one in self._running.values()}
+        await asyncio.to_thread(self.files.prune, frozenset(wanted))
         if not present:
             return
         here = self._models()
-        async with self._office.store.connection() as connection:
-            theirs = {one.sha256: one for one in await table.peer_blobs(connection)}
         for sha, path in present.items():
             sha256 = bytes.fromhex(sha)
-            if sha256 in here:
+            if sha256 in here or sha256 not in theirs:
                 await asyncio.to_thread(self.files.drop, sha)
                 async with self._office.store.connection() as connection:
                     await table.drop_fetch(connection, sha256)
                 continue
-            blob, now = theirs.get(sha256), self._monotonic()
-            if blob is not None and now >= self._deliver_at.get(sha256, 0.0):
+            blob, now = theirs[sha256], self._monotonic()
+            if now >= self._deliver_at.get(sha256, 0.0):
                 self._deliver_at[sha256] = now + DELIVER_AGAIN_S
                 await self._hand_over(blob, path)
 

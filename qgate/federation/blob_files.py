@@ -113,6 +113,17 @@ class BlobFiles:
         for path in (self._manifest(root), self._part(root), self._journal(root)):
             path.unlink(missing_ok=True)
 
+    def prune(self, wanted: frozenset[bytes]) -> int:
+        """Remove what came of files whose roots are not among ``wanted``; how many files that were."""
+        gone = 0
+        for path in self.folder.iterdir():
+            if path.suffix in {".manifest", ".part", ".have", ".kept", ".new"} and not any(
+                path.stem == root.hex() for root in wanted
+            ):
+                path.unlink(missing_ok=True)
+                gone += 1
+        return gone
+
     def drop(self, sha256: str) -> None:
         """A worker has it: the gate keeps nothing."""
         (self.folder / f"{sha256}.gguf").unlink(missing_ok=True)

@@ -23,11 +23,15 @@ from qgate.federation.trust import may
 from qgate.store import Store, StoreUnavailableError
 from qgate.store import blobs as table
 from tunnel_proto.blob_messages import CHUNK, AskChunk, AskManifest, BlobMessage, ChunkIs, ManifestIs, NotHere
+from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import MeshError, TunnelError
 from tunnel_proto.link import PeerSession, Stream
 
 MANIFESTS_MAX: Final = 16
 """Manifests that are kept in memory."""
+
+STREAMS_MAX: Final = 8
+"""Streams of one peer, of all its gates, that are served at a time: each holds a chunk in memory."""
 
 log = structlog.get_logger(__name__)
 
@@ -48,16 +52,19 @@ class ChunkServing:
         self._holders = holders
         self._peer = peer
         self._manifests: dict[bytes, Manifest] = {}
-        self._streams: set[ChunkStream] = set()
+        self._streams: dict[ChunkStream, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, peer: Peer, carrier: Carrier, stream: Stream) -> None:
         """Take a stream that a peer's gate opened."""
         del carrier
+        if sum(pool == peer.pool_key for pool in self._streams.values()) >= STREAMS_MAX:
+            stream.reset(StreamCode.LIMIT, f"{STREAMS_MAX} streams of yours fetch files already")
+            return
         ear = ChunkStream()
         ear.stream = stream
         stream.receiver = ear
-        self._streams.add(ear)
+        self._streams[ear] = peer.pool_key
         task = asyncio.get_running_loop().create_task(self._serve(peer, ear), name=f"chunks for {peer.name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -80,7 +87,7 @@ class ChunkServing:
         except Exception:
             log.exception("serving a file failed", pool=peer.name)
         finally:
-            self._streams.discard(ear)
+            self._streams.pop(ear, None)
             ear.close()
 
     async def _answer(self, peer: Peer, question: BlobMessage) -> BlobMessage:

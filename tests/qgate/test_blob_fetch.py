@@ -215,6 +215,17 @@ async def test_a_disk_that_fills_up_on_the_way_says_so(
         assert len(pools[HONEST].served) == 3, "the first three had stayed"
 
 
+async def test_what_nobody_wants_any_more_is_cleared_away(files: BlobFiles) -> None:
+    manifest, data = made(2 * CHUNK_MIN)
+    async with serving(honest=Pool(manifest, data)) as pools:
+        await fetch(manifest, files, pools).run()
+    files.begin(other := made(CHUNK_MIN, seed=3)[0])
+    assert files.prune(frozenset({manifest.root, other.root})) == 0
+    assert files.prune(frozenset({manifest.root})) == 2, "manifest and part of the other"
+    assert files.prune(frozenset()) == 1
+    assert len(files.whole()) == 1, "whole files are for workers"
+
+
 def test_messages_are_taken_apart_however_they_come() -> None:
     root = bytes(32)
     said: list[BlobMessage] = [
