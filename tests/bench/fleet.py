@@ -82,7 +82,13 @@ async def _measured(what: str, count: int, done: Callable[[], Any]) -> Figures:
 async def _run(directory: Path, server: EmbeddedPostgres, options: Any) -> list[Figures]:
     names = [f"pool{number}" for number in range(options.pools)]
     total = options.pools * options.workers
-    found = []
+    found: list[Figures] = []
+
+    def note(figures: Figures) -> None:
+        found.append(figures)
+        print(figures.line(), flush=True)
+
+    began, cpu = time.monotonic(), os.times().user
     async with pools(directory, server, *names) as gates:
         for one, other in combinations(gates, 2):
             await pair(one, other, level=2)
@@ -96,6 +102,12 @@ async def _run(directory: Path, server: EmbeddedPostgres, options: Any) -> list[
             ),
             _PATIENCE_S,
         )
+        links = options.pools * (options.pools - 1)
+        note(
+            Figures(
+                "tunnels between pools that are up", links, time.monotonic() - began, os.times().user - cpu
+            )
+        )
         raw = [
             (gate, f"w{pool}-{worker}", _said(pool, worker, options.models, 0, 0))
             for pool, gate in enumerate(gates)
@@ -105,7 +117,7 @@ async def _run(directory: Path, server: EmbeddedPostgres, options: Any) -> list[
         for gate, name, said in raw:
             _take(gate, name, said)
             gate.capabilities.workers.views[name] = WorkerView(name, hardware=_HARDWARE)
-        found.append(Figures("first reports taken", total, time.monotonic() - began, os.times().user - cpu))
+        note(Figures("first reports taken", total, time.monotonic() - began, os.times().user - cpu))
 
         def offered() -> bool:
             return all(
@@ -114,7 +126,7 @@ async def _run(directory: Path, server: EmbeddedPostgres, options: Any) -> list[
                 for gate in gates
             )
 
-        found.append(await _measured("workers offered to every other pool", total, offered))
+        note(await _measured("workers offered to every other pool", total, offered))
 
         async def attested_everywhere() -> bool:
             await asyncio.sleep(0.5)  # asking is work, too
@@ -129,7 +141,7 @@ async def _run(directory: Path, server: EmbeddedPostgres, options: Any) -> list[
             return True
 
         entries = total * (options.pools - 1)
-        found.append(await _measured("workers attested, entries applied", entries, attested_everywhere))
+        note(await _measured("workers attested, entries applied", entries, attested_everywhere))
 
         began, cpu = time.monotonic(), os.times().user
         for beat in range(1, options.beats + 1):
@@ -145,10 +157,10 @@ async def _run(directory: Path, server: EmbeddedPostgres, options: Any) -> list[
             time.monotonic() - began,
             os.times().user - cpu,
         )
-        found.append(spent)
+        note(spent)
         began, cpu = time.monotonic(), os.times().user
         await asyncio.sleep(options.beats)
-        found.append(
+        note(
             Figures(
                 "the same pools without reports, seconds",
                 options.beats,
@@ -176,8 +188,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = asyncio.run(_run(Path(folder), server, options))
         finally:
             asyncio.run(server.stop())
-    for one in found:
-        print(one.line())
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in found], indent=1))
     return 0
