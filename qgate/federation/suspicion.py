@@ -144,7 +144,7 @@ class Suspicion:
         return not doubt and one.failed_at is not None and now - one.heard_at >= silence
 
     def _with(self, key: bytes, one: Watched) -> Suspicion:
-        return replace(self, peers={**self.peers, key: one})
+        return Suspicion(self.patience, {**self.peers, key: one})  # at each heartbeat: not by `replace`
 
 
 def _doubts(peers: Mapping[bytes, Watched]) -> bool:

@@ -41,12 +41,22 @@ def caught(name: str, seeds: int, plan: Plan) -> tuple[str, int | None, str]:
 def table(counts: Counts) -> str:
     """Checks of each promise (columns) during each trouble (rows)."""
     promises = sorted({promise for _, promise in counts})
-    lines = ["trouble".ljust(18) + "".join(f"{promise:>12}" for promise in promises)]
+    widths = {promise: max(len(promise), 6) + 2 for promise in promises}
+    lines = ["trouble".ljust(16) + "".join(f"{promise:>{widths[promise]}}" for promise in promises)]
     lines += [
-        trouble.ljust(18) + "".join(f"{counts[trouble, promise]:>12,}" for promise in promises)
+        trouble.ljust(16) + "".join(f"{short(counts[trouble, one]):>{widths[one]}}" for one in promises)
         for trouble in sorted({trouble for trouble, _ in counts})
     ]
     return "\n".join(lines)
+
+
+def short(count: int) -> str:
+    """A number in at most six characters."""
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
+        if count >= size:
+            scale = 10**3 if letter == "k" else size
+            return f"{count / scale:.{1 if count < 100 * scale else 0}f}{letter}"
+    return str(count)
 
 
 def main(argv: list[str] | None = None) -> int:
