@@ -12,6 +12,7 @@ the right to change anything, for contexts that shall only watch.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from http import HTTPStatus
@@ -19,7 +20,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi import Depends, Request
-from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from qgate.control.problems import problem, refusal
@@ -219,22 +219,29 @@ class Access:
 
     async def _while_it_stands(self, principal: Principal, scope: Any, receive: Any, send: Any) -> None:
         """Serve a session's request; an answer that goes on (events, the audit as it grows) ends with it."""
-        over = False
+        over = asyncio.Event()
 
         async def watched(message: MutableMapping[str, Any]) -> None:
-            nonlocal over
-            if message.get("more_body") and (over or not self._keeper.stands(principal)):
-                if not over:
-                    over = True
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                raise OSError("the session is over")  # how an ASGI server says that nobody listens
-            await send(message)
+            if not message.get("more_body") or not (over.is_set() or not self._keeper.stands(principal)):
+                if not over.is_set():
+                    await send(message)
+                return
+            if not over.is_set():
+                over.set()
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await asyncio.sleep(0)  # `listening` tells it to stop
 
-        try:
-            await self._application(scope, receive, watched)
-        except (OSError, ClientDisconnect):
-            if not over:
-                raise
+        async def listening() -> Any:
+            """What the client says next; once the session is over, that the client has gone."""
+            said, ended = (asyncio.ensure_future(one) for one in (receive(), over.wait()))
+            try:
+                await asyncio.wait({said, ended}, return_when=asyncio.FIRST_COMPLETED)
+                return said.result() if said.done() else {"type": "http.disconnect"}
+            finally:
+                said.cancel()
+                ended.cancel()
+
+        await self._application(scope, listening, watched)
 
     async def _principal(self, scope: Mapping[str, Any], node: NodeCertificate | None) -> Principal | None:
         """Who asks; None for what is asked before log-in."""

@@ -10,7 +10,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from qgate.store import StoreUnavailableError
 from tunnel_proto.errors import ConfigError, MeshError
@@ -102,8 +101,6 @@ def classify(error: MeshError) -> tuple[int, str]:
 
 
 async def _defect(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, ClientDisconnect):
-        return problem(HTTPStatus.BAD_REQUEST, "disconnected", "nobody waits for the answer any more")
     structlog.get_logger().error("control call failed", path=request.url.path, exc_info=error)
     return problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -50,6 +50,7 @@ class AdminNode:
         self.grant = ""
         self.token = ""
         self._client: TunnelClient | None = None
+        self._ear = _Listening()
 
     def offer(self) -> str:
         """What goes to the gate."""
@@ -94,6 +95,19 @@ class AdminNode:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    @property
+    def heard(self) -> bytes:
+        """What `listen` has got by now."""
+        return bytes(self._ear.data)
+
+    async def listen(self, path: str) -> None:
+        """Follow an answer that goes on, until it ends."""
+        assert self._client is not None
+        head = f"GET /control/v1{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        stream = self._client.open_stream("http", {"source": "test"}, self._ear)
+        stream.write(f"{head}Authorization: Bearer {self.token}\r\n\r\n".encode())
+        await self._ear.closed.wait()
 
     async def call(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -270,6 +271,21 @@ async def test_who_is_disabled_is_out_at_once(
     assert (await ann.login("ann")).status == 201
     assert (await local.delete("/admins/ann")).status_code == 204
     assert (await local.get("/admins/ann")).status_code == 404
+
+
+async def test_what_goes_on_ends_with_the_session(
+    gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode]
+) -> None:
+    alice = await admin(gate, local, nodes)
+    followed = asyncio.create_task(alice.listen("/audit/stream"))
+    await local.put("/settings/app.queue", json={"value": 9})
+    await until(lambda: b"app.queue" in alice.heard)
+    sid = (await local.get("/sessions")).json()["items"][0]["session"]
+    assert (await local.delete(f"/sessions/{sid}")).status_code == 204
+    await local.put("/settings/app.queue", json={"value": 10})
+    async with asyncio.timeout(10):
+        await followed
+    assert b'"value": 10' not in alice.heard
 
 
 async def test_the_last_owner_stays(gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode]) -> None:
