@@ -48,7 +48,7 @@ class DocumentView(PaneView):
 
     def show(self) -> None:
         """Lay it out in the form that was chosen."""
-        if not self.is_mounted:
+        if not self.children:
             return
         if self.document is not None:
             tables = self.tables_of(self.document) if self.form is Form.PERSON else ()
