@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from qgate.governance.orders import Kind, Orders
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
 from tests.qgate.gates import control, gate_settings, make_directory, running, until
 from tests.qgate.pool import BY, DAY, Pool
+from tunnel_proto.enrolment import make_offer
 from tunnel_proto.errors import MeshError
+from tunnel_proto.identity import Identity
 
 
 class Bell:
@@ -213,3 +216,23 @@ async def test_over_the_control_api(tmp_path: Path, store_dsn: str) -> None:
         refused = await client.post("/orders", json={"what": "mode", "arguments": {"mode": "manual", "x": 1}})
         assert refused.status_code == 422
         assert (await client.delete("/orders/999")).status_code == 404
+
+
+async def test_a_worker_and_a_pool_are_checked_when_the_order_is_given(
+    tmp_path: Path, store_dsn: str
+) -> None:
+    settings = gate_settings(tmp_path, store_dsn)
+    make_directory(tmp_path, settings)
+    async with running(settings) as gate, control(gate) as client:
+        offer = make_offer(Identity.generate(), role="daemon", name="gpu-1", now=time.time())
+        assert (await client.post("/sidecars", json={"offer": offer})).status_code == 201
+        drain = {"what": "drain", "arguments": {"worker": "gpu-1"}, "in_s": 60}
+        seen = (await client.post("/orders", json={**drain, "dry_run": True})).json()
+        assert (seen["able_now"], "not connected" in seen["problem"]) == (False, True)
+        made = await client.post("/orders", json=drain)
+        assert (made.status_code, made.json()["arguments"]) == (201, {"worker": "gpu-1"})
+        move = {"what": "failover", "arguments": {"pool": "hq"}, "in_s": 60}
+        refused = await client.post("/orders", json=move)
+        assert (refused.status_code, refused.json()["next"]) == (404, "meshctl pool list")
+        gone = await client.delete(f"/orders/{made.json()['number']}")
+        assert gone.json()["state"] == "cancelled"
