@@ -19,7 +19,7 @@ define llama
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-compiled check format compat sim fuzz-api reference soak bench bench-wire bench-idle bench-slow bench-capability clean
+.PHONY: help dev test test-compiled check format compat sim fuzz-api reference soak bench bench-wire bench-idle bench-slow bench-capability bench-tui clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -99,6 +99,9 @@ bench-capability: $(BENCH)/.installed ## gateway, summaries, llama.cpp and the s
 	$(BENCH)/bin/python -m tests.bench.summarize_wire
 	$(BENCH)/bin/python -m tests.bench.llama
 	$(BENCH)/bin/python -m tests.bench.scheduler
+
+bench-tui: $(STAMP) ## the control room through a pty: keys, section switches, idle CPU, memory
+	$(BIN)/python -m tests.bench.tui
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
