@@ -17,13 +17,14 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
 
     @router.get("")
     async def list_receipts(
-        app: str | None = None,
+        app: Annotated[str | None, Query(max_length=200)] = None,
         since: float | None = None,
-        before: str | None = None,
+        before: Annotated[str | None, Query(max_length=200)] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
-        """The newest first; ``since`` is unix time, ``before`` the id to go on from."""
-        return {"items": await archive.list(app=app, since=since, before=before, limit=limit)}
+        """The newest first; ``since`` is unix time, ``before`` the ``next`` of the page before."""
+        found = await archive.list(app=app, since=since, before=before, limit=limit)
+        return {"items": found, "next": found[-1]["id"] if len(found) == limit else None}
 
     @router.get("/{receipt}")
     async def show_receipt(receipt: str) -> dict[str, Any]:

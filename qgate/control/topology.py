@@ -20,6 +20,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    from qgate.capability.workers import WorkerView
     from qgate.gate import Gate
     from tunnel_proto.link import SessionStats
 
@@ -145,6 +146,14 @@ class Graph:
         return {"at": self.at, "nodes": list(self.nodes.values()), "edges": list(self.edges.values())}
 
 
+def _state_of(view: WorkerView) -> str:
+    if view.state != "present":
+        return view.state
+    if view.draining:
+        return "draining"
+    return "busy" if 0 < view.slots <= view.jobs_running else "ok"
+
+
 def _carried(stats: SessionStats) -> int:
     return stats.bytes_app_in + stats.bytes_app_out
 
@@ -248,10 +257,10 @@ class Topology:
                 id_: max(0, count - before.get(id_, count)) / took for id_, count in counted.items()
             }
         self._bytes, self._measured = counted, now
-        self.history.add(self.graph().collapsed(COLLAPSE))
+        self.history.add(self.graph(COLLAPSE).collapsed(COLLAPSE))
 
-    def graph(self) -> Graph:
-        """The whole graph, as it is now."""
+    def graph(self, most: int = COLLAPSE_MAX) -> Graph:
+        """The graph as it is now; more than ``most`` workers are counted, and not drawn one by one."""
         gate = self._gate
         directory = gate.parts.directory
         graph = Graph(gate.administration.office.clock())
@@ -266,7 +275,7 @@ class Topology:
                 sibling = graph.node("gate", row["name"], there, seen_at=row["seen_at"], this=False)
                 graph.edge(here, sibling, "member", there)
         self._add_peers(graph, me)
-        self._add_nodes(graph, me)
+        self._add_nodes(graph, me, most)
         self._add_providers(graph, me)
         counts = gate.parts.front.pool.counts()
         for name in directory.routes():
@@ -292,7 +301,7 @@ class Topology:
             )
             graph.edge(me, found, "peering", state, self._rates.get(f"pool {peer.name}", 0.0))
 
-    def _add_nodes(self, graph: Graph, me: str) -> None:
+    def _add_nodes(self, graph: Graph, me: str, most: int) -> None:
         gate = self._gate
         label = gate.parts.directory.label
         rates: dict[str, float] = {}
@@ -307,11 +316,16 @@ class Topology:
                 pool = name.partition("/")[0] if "/" in name else ""
                 node = graph.node("minigate", name, state, pool=pool, address=session.address)
                 graph.edge(node, me, "tunnel", state, rates[name])
-        for view in gate.capabilities.workers.views.values():
-            present = view.state == "present"
-            busy = present and 0 < view.slots <= view.jobs_running
-            state = "draining" if present and view.draining else "busy" if busy else "ok"
-            state = state if present else view.state
+        views = gate.capabilities.workers.views
+        if len(views) > most:
+            states = Counter(_state_of(view) for view in views.values())
+            worker = graph.node("worker", "*", worst(states), label=f"{len(views)} workers", states=states)
+            graph.nodes[worker]["count"] = len(views)
+            moved = sum(rate for name, rate in rates.items() if name in views)
+            graph.edge(me, worker, "tunnel", worst(states), moved)
+            return
+        for view in views.values():
+            state = _state_of(view)
             worker = graph.node(
                 "worker",
                 view.name,
@@ -346,7 +360,7 @@ def routers(
     ) -> dict[str, Any]:
         """The pool as a graph; of kinds with more than ``collapse`` nodes one node stands for all."""
         await refresh()
-        return topology.graph().collapsed(collapse).shown()
+        return topology.graph(collapse).collapsed(collapse).shown()
 
     @router.get("/history", response_model=HistoryReply)
     async def list_topology_history(

@@ -82,7 +82,7 @@ class Watching:
 
     async def _graph(self) -> Mapping[str, Any]:
         await self.overview.read()
-        shown = self.topology.graph().collapsed(topology.COLLAPSE).shown()
+        shown = self.topology.graph(topology.COLLAPSE).collapsed(topology.COLLAPSE).shown()
         return {"nodes": shown["nodes"], "edges": shown["edges"]}
 
     async def _incidents(self) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from qgate.capability.workers import WorkerView
 from qgate.control.live import ROWS_MAX, ChangesTopic, DocumentTopic, Live, RowsTopic
 from qgate.control.overview import SERIES_LEN, Series
 from qgate.control.problems import ProblemError
@@ -68,6 +69,23 @@ async def test_the_overview_shows_what_is_there(gate: Gate) -> None:
         assert history["items"][0]["nodes"][0]["kind"] == "pool"
         assert number
         await tunnel.close()
+
+
+async def test_ten_thousand_workers_stay_a_picture(gate: Gate) -> None:
+    views = gate.capabilities.workers.views
+    views.update({f"w{number:05}": WorkerView(f"w{number:05}") for number in range(10_000)})
+    views["w00007"].state = "away"
+    topology = gate.governing.watching.topology
+    began = time.thread_time()
+    topology.frame(time.monotonic())
+    assert time.thread_time() - began < 0.1  # 1 ms where nothing else runs
+    async with control(gate) as client:
+        nodes = (await client.get("/topology")).json()["nodes"]
+        worker = next(one for one in nodes if one["kind"] == "worker")
+        assert (worker["count"], worker["state"]) == (10_000, "away")
+        page = (await client.get("/workers?limit=2&sort=-name&state=present")).json()
+        assert (page["total"], [one["name"] for one in page["items"]]) == (9_999, ["w09999", "w09998"])
+    views.clear()
 
 
 async def test_what_changes_is_told_and_what_does_not_is_not(gate: Gate) -> None:
