@@ -151,11 +151,6 @@ def _buried(method: Callable[..., suspicion.Suspicion]) -> Callable[..., suspici
     return unless_dead
 
 
-def _credited(peers: Mapping[bytes, suspicion.Watched]) -> bool:
-    mute = (one.state != suspicion.ALIVE and one.answered_at is None for one in peers.values())
-    return len(peers) > 1 and all(mute)
-
-
 _MASTERS = "one master; one catalogue"
 _FOLD = catalogue.fold
 _KEPT = failover.kept
@@ -222,9 +217,6 @@ def bugs() -> dict[str, Bug]:
             (suspicion.Suspicion, "_is_dead", _by_silence), promises="no false death"
         ),
         "nobody doubts itself": _bug((suspicion, "_doubts", lambda peers: False), promises="self-doubt"),
-        "whoever is watched anew counts as heard": _bug(
-            (suspicion, "_doubts", _credited), promises="self-doubt"
-        ),
         "whoever was dead stays dead": _bug(
             (suspicion.Suspicion, "heard", _buried(suspicion.Suspicion.heard)),
             (suspicion.Suspicion, "probed", _buried(suspicion.Suspicion.probed)),
