@@ -121,7 +121,7 @@ async def test_a_change_of_everything_is_applied_at_once(pool: Pool, configurati
     document = copy.deepcopy(await configuration.export())
     document["settings"] = {"schedule.queue": 9}
     document["branding"] = {"name": "Example AI"}
-    document["aliases"]["slow"] = "qg://task=chat&prefer=quality"
+    document["aliases"]["slow"] = "qg://task=chat"
     document["prices"]["gpt"]["input"] = 3
     document["budgets"] = {"pool/day": {"hard": "10.00", "currency": "USD"}}
     document["databases"]["shop"] |= {"pool_size": 5, "limits": {"queue": 3}}
@@ -135,7 +135,7 @@ async def test_a_change_of_everything_is_applied_at_once(pool: Pool, configurati
     assert (done["revision"], done["kept"]) == (2, [])
     directory = pool.directory
     assert (directory.setting("schedule.queue"), directory.setting("app.queue")) == (9, 100)
-    assert directory.alias("slow") == "qg://task=chat&prefer=quality"
+    assert directory.alias("slow") == "qg://task=chat"
     assert directory.prices()["gpt"].input == 3
     assert list(directory.budgets()) == ["pool/day"]
     route, app = directory.route("shop"), directory.app("web")
