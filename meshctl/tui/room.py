@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -28,14 +28,15 @@ from meshctl.client import Gate
 from meshctl.errors import GateError
 from meshctl.tui import jumping, sections, words
 from meshctl.tui.acting import Acting
-from meshctl.tui.bars import Bar, Hint, crumbs, footer, header, shown_key
+from meshctl.tui.bars import Bar
 from meshctl.tui.confirm import ConfirmScreen
 from meshctl.tui.context_screen import log_in
 from meshctl.tui.data import Desk, Principal
 from meshctl.tui.declare import Action
-from meshctl.tui.describe import DocumentView
+from meshctl.tui.describe import AnswerView, DocumentView
 from meshctl.tui.feed import Feed, Link, News, Standing
 from meshctl.tui.layout import Form, clean
+from meshctl.tui.lines import Lines
 from meshctl.tui.pane import PaneView
 from meshctl.tui.preferences import Preferences
 from meshctl.tui.prompt import Prompt
@@ -136,6 +137,8 @@ class Room(Shell):
         self._sections: OrderedDict[str, SectionView] = OrderedDict()
         self._front = ""
         self._heard = time.monotonic()
+        self._logging_in = False
+        self._lines = Lines(self)
 
     # --- set-up
 
@@ -170,9 +173,9 @@ class Room(Shell):
             try:
                 self.principal = await self.desk.principal()
             except GateError as error:
-                if error.status != 401 or not hasattr(self.desk.gate.dialler, "keep"):
+                if error.status != 401 or not self._may_log_in():
                     raise
-                if not await log_in(self):
+                if not await self._logged_in():
                     self.exit()
                     return
                 self.principal = await self.desk.principal()
@@ -184,6 +187,16 @@ class Room(Shell):
         except MeshError as error:
             self.fail(error)
         self.refresh_bars()
+
+    def _may_log_in(self) -> bool:
+        return hasattr(self.desk.gate.dialler, "keep")
+
+    async def _logged_in(self) -> bool:
+        self._logging_in = True
+        try:
+            return await log_in(self)
+        finally:
+            self._logging_in = False
 
     # --- what sections use
 
@@ -200,11 +213,13 @@ class Room(Shell):
         await section.descend(view)
         self.refresh_bars()
 
-    def show_answer(self, title: str, reply: Any) -> None:
-        """Describe what the gate answered."""
+    def show_answer(
+        self, title: str, reply: Any, tables: Callable[[Any], Sequence[Any]] | None = None
+    ) -> None:
+        """Describe what the gate answered; ``tables`` lays it out."""
         if (pane := self.pane) is not None:
-            view = DocumentView(pane.pane, crumb=title)
-            view.document = reply
+            view = AnswerView(pane.pane, crumb=title)
+            view.document, view.laid_out = reply, tables
             self.descend(view)
 
     def perform(self, action: Action) -> None:
@@ -276,6 +291,8 @@ class Room(Shell):
         if isinstance(news, Standing):
             self.standing = news
             self.refresh_bars()
+            if news.link is Link.REFUSED and self._may_log_in() and not self._logging_in:
+                self.introduce()
             return
         if news.data is not None:
             self.newest[news.topic] = news.data
@@ -325,64 +342,18 @@ class Room(Shell):
 
     def refresh_bars(self) -> None:
         """Draw the lines at the top and the bottom again, where they changed."""
-        try:
-            top, line, keys = (
-                self.screen_stack[0].query_one(f"#{name}", Bar) for name in ("top", "crumbs", "keys")
-            )
-        except (NoMatches, IndexError):
-            return
-        place = self.launch.gate.place
-        where = " ".join(
-            part for part in (self.pool, f"{self.launch.where}{f'@{place}' if place else ''}") if part
-        )
-        top.tell(
-            header(
-                self.brand,
-                where,
-                self.principal.label,
-                self.say(str(self.principal.role)),
-                read_only=self.say("read-only") if self.principal.read_only else "",
-                link=self.standing.link,
-                note=self._link_note(),
-                width=self.size.width - 2,
-            )
-        )
-        section = self.section
-        if section is not None:
-            trail = (self.say(section.section.title), *section.trail)
-            panes = [self.say(pane.title) for pane in section.section.panes]
-            separator = ">" if self.ascii_only else "›"
-            line.tell(crumbs(trail, panes, section.number, separator=separator))
-        keys.tell(footer(self._hints(), self._hints_always(), self.size.width - 2))
+        with contextlib.suppress(NoMatches, IndexError):  # before the screen is there, and after
+            self._lines.draw(self.screen_stack[0])
 
-    def _link_note(self) -> str:
-        note = self.say(str(self.standing.link))
-        if self.standing.link in {Link.AWAY, Link.REFUSED}:
-            note += f" {time.monotonic() - self._heard:.0f} s"
-        return note
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the feed last said anything."""
+        return time.monotonic() - self._heard
 
-    def _hints(self) -> list[Hint]:
-        pane = self.pane
-        hints: list[Hint] = []
-        if self._busy:
-            hints.append(Hint("...", self._busy[-1]))
-        if pane is not None:
-            records = pane.chosen()
-            actions = [
-                Hint(shown_key(one.key), self.say(one.label), self.acting.reason(one, records))
-                for one in pane.actions()
-            ]
-            hints += sorted(actions, key=lambda hint: bool(hint.why))
-            hints += [Hint(shown_key(key), self.say(label)) for key, label in pane.hints()]
-        return hints
-
-    def _hints_always(self) -> list[Hint]:
-        return [
-            Hint("/", self.say("filter")),
-            Hint(":", self.say("go")),
-            Hint(".", self.say("all")),
-            Hint("?", self.say("help")),
-        ]
+    @property
+    def under_way(self) -> str:
+        """What is being done now, "" for nothing."""
+        return self._busy[-1] if self._busy else ""
 
     # --- keys
 

@@ -1,0 +1,103 @@
+"""Logging in where a context asks for it, and going to another context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from meshctl.client import Gate
+from meshctl.contexts import Contexts
+from meshctl.dialling import UnixDialler
+from meshctl.errors import GateError
+from meshctl.tui.room import Launch
+from tests.tui.gate import RoomGate
+from tests.tui.visit import visiting
+
+
+class Locked(UnixDialler):
+    """A context's dialler in small: the gate behind a socket, once somebody has logged in."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.settings = SimpleNamespace(admin="alice")
+        self.home = "hq"
+        self.kept: Mapping[str, Any] | None = None
+
+    def headers(self, place: str) -> Mapping[str, str]:
+        if self.kept is None:
+            raise GateError(
+                "Nobody is logged in.", status=401, problem="unauthenticated", hint="meshctl login"
+            )
+        return {"Authorization": f"Bearer {self.kept['token']}"}
+
+    def go(self, place: str) -> None:
+        assert place == "hq"
+
+    def without_login(self) -> UnixDialler:
+        return UnixDialler(self.path)
+
+    def keep(self, reply: Mapping[str, Any], *, name: str, read_only: bool) -> None:
+        assert (name, read_only) == ("alice", True)
+        self.kept = reply
+
+
+async def test_a_log_in_is_asked_for_once_and_refusals_come_back(gate: RoomGate) -> None:
+    gate.problem("POST /session", 401, "name or password is wrong", "meshctl login", "unauthenticated")
+    dialler = Locked(gate.socket)
+    async with visiting(Launch(Gate(dialler), "hq")) as at:
+        await at.sees("Log in", "Admin", "alice", "One log-in holds on every pool")
+        await at.press("enter")
+        await at.type("wrong")
+        await at.press("ctrl+s")
+        await at.sees("name or password is wrong")
+        assert "wrong" not in at.text().replace("name or password is wrong", "")
+        gate.answer("POST /session", {"token": "qgt1.x", "grant": "qgs1.y"}, 201)
+        await at.press("enter")
+        await at.type("right horse")
+        await at.press("enter", "enter", "space", "enter")
+        await at.sees("alice owner", "requests/s")
+        assert gate.last("POST /session").body == {
+            "name": "alice",
+            "password": "right horse",
+            "read_only": True,
+        }
+        assert gate.last("GET /overview").headers["Authorization"] == "Bearer qgt1.x"
+        await at.sees("live")
+        gate.problem("GET /session", 401, "the session is over", "meshctl login", "unauthenticated")
+        gate.problem("GET /live", 401, "the session is over", "meshctl login", "unauthenticated")
+        gate.live = False
+        gate.cut()
+        await at.sees("Log in", "alice")
+        gate.live = True
+        gate.answer("GET /session", {"name": "alice", "role": "admin"})
+        await at.press("enter")
+        await at.type("again")
+        await at.press("enter", "enter", "space", "enter")
+        await at.sees("alice admin", "live", "requests/s")
+
+
+async def test_without_a_log_in_it_ends(gate: RoomGate) -> None:
+    async with visiting(Launch(Gate(Locked(gate.socket)), "hq")) as at:
+        await at.sees("Log in")
+        await at.press("escape")
+        await at.until(lambda: at.room._exit, "the end")
+
+
+async def test_another_context_is_gone_on_with(
+    gate: RoomGate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    context = Contexts().named("lyon")
+    context.root.mkdir(parents=True)
+    for file in (context.key, context.bundle):
+        file.write_text("there")
+    async with visiting(Launch(Gate(gate.socket), "local")) as at:
+        await at.sees("requests/s")
+        await at.press("ctrl+o")
+        await at.sees("Contexts", "lyon")
+        await at.press("enter")
+        await at.until(lambda: at.room.return_value == "lyon", "the other context")
