@@ -55,6 +55,9 @@ TELLING_MAX: Final = 200
 
 ID_BYTES: Final = 12
 
+WORD_MAX: Final = 256
+"""Characters of a model's or worker's name that a peer's receipt may put into one of ours."""
+
 KEPT_DAYS: Final = 30
 """How long a result waits for a pool that never comes back."""
 
@@ -164,17 +167,16 @@ def recovered_fields(
     """
     hops = theirs.get("nodes") or [{}]
     last = hops[-1] if isinstance(hops, list) and isinstance(hops[-1], Mapping) else {}
-    hop = {
-        "node": pool,
-        "kind": "pool",
-        "model": theirs.get("model"),
-        "version": theirs.get("model_version"),
-        "tokens_in": theirs.get("tokens_in"),
-        "tokens_out": theirs.get("tokens_out"),
+    said: dict[str, str | int | None] = {name: _word(theirs.get(name)) for name in _WORDS}
+    said |= {name: _count(theirs.get(name)) for name in _COUNTS}
+    hop: dict[str, Any] = {"node": pool, "kind": "pool", "model": said["model"]}
+    hop |= {
+        "version": said["model_version"],
+        "tokens_in": said["tokens_in"],
+        "tokens_out": said["tokens_out"],
     }
-    if last.get("node"):
-        hop["worker"] = last["node"]
-    same = ("model", "model_version", "duration_ms", "first_token_ms", "tokens_in", "tokens_out")
+    if worker := _word(last.get("node")):
+        hop["worker"] = worker
     return {
         "id": request,
         "app": docket.app,
@@ -184,8 +186,22 @@ def recovered_fields(
         "gate": docket.gate,
         "began_at": spell(docket.at),
         "ended_at": spell(now),
-        **{name: theirs.get(name) for name in (*same, "tokens_cached", "outcome", "finish_reason")},
+        **said,
         "price": "0",
         "currency": "",
-        "recovered": {"from": theirs.get("id"), "by": gate},
+        "recovered": {"from": _word(theirs.get("id")), "by": gate},
     }
+
+
+_WORDS: Final = ("model", "model_version", "outcome", "finish_reason")
+_COUNTS: Final = ("duration_ms", "first_token_ms", "tokens_in", "tokens_out", "tokens_cached")
+
+
+def _word(value: object) -> str | None:
+    """What a peer says in a place for a word."""
+    return value[:WORD_MAX] if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    """What a peer says in a place for a number."""
+    return value if type(value) is int and 0 <= value < 1 << 53 else None

@@ -26,6 +26,7 @@ from qgate.federation.results import (
     docket_purpose,
     judge,
     receipt_id,
+    recovered_fields,
     request_of,
 )
 from qgate.gate import Gate
@@ -95,6 +96,25 @@ def test_only_so_many_are_told_and_not_acknowledged(steps: list[int], count: int
         due = telling.due(kept, now)
         assert len(due) == len(set(due)) <= TELLING_MAX
     assert len(telling.told) <= count
+
+
+def test_a_peers_receipt_cannot_put_anything_but_words_and_numbers_into_ours() -> None:
+    theirs: dict[str, Any] = {
+        "id": "req_x",
+        "model": "m" * 10_000,
+        "model_version": ["ab"],
+        "tokens_in": "7",
+        "tokens_out": -1,
+        "tokens_cached": True,
+        "nodes": ["no node"],
+        "outcome": None,
+    }
+    fields = recovered_fields("req_1", DOCKET, theirs, pool="gpu", gate="gate-1", now=1.8e9)
+    assert len(fields["model"]) == 256
+    assert fields["model_version"] is fields["outcome"] is None
+    assert fields["tokens_in"] is fields["tokens_out"] is fields["tokens_cached"] is None
+    assert set(fields["nodes"][0]) == {"node", "kind", "model", "version", "tokens_in", "tokens_out"}
+    assert (fields["app"], fields["recovered"]) == ("web", {"from": "req_x", "by": "gate-1"})
 
 
 # --- two gates ----------------------------------------------------------------------------------------------
