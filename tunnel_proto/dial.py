@@ -132,5 +132,6 @@ class Dial(asyncio.Protocol):
     def _fail(self, error: TunnelError) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+            self.done.exception()  # whoever dialled may have given up before the connection was made
         if self._transport is not None:
             self._transport.abort()

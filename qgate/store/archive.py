@@ -69,6 +69,13 @@ TABLES: Final = (
     "catalogue",
     "catalogue_authority",
     "catalogue_review",
+    "blobs",
+    "peer_blobs",
+    "blob_holdings",
+    "peer_node_revocations",
+    "peer_workers",
+    "peer_routing",
+    "rotations",
     "last_changes",
     "audit_entries",
     "audit_signed_heads",
@@ -76,7 +83,8 @@ TABLES: Final = (
     "audit_head",
 )
 # Keys of people outlive an erasure in no backup, codes and mail that were sent are not sent again, no
-# administrator's session comes back to life, and no reply is repeated for what a restore has undone.
+# administrator's session comes back to life, no reply is repeated for what a restore has undone, and what a
+# gate was fetching it looks for anew.
 LEFT_OUT: Final = (
     "person_keys",
     "person_codes",
@@ -85,6 +93,7 @@ LEFT_OUT: Final = (
     "admin_sessions_over",
     "admin_strikes",
     "idempotency_keys",
+    "blob_fetches",
 )
 _IDENTITIES: Final = (
     ("app_verifiers", "number"),
