@@ -86,8 +86,8 @@ class PaneView(Widget):
         self.reload()
 
     def resume(self) -> None:
-        """It came to the front."""
-        self.reload()
+        """It came to the front: shown as it was left, then asked for."""
+        self.call_after_refresh(self.reload)
 
     def narrow(self, text: str) -> None:
         """Show only what `/` finds, or go there."""
