@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -13,6 +14,9 @@ from meshctl.render import Output, emit
 from meshctl.terminal import note, read_secret
 
 commands = options.group("Mail of this pool: its server, who is told of notifications, a test.")
+
+
+Recipient = Annotated[str, typer.Argument(metavar="ADDRESS", help="Who.", show_default=False)]
 
 
 @commands.command("show")
@@ -50,6 +54,7 @@ def set_up(
         str | None,
         typer.Option("--password-file", metavar="FILE", help="Read the password; - for standard input."),
     ] = None,
+    no_password: Annotated[bool, typer.Option("--no-password", help="Forget the password.")] = False,
     timeout_s: Annotated[
         float | None, typer.Option("--timeout-s", min=0.1, help="How long the server may be silent.")
     ] = None,
@@ -72,6 +77,10 @@ def set_up(
         "give_up_hours": give_up_hours,
     }
     changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if no_password and (password or password_file is not None):
+        raise UsageError("--no-password forgets the password; --password gives one.")
+    if no_password:
+        changes["password"] = ""
     if password or password_file is not None:
         changes["password"] = read_secret("Mail server's password", password_file, option="--password-file")
     if not changes:
@@ -102,6 +111,34 @@ def recipients(
         address, _, severity = one.partition("=")
         rows.append({"to": address, "severity": severity or "warning"})
     row = options.connect(gate_dir, socket).put("/smtp/recipients", {"recipients": rows})
+    emit(row, people_view.smtp(row), output)
+
+
+@commands.command("tell")
+def tell(
+    address: Recipient,
+    severity: Annotated[
+        str, typer.Option("--severity", metavar="LEAST", help="info, warning or critical, and above.")
+    ] = "warning",
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Tell one more address of notifications by mail, or the same one from another severity on."""
+    path = f"/smtp/recipients/{quote(address, safe='')}"
+    row = options.connect(gate_dir, socket).put(path, {"severity": severity})
+    emit(row, people_view.smtp(row), output)
+
+
+@commands.command("untell")
+def untell(
+    address: Recipient,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Tell one address no more."""
+    row = options.connect(gate_dir, socket).delete(f"/smtp/recipients/{quote(address, safe='')}")
     emit(row, people_view.smtp(row), output)
 
 

@@ -124,12 +124,17 @@ class Acting:
         if not action.row:
             return title
         subject = clean(action.subject(records[0]))
-        return f"{title}: {subject}" if len(records) == 1 else f"{title} ({len(records)})"
+        if len(records) > 1:
+            return f"{title} ({len(records)})"
+        return f"{title}: {subject}" if subject else title
 
     async def _confirmed(
         self, action: Action, records: Sequence[Record], calls: Sequence[Call], values: Given
     ) -> bool:
         plan = await self._plan(action, calls) if action.dry is not None else ""
+        if action.ahead is not None:
+            reply = await self._room.desk.send(action.ahead(records[0], values))
+            plan = clean_lines(action.planned(reply) if action.planned else str(reply))
         if action.plan is not None:
             plan = "\n".join(dict.fromkeys(action.plan(record, values) for record in records))
         if action.confirm is Confirm.NONE:
@@ -186,12 +191,15 @@ class Acting:
         done = [outcome for outcome in outcomes if outcome.error is None]
         if not done:
             return
+        if action.missed is not None:
+            for line in (line for one in done for line in action.missed(one.reply)):
+                self._room.warn(line)
         if action.result is Result.ONCE:
             text = "\n\n".join(clean_lines(machine_text(one.reply, Output.YAML)) for one in done)
             await self._room.push_screen_wait(OnceScreen(say(action.label), text))
             return
         if action.result is Result.DESCRIBE:
-            self._room.show_answer(say(action.label), done[0].reply)
+            self._room.show_answer(say(action.label), done[0].reply, action.answer)
             return
         name = clean(action.subject(done[0].record)) if len(done) == 1 else str(len(done))
         text = say(action.done, name=name) if action.done else f"{say(action.label)}: {name}".rstrip(": ")

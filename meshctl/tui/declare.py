@@ -72,21 +72,33 @@ class State(StrEnum):
 _SPOKEN: Final[Mapping[State, tuple[str, ...]]] = {
     State.GOOD: (
         *("ready", "serving", "active", "up", "ok", "well", "resident", "done", "resolved", "valid"),
-        *("linked", "on", "connected", "passed", "present"),
+        *(
+            "linked",
+            "on",
+            "connected",
+            "passed",
+            "present",
+            "paired",
+            "alive",
+            "healthy",
+            "current",
+            "publishing",
+        ),
+        *("whole", "here", "offered", "applied", "published"),
     ),
     State.BUSY: (
         *("busy", "loading", "running", "acknowledged", "acked", "pending", "waiting", "starting"),
-        *("info", "queued"),
+        *("info", "queued", "rebuilding", "fetching", "checking", "reclaiming", "answered", "confirmed"),
     ),
     State.WARN: (
         *("draining", "warning", "expired", "suspect", "unfit", "lost", "lagging", "away", "grace"),
-        *("not yet", "unsynced", "locked"),
+        *("not yet", "unsynced", "locked", "degraded", "alone", "held", "declined", "seen"),
     ),
     State.BAD: (
         *("failed", "dead", "down", "open", "critical", "error", "revoked", "quarantined", "invalid"),
         "refused",
     ),
-    State.OFF: ("off", "disabled", "unknown", "default", "none", "never connected"),
+    State.OFF: ("off", "disabled", "unknown", "default", "none", "never connected", "unpaired"),
 }
 WORDS: Final[Mapping[str, State]] = {word: state for state, words in _SPOKEN.items() for word in words}
 """How well the states are that gates speak of."""
@@ -171,8 +183,11 @@ class Action:
     body        makes the request's body from record and values
     query       names of values that go beside the body
     dry         is laid over the body to ask first what would happen; ``planned`` puts that answer in words
+    ahead       another request that says what would happen, in place of ``dry``
     plan        says before the question what the values mean
     undo        the request that takes it back, from the record as it was, the values and the answer
+    missed      what of it was not done, as lines, from an answer that says so for its parts
+    answer      lays the answer out, where it is described
     row         False: it needs no record; ``bulk``: it may be done to all that are marked
     opens       a screen of its own in place of all that
     """
@@ -191,11 +206,14 @@ class Action:
     question: str = ""
     against: Callable[[Record], str] = nothing_against
     dry: Mapping[str, Any] | None = None
+    ahead: Callable[[Record, Values], Call] | None = None
     planned: Callable[[Any], str] | None = None
     plan: Callable[[Record, Values], str] | None = None
     undo: Callable[[Record, Values, Any], Call | None] | None = None
+    missed: Callable[[Any], Sequence[str]] | None = None
     done: str = ""
     result: Result = Result.TOAST
+    answer: Callable[[Any], Sequence[view.Table]] | None = None
     row: bool = True
     bulk: bool = True
     name: str = "name"

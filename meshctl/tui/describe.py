@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.widgets import Static
 
-from meshctl.tui.declare import Record, TablePane, at, filled, items_of
+from meshctl.tui.declare import Record, TablePane, at, filled
 from meshctl.tui.layout import Form, card, clean, lines_of
 from meshctl.tui.pager import Pager
 from meshctl.tui.pane import PaneView
@@ -86,6 +86,16 @@ class DocumentView(PaneView):
         self.show()
 
 
+class AnswerView(DocumentView):
+    """What the gate answered to an action, as the action lays it out."""
+
+    laid_out: Callable[[Any], Sequence[Any]] | None = None
+
+    def tables_of(self, document: Any) -> Sequence[Any]:
+        """As the action says."""
+        return self.laid_out(document) if self.laid_out is not None else card(document)
+
+
 class DescribeView(DocumentView):
     """One record of a table; the table's actions are about it."""
 
@@ -107,7 +117,7 @@ class DescribeView(DocumentView):
         else:
             reply = await self.room.desk.get(self.table.path, self.table.query)
             mine = at(self.record, self.table.key)
-            found = next((one for one in items_of(reply) if at(one, self.table.key) == mine), None)
+            found = next((one for one in self.table.items(reply) if at(one, self.table.key) == mine), None)
             if found is not None:
                 self.document = self.record = found
         self.show()

@@ -16,7 +16,7 @@
     DELETE /admins/{name}/keys/{key}      204; its tunnels are cut and its sessions end
 
     account: {name, role, state: "active"|"disabled", second_factor, created_at, created_by,
-              password_changed_at, logged_in_at, disabled_at, version}
+              password_changed_at, logged_in_at, disabled_at, locked_until, version}
 
 An admin may change their own password and second factor, and look at themselves; their password is asked for
 (``current``). An owner may do all of it for everybody, without.
@@ -27,12 +27,13 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from qgate.control.access import principal_of
 from qgate.control.bodies import Body, Name
 from qgate.control.resources import By
+from qgate.control.seen import Seen, tagged
 from qgate.control.session import Code, Password
 from qgate.governance.principal import AccessError, Principal, Role
 from qgate.governance.problems import InvalidRequestError
@@ -101,15 +102,16 @@ def _accounts(admins: Admins) -> APIRouter:
         return await admins.create(body.name, body.role, body.password, by=by)
 
     @router.get("/{name}", operation_id="admins_show")
-    async def show(request: Request, name: str) -> dict[str, Any]:
+    async def show(request: Request, name: str, response: Response) -> dict[str, Any]:
         """One account; one's own, or as an admin any."""
         _own_or(request, name, Role.ADMIN)
-        return await admins.show(name)
+        return tagged(await admins.show(name), response)
 
     @router.patch("/{name}", operation_id="admins_change")
-    async def change(name: str, body: ChangeBody, by: By) -> dict[str, Any]:
+    async def change(name: str, body: ChangeBody, by: By, seen: Seen, response: Response) -> dict[str, Any]:
         """Set role or standing; who is disabled is logged out everywhere."""
-        return await admins.change(name, role=body.role, disabled=body.disabled, by=by)
+        done = await admins.change(name, role=body.role, disabled=body.disabled, expected=seen, by=by)
+        return tagged(done, response)
 
     @router.delete("/{name}", status_code=204, operation_id="admins_remove")
     async def remove(name: str, by: By) -> None:

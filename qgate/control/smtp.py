@@ -3,6 +3,8 @@
 GET  /smtp             how mail is sent, who is told, what waits; never the password
 PUT  /smtp             {host?, port?, tls?, ca_file?, user?, from?, timeout_s?, give_up_hours?, password?}
 PUT  /smtp/recipients  {recipients: [{to, severity?}]}
+PUT  /smtp/recipients/{address}     {severity}: this one is told too
+DELETE /smtp/recipients/{address}   this one is told no more
 POST /smtp/test        {to}     {ok, steps: [{name, ok, detail}], problem, next}
 GET  /smtp/mail        {items: [{id, person, kind, state, attempts, next_at, said}]}
 POST /smtp/retry       {waiting}
@@ -59,6 +61,12 @@ class RecipientsBody(Body):
     recipients: Annotated[list[RecipientBody], Field(max_length=100)]
 
 
+class SeverityBody(Body):
+    """From which severity on somebody is told."""
+
+    severity: Literal["info", "warning", "critical"] = "warning"
+
+
 class TestBody(Body):
     """Where the test goes."""
 
@@ -88,6 +96,16 @@ def routers(mail: Mail) -> tuple[APIRouter, ...]:
     async def set_recipients(body: RecipientsBody, by: By) -> dict[str, Any]:
         """Say who is told of notifications."""
         return await mail.set_recipients([(one.to, one.severity) for one in body.recipients], by=by)
+
+    @router.put("/recipients/{address}")
+    async def tell_recipient(address: Address, body: SeverityBody, by: By) -> dict[str, Any]:
+        """Tell one more address of notifications, or the same from another severity on."""
+        return await mail.tell_address(address, body.severity, by=by)
+
+    @router.delete("/recipients/{address}")
+    async def drop_recipient(address: Address, by: By) -> dict[str, Any]:
+        """Tell one address no more."""
+        return await mail.tell_no_more(address, by=by)
 
     @router.post("/test")
     async def test_smtp(body: TestBody, by: By) -> dict[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from qgate.governance.office import Office, iso
 from qgate.governance.passwords import PasswordCost, acceptable, verifier_of
 from qgate.governance.principal import Role
-from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.governance.problems import ChangedError, ConflictError, InvalidRequestError, UnknownNameError
 from qgate.governance.second_factor import SECRET_BYTES, accepted_step, factor_purpose, key_uri, spelled
 from qgate.store import admins as table
 from qgate.store.nodes import list_nodes, revoke_node
+from qgate.store.notifications import lock_outs
 from tunnel_proto.certificate import name_problem
 
 if TYPE_CHECKING:
@@ -49,14 +51,18 @@ class Admins:
     # --- accounts
 
     async def list(self) -> list[dict[str, Any]]:
-        """Every account, by name; nothing secret."""
+        """Every account, by name, with the end of its lock-out; nothing secret."""
         async with self._office.store.connection() as connection:
-            return [shown(row) for row in await table.list_admins(connection)]
+            locked = dict(await lock_outs(connection, self._office.clock()))
+            rows = await table.list_admins(connection)
+        return [shown(row, locked_until=_locked_until(locked, f"name:{row.name}")) for row in rows]
 
     async def show(self, name: str) -> dict[str, Any]:
         """One account. UnknownNameError."""
         async with self._office.store.connection() as connection:
-            return shown(await self._found(connection, name))
+            row = await self._found(connection, name)
+            locked = dict(await lock_outs(connection, self._office.clock()))
+        return shown(row, locked_until=_locked_until(locked, f"name:{name}"))
 
     async def create(self, name: str, role: Role, password: str, *, by: str) -> dict[str, Any]:
         """Add an account. ConflictError where the name is taken, InvalidRequestError for a weak password."""
@@ -73,17 +79,29 @@ class Admins:
         return shown(row)
 
     async def change(
-        self, name: str, *, role: Role | None = None, disabled: bool | None = None, by: str
+        self,
+        name: str,
+        *,
+        role: Role | None = None,
+        disabled: bool | None = None,
+        expected: int | None = None,
+        by: str,
     ) -> dict[str, Any]:
         """Set role or standing; who is disabled is logged out everywhere.
 
-        ConflictError where that would leave the pool without an owner.
+        ConflictError where that would leave the pool without an owner, ChangedError where the account is
+        not of the version that was seen.
         """
         office = self._office
         ended: Any = []
         async with office.store.transaction() as connection:
             owners = await table.live_owners(connection)
             before = await self._found(connection, name, lock=True)
+            if expected is not None and expected != before.version:
+                raise ChangedError(
+                    f"the account of {name} was changed after you looked",
+                    hint=f"meshctl admin show {name}, and meshctl audit tail --kind admin says by whom",
+                )
             new_role = role or Role(before.role)
             off = before.disabled_at is not None if disabled is None else disabled
             if owners == {name} and (off or new_role is not Role.OWNER):
@@ -192,8 +210,13 @@ class Admins:
         async with self._office.store.connection() as connection:
             await self._found(connection, name)
             rows = await list_nodes(connection)
+            locked = dict(await lock_outs(connection, self._office.clock()))
         owned = {row["fingerprint"] for row in rows if row["owner"] == name}
-        return [row for row in await self._sidecars.list() if row["fingerprint"] in owned]
+        return [
+            {**row, "locked_until": _locked_until(locked, f"key:{row['fingerprint']}")}
+            for row in await self._sidecars.list()
+            if row["fingerprint"] in owned
+        ]
 
     async def enrol(self, name: str, offer: str, *, valid_days: int | None, by: str) -> dict[str, Any]:
         """Certify a client key of an admin: `{name, admin, fingerprint, bundle, pools}`."""
@@ -232,7 +255,12 @@ class Admins:
         return row
 
 
-def shown(row: AdminRow) -> dict[str, Any]:
+def _locked_until(locked: Mapping[str, float], subject: str) -> str | None:
+    until = locked.get(subject)
+    return None if until is None else iso(datetime.fromtimestamp(until, UTC))
+
+
+def shown(row: AdminRow, *, locked_until: str | None = None) -> dict[str, Any]:
     """An account for replies; nothing secret."""
     return {
         "name": row.name,
@@ -244,6 +272,7 @@ def shown(row: AdminRow) -> dict[str, Any]:
         "password_changed_at": iso(row.password_changed_at),
         "logged_in_at": iso(row.logged_in_at),
         "disabled_at": iso(row.disabled_at),
+        "locked_until": locked_until,
         "version": row.version,
     }
 

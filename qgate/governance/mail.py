@@ -20,7 +20,7 @@ import structlog
 
 from qgate.governance.directory import secret_purpose
 from qgate.governance.office import Office, iso
-from qgate.governance.problems import InvalidRequestError
+from qgate.governance.problems import InvalidRequestError, UnknownNameError
 from qgate.governance.registry import declared
 from qgate.governance.setting import SettingError
 from qgate.governance.smtp import Letter, MailError, SmtpSettings, checked_address, deliver
@@ -147,13 +147,50 @@ class Mail:
         await self._office.changed("smtp.recipients", "smtp", by, {"recipients": severities})
         return await self.show()
 
+    async def tell_address(self, address: str, severity: str, *, by: str) -> dict[str, Any]:
+        """Tell one address of notifications of that severity and above, from now on; what `show` gives.
+
+        InvalidRequestError for no address, or one too many.
+        """
+        checked = checked_address(address)
+        async with self._office.store.transaction() as connection:
+            found = await self._recipients(connection, checked)
+            if not found and len(await table.all_recipients(connection)) >= RECIPIENTS_MAX:
+                raise InvalidRequestError(
+                    f"at most {RECIPIENTS_MAX} addresses are told", hint="use a mailing list"
+                )
+            for name in found:
+                await table.drop_recipient(connection, name)
+            name = next(iter(found), f"to_{secrets.token_hex(4)}")
+            sealed = self._office.vault.seal(checked.encode(), recipient_purpose(name))
+            await table.put_recipient(connection, name, sealed, severity)
+        before = next(iter(found.values()), None)
+        await self._office.changed("smtp.recipient", "smtp", by, {"before": before, "after": severity})
+        return await self.show()
+
+    async def tell_no_more(self, address: str, *, by: str) -> dict[str, Any]:
+        """Tell one address of nothing more; what `show` gives. UnknownNameError where it was not told."""
+        async with self._office.store.transaction() as connection:
+            found = await self._recipients(connection, address.strip())
+            if not found:
+                raise UnknownNameError("that address is not told of anything", hint="meshctl smtp show")
+            for name in found:
+                await table.drop_recipient(connection, name)
+        before = next(iter(found.values()))
+        await self._office.changed("smtp.recipient", "smtp", by, {"before": before, "after": None})
+        return await self.show()
+
+    async def _recipients(self, connection: Connection, address: str) -> dict[str, str]:
+        """Rows of that address, in any case of letters, with their severities."""
+        return {
+            name: severity
+            for name, box, severity in await table.all_recipients(connection)
+            if self._open(box, recipient_purpose(name)).lower() == address.lower()
+        }
+
     async def forget_address(self, connection: Connection, address: str) -> int:
         """Tell that address no more; how many recipients it was."""
-        found = [
-            name
-            for name, box, _ in await table.all_recipients(connection)
-            if self._open(box, recipient_purpose(name)).lower() == address.lower()
-        ]
+        found = await self._recipients(connection, address)
         for name in found:
             await table.drop_recipient(connection, name)
         return len(found)
