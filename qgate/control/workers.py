@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
+from qgate.capability.model_reading import read_chunk
 from qgate.capability.passage import ANSWER_S, Passage
 from qgate.capability.work import Problem
 from qgate.control.bodies import Body
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.problems import ProblemError
 from qgate.control.resources import By
-from tunnel_proto.errors import LocalProtocolError
+from tunnel_proto.blob_messages import CHUNK
+from tunnel_proto.errors import LocalProtocolError, TunnelError
 from tunnel_proto.messages import MODEL_NAME, Fault
 
 if TYPE_CHECKING:
     from qgate.administration import Administration
     from qgate.capability.workers import Workers, WorkerView
+    from tunnel_proto.messages import ModelState
 
 ORDER_S: Final = 30.0
 LOAD_S: Final = 660.0
@@ -82,6 +85,13 @@ class OrderBody(Body):
 
     model: Model
     worker: Worker | None = None
+
+
+class AssignBody(Body):
+    """A model that a connected worker has, and the worker that is to have it too."""
+
+    model: Model
+    worker: Name
 
 
 class UnloadBody(OrderBody):
@@ -200,6 +210,11 @@ def _models(desk: _Desk) -> APIRouter:
     async def remove(body: OrderBody, by: By) -> dict[str, Any]:
         """Delete a model from the worker's store."""
         return await desk.about(body, "remove", {}, by)
+
+    @router.post("/assign")
+    async def assign(body: AssignBody, by: By) -> dict[str, Any]:
+        """Copy a model from a worker that has it to one that has not; the gate keeps nothing of it."""
+        return await desk.assign(body.model, body.worker, by)
 
     @router.post("/fit")
     async def fit(body: FitBody) -> dict[str, Any]:
@@ -413,6 +428,56 @@ class _Desk:
         detail = {"worker": target, "sha256": answer.result.get("sha256")}
         await self._administration.noted("model.add", name, by, detail)
         return {"worker": target, **answer.result}
+
+    async def assign(self, model: str, worker: str, by: str) -> dict[str, Any]:
+        """Copy a model between workers: `upload` from the store of one of those that have it."""
+        view, found = self._holder(model)
+        await self.shown(worker)
+        there = self._workers.views.get(worker)
+        if there is not None and (held := there.models.get(found.name)) and held.sha256 == found.sha256:
+            raise ProblemError(
+                HTTPStatus.CONFLICT, "already-there", f"worker {worker} has {found.name} already"
+            )
+        source = self._workers.session_of(view.name)
+        assert source is not None  # `_holder` names connected ones
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, found.size, CHUNK):
+                yield await read_chunk(source, found.sha256, start, min(CHUNK, found.size - start))
+
+        try:
+            return await self.upload(chunks(), found.size, found.name, worker, found.sha256, by)
+        except TunnelError as error:
+            raise ProblemError(
+                HTTPStatus.BAD_GATEWAY,
+                "not-readable",
+                f"worker {view.name} does not hand the file over: {error.message}",
+                hint=f"meshctl worker show {view.name}",
+            ) from None
+
+    def _holder(self, model: str) -> tuple[WorkerView, ModelState]:
+        """A connected worker that keeps the model's file, and what it says of it; the least busy one."""
+        name, _, prefix = model.partition("@")
+        held = [
+            (view, one)
+            for view in self._present()
+            for one in view.models.values()
+            if one.sha256
+            and one.engine == "llama"
+            and (
+                model in {one.name, one.sha256}
+                or (prefix and one.name == name and one.sha256.startswith(prefix))
+            )
+        ]
+        if not held:
+            self._holders(model)
+            raise ProblemError(
+                HTTPStatus.CONFLICT,
+                "no-file",
+                f"{model} has no file here: another server beside a worker keeps it",
+                hint="add it there with that server's own command",
+            )
+        return min(held, key=lambda pair: (pair[0].jobs_running, pair[0].name))
 
     def _only(self) -> str:
         present = [view.name for view in self._present()]

@@ -1,0 +1,243 @@
+"""A model's file on its way to a worker: asked for, looked at, sent with its progress, stopped on demand."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from meshctl import view
+from meshctl.errors import CommandError
+from meshctl.tui import spark
+from meshctl.tui.confirm import Modal, told
+from meshctl.tui.data import in_thread
+from meshctl.tui.declare import Call
+from meshctl.tui.fields import Field, FieldError, Form, Kind, Values, t
+from meshctl.tui.forms import FormScreen
+from meshctl.tui.gguf_file import ModelFile, model_file
+from meshctl.tui.layout import clean
+from tunnel_proto.errors import MeshError
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+
+    from meshctl.client import Gate
+    from meshctl.tui.room import Room
+
+PATH: Final = "/models/upload"
+LOOK_S: Final = 0.25
+"""How often the progress is drawn."""
+BAR: Final = 40
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,199}"
+
+
+class UploadStoppedError(CommandError):
+    """The person stopped it."""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One upload. Times are of the monotonic clock; written by the thread that sends, read by the screen."""
+
+    file: ModelFile
+    name: str
+    worker: str
+    began: float = field(default_factory=time.monotonic)
+    sent: int = 0
+    stopped: bool = False
+    over: bool = False
+
+    def took(self, count: int) -> None:
+        """So many bytes more were sent. Raises UploadStoppedError where it is to end."""
+        if self.stopped:
+            raise UploadStoppedError("The upload was stopped; the worker keeps nothing of it.")
+        self.sent += count
+
+    def share(self) -> float:
+        """How much of it was sent, of one."""
+        return self.sent / self.file.size if self.file.size else 1.0
+
+    def rate(self, now: float) -> float:
+        """Bytes a second since it began."""
+        return self.sent / max(now - self.began, 0.001)
+
+    def left_s(self, now: float) -> float:
+        """Seconds until all is sent, at that rate."""
+        return (self.file.size - self.sent) / max(self.rate(now), 1.0)
+
+    def give(self, gate: Gate) -> Any:
+        """Send it; the gate's answer."""
+        query = {"name": self.name, "worker": self.worker}
+        return gate.send_file(PATH, self.file.path, query, sent=self.took)
+
+
+class ProgressScreen(Modal):
+    """How far a transfer is. Leaving it lets the transfer go on."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("x", "stop", show=False),
+        Binding("q,enter", "leave", show=False),
+    ]
+
+    def __init__(self, transfer: Transfer) -> None:
+        super().__init__()
+        self.transfer = transfer
+
+    def compose(self) -> ComposeResult:
+        """What goes where, the bar, and the keys."""
+        one = self.transfer
+        with Vertical(classes="modal--box"):
+            yield told(clean(f"{one.file.path.name} -> {one.worker}: {one.name}"), classes="modal--title")
+            yield Static(id="progress")
+            yield told(self.say("x stop   esc go on behind"), classes="modal--muted")
+
+    def on_mount(self) -> None:
+        """Look from time to time."""
+        super().on_mount()
+        self._draw()
+        self.set_interval(LOOK_S, self._draw)
+
+    def action_stop(self) -> None:
+        """Have it end."""
+        self.transfer.stopped = True
+
+    def _draw(self) -> None:
+        one, now = self.transfer, time.monotonic()
+        if one.over:
+            if self.is_current:
+                self.dismiss(None)
+            return
+        drawn = spark.bar(one.share(), BAR, ascii_only=self.room.ascii_only)
+        line = f"{drawn} {one.share() * 100:3.0f}%  {view.size(one.sent)} / {view.size(one.file.size)}"
+        if one.stopped:
+            second = self.say("stopping ...")
+        elif one.sent >= one.file.size:
+            second = self.say("all is sent; the worker checks it")
+        else:
+            rate, left = view.size(one.rate(now)), view.span(one.left_s(now))
+            second = self.say("{rate}/s, {left} left", rate=rate, left=left)
+        self.query_one("#progress", Static).update(Content(f"{line}\n{second}"))
+
+
+def upload_form(workers: list[str], chosen: str = "") -> Form:
+    """Which file, what it is called, and which worker keeps it."""
+    default = chosen if chosen in workers else (workers[0] if workers else "")
+    return Form(
+        t("Upload a model"),
+        (
+            Field(
+                "file",
+                t("GGUF file"),
+                Kind.FILE,
+                required=True,
+                option="",
+                choices=(".gguf",),
+                help=t("of this machine; it can be dropped here"),
+            ),
+            Field("name", t("Name"), option="--name", pattern=NAME, help=t("empty: the file's")),
+            Field(
+                "worker",
+                t("Worker"),
+                Kind.CHOICE,
+                default=default,
+                choices=workers,
+                required=True,
+                option="--worker",
+            ),
+        ),
+        t("The worker checks it and makes it available under its name."),
+    )
+
+
+async def upload(room: Room, *, dropped: str = "", worker: str = "") -> Transfer | None:
+    """Ask for a file until one fits. None where it was left, or nobody can take one."""
+    try:
+        rows = (await room.desk.get("/workers", {"connected": "true"}))["items"]
+    except MeshError as error:
+        room.fail(error)
+        return None
+    free = {str(row["name"]): (row.get("load") or {}).get("disk_free") for row in rows}
+    if not free:
+        room.warn(room.say("No worker is connected that could take it."))
+        return None
+    form = upload_form(list(free), worker)
+    typed: dict[str, str] = {"file": dropped} if dropped else {}
+    problem = ""
+    while True:
+        screen = FormScreen(
+            form, title=room.say(form.title), given=typed, problem=problem, preview=_draft(form)
+        )
+        values = await room.push_screen_wait(screen)
+        if not isinstance(values, dict):
+            return None
+        typed = screen.typed()
+        try:
+            file = await in_thread(lambda given=values["file"]: model_file(given))  # type: ignore[misc]
+        except FieldError as error:
+            problem = room.say(error.message, **error.values)
+            continue
+        except MeshError as error:
+            problem = said(error)
+            continue
+        space = free.get(values["worker"])
+        if space is not None and file.size > space:
+            problem = room.say(
+                "The file has {size}; {worker} has room for {free}.",
+                size=view.size(file.size),
+                worker=values["worker"],
+                free=view.size(space),
+            )
+            continue
+        return Transfer(file, values.get("name") or file.name, values["worker"])
+
+
+async def send(room: Room, transfer: Transfer) -> Any:
+    """Send it while the screen goes on; the gate's answer, None where it failed, which is said."""
+    with room.busy(room.say("Upload of {name}", name=transfer.name)):
+        try:
+            reply = await room.desk.run(transfer.give)
+        except UploadStoppedError:
+            room.warn(room.say("The upload of {name} was stopped.", name=transfer.name))
+            return None
+        except MeshError as error:
+            room.fail(error, about=clean(transfer.name))
+            return None
+        finally:
+            transfer.over = True
+    name, where = str(reply["name"]), str(reply["worker"])
+    room.undo.done(
+        Call(
+            "POST",
+            "/models/remove",
+            {"model": name, "worker": where},
+            cli=f"meshctl model remove {name} --worker {where}",
+            label=t("Upload"),
+        )
+    )
+    room.tell(
+        room.say(
+            "{name} is on {worker}; it needs {memory} of memory.",
+            name=name,
+            worker=where,
+            memory=view.size(reply.get("memory_needed")),
+        )
+    )
+    return reply
+
+
+def said(error: MeshError) -> str:
+    """An error with its next step, on two lines."""
+    return clean(error.message) + (f"\n{clean(error.hint)}" if error.hint else "")
+
+
+def _draft(form: Form) -> Any:
+    def draft(values: Values) -> Call:
+        words = " ".join(["meshctl model add", *form.words(values)])
+        return Call("PUT", PATH, cli=words)
+
+    return draft

