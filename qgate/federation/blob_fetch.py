@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -40,6 +41,7 @@ LOOK_S: Final = 2.0
 """How often it is asked who has the file now."""
 
 MANIFEST_S: Final = 60.0
+MANIFEST: Final = -1
 AGAIN_FIRST_S: Final = 1.0
 AGAIN_MOST_S: Final = 60.0
 """How long a source whose stream ended is left alone: at first, and at most."""
@@ -64,8 +66,19 @@ class Progress:
 
 @dataclass(eq=False, slots=True)
 class _Source:
+    """A pool that is asked, and what it has not answered yet: chunks by number, the manifest as `MANIFEST`.
+    What nobody asked for is not kept, or a source could fill the memory of whoever fetches.
+    """
+
     stream: ChunkStream
     task: asyncio.Task[None]
+    asked: Counter[int] = field(default_factory=Counter)
+
+    def answered(self, what: int) -> None:
+        """It answers that. TunnelError where it was not asked."""
+        if not self.asked[what]:
+            raise TunnelError("it answers what was not asked")
+        self.asked[what] -= 1
 
 
 @dataclass(eq=False, slots=True)
@@ -221,8 +234,10 @@ class BlobFetch:
             while True:
                 match await stream.next():
                     case ChunkIs(root, index, data) if root == self.blob.root:
+                        self._live[pool].answered(index)
                         self._took(pool, index, data)
                     case ManifestIs(root, manifest) if root == self.blob.root:
+                        self._live[pool].answered(MANIFEST)
                         self._manifests.put_nowait((pool, manifest))
                     case NotHere(_, _, reason):
                         raise TunnelError(reason or "it does not have the file")
@@ -255,6 +270,7 @@ class BlobFetch:
             return
         if wait := self._pace.wait(self._monotonic()):
             await asyncio.sleep(wait)
+        source.asked[question.index if isinstance(question, AskChunk) else MANIFEST] += 1
         try:
             await source.stream.send(question)
         except TunnelError:

@@ -84,6 +84,8 @@ def read_manifest(raw: bytes, root: bytes) -> Manifest:
         version, sha256, size, chunk, joined = unpack(raw, max_bytes=CHUNKS_MAX * _HASH + 128)
         sound = (
             version == 1
+            and isinstance(sha256, bytes)
+            and isinstance(joined, bytes)
             and len(sha256) == _HASH
             and type(size) is int
             and type(chunk) is int

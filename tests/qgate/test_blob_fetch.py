@@ -140,6 +140,42 @@ async def test_a_liar_is_found_out_and_an_honest_pool_asked_instead(files: BlobF
     assert path.read_bytes() == data
 
 
+@dataclass
+class Flood(Pool):
+    """Answers what it is asked, and goes on with what nobody asked for."""
+
+    extra: Callable[[Manifest, bytes], BlobMessage] = lambda made, _data: ManifestIs(made.root, made.pack())
+
+    async def _serve(self, there: ChunkStream) -> None:
+        with contextlib.suppress(TunnelError):
+            while True:
+                match await there.next():
+                    case AskManifest(root):
+                        await there.send(ManifestIs(root, self.manifest.pack()))
+                    case AskChunk(root, index):
+                        start, length = self.manifest.span(index)
+                        await there.send(ChunkIs(root, index, self.data[start : start + length]))
+                        for _ in range(20):
+                            await there.send(self.extra(self.manifest, self.data))
+
+
+def _same_chunk(made: Manifest, data: bytes) -> BlobMessage:
+    return ChunkIs(made.root, 0, data[:CHUNK_MIN])
+
+
+@pytest.mark.parametrize("extra", [Flood.extra, _same_chunk])
+async def test_what_was_not_asked_for_is_not_kept(
+    files: BlobFiles, extra: Callable[[Manifest, bytes], BlobMessage]
+) -> None:
+    manifest, data = made(12 * CHUNK_MIN)
+    async with serving(honest=Pool(manifest, data), liar=Flood(manifest, data, extra=extra)) as pools:
+        one = fetch(manifest, files, pools)
+        await one.run()
+        assert one._manifests.qsize() <= 4
+        assert one.progress.bytes <= 2 * manifest.size
+    assert len(files.whole()) == 1
+
+
 async def test_a_liar_about_the_manifest_is_passed_over(files: BlobFiles) -> None:
     manifest, data = made(3 * CHUNK_MIN)
     other, _ = made(3 * CHUNK_MIN, seed=2)

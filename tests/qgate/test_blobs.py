@@ -31,6 +31,7 @@ from qgate.federation.blobs import (
 )
 from qgate.federation.log.problems import LogProblem
 from tunnel_proto.blob_messages import CHUNK_MIN, chunk_hash
+from tunnel_proto.packing import pack
 
 A, B, C, D = (bytes([n]) * 32 for n in range(1, 5))
 
@@ -61,7 +62,9 @@ def test_another_manifest_does_not_stand_for_the_root() -> None:
     other, _ = manifest(3 * CHUNK_MIN, seed=1)
     with pytest.raises(LogProblem, match="published"):
         read_manifest(other.pack(), made.root)
-    for raw in (b"", b"\x90", made.pack()[:-1], made.pack() + b"\0"):
+    of_text = pack([1, "s" * 32, made.size, made.chunk, b"".join(made.hashes)])
+    of_a_list = pack([1, made.sha256, made.size, made.chunk, [0] * 32 * len(made.hashes)])
+    for raw in (b"", b"\x90", made.pack()[:-1], made.pack() + b"\0", of_text, of_a_list):
         with pytest.raises(LogProblem, match="malformed"):
             read_manifest(raw, made.root)
     with pytest.raises(LogProblem, match="add up"):
