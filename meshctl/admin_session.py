@@ -269,7 +269,7 @@ class ContextDialler:
         if read_only:
             body["read_only"] = True
         if code:
-            body["code"] = code
+            body["totp"] = code
         self.go(self.home)
         reply = Gate(self.without_login()).post("/session", body)
         return self.keep(reply, name=name, read_only=read_only)

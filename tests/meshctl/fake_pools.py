@@ -14,6 +14,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from meshctl.tunnel_dial import Carrier, Receiver
+from qgate.control.session import LoginBody
 from tests.meshctl.fake_gate import FakeGate, serving
 from tunnel_proto.authorisation import Authorisation
 from tunnel_proto.certificate import issue_online
@@ -166,9 +167,10 @@ class FakePool:
         return None
 
     def _log_in(self, body: Any) -> tuple[int, Any]:
+        LoginBody.model_validate(body)  # as strict as a gate
         if (body["name"], body["password"]) != (ADMIN, PASSWORD):
             return 401, {"detail": "the name, the password or the code is wrong", "code": "unauthenticated"}
-        if self.code and body.get("code") != self.code:
+        if self.code and body.get("totp") != self.code:
             return 401, {"detail": "this admin also needs a code", "code": "second-factor-needed"}
         return 201, {
             "grant": "qgs1.grant",
