@@ -121,6 +121,7 @@ class Automations:
             key = list(self.each).index(one.name)
             if not await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK, key):
                 return None
+            ok, outcome = False, ""
             try:
                 ok, outcome = True, await one.run()
             except MeshError as error:

@@ -81,7 +81,13 @@ class FirstOwner:
         async with office.store.transaction() as connection:
             if not await table.claim(connection):
                 raise _claimed()
-            if await live_node(connection, SETUP_NODE) is not None:
+            held = await live_node(connection, SETUP_NODE)
+            if held is not None and (held["role"], held["owner"]) != ("admin", ""):
+                raise ConflictError(
+                    f"a node of the role {held['role']} is called {SETUP_NODE}, as a set-up token would be",
+                    hint=f"meshctl sidecar revoke {SETUP_NODE}, and enroll it under another name",
+                )
+            if held is not None:
                 await revoke_node(connection, SETUP_NODE, office.now())
             certificate = NodeCertificate(
                 pool=terms.pool,
@@ -151,7 +157,12 @@ class FirstOwner:
 
     async def _clear(self) -> None:
         office = self._office
-        known = [one for one in office.directory.snapshot.nodes.values() if one.name == SETUP_NODE]
+        known = [
+            one
+            for one in office.directory.snapshot.nodes.values()
+            if (one.name, one.role, one.owner)
+            == (SETUP_NODE, "admin", "")  # a sidecar may be called that too
+        ]
         if not office.directory.admins().admins or all(one.revoked for one in known):
             return
         async with office.store.transaction() as connection:

@@ -143,8 +143,16 @@ class Sidecars:
         return {"name": name, "fingerprint": row["fingerprint"], "bundle": bundle}
 
     async def revoke(self, name: str, *, by: str) -> None:
-        """Refuse a node from now on; its sessions are cut."""
+        """Refuse a node from now on; its sessions are cut. ConflictError for an administrator's key, over
+        which owners decide.
+        """
         async with self._office.store.transaction() as connection:
+            held = await live_node(connection, name)
+            if held is not None and held["owner"]:
+                raise ConflictError(
+                    f"{name} is a client key of the administrator {held['owner']}",
+                    hint=f"meshctl admin revoke {held['owner']} {name}",
+                )
             if not await revoke_node(connection, name, self._office.now()):
                 raise UnknownNameError(
                     f"there is no sidecar {name}, or it is revoked already", hint="meshctl sidecar list"

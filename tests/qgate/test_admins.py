@@ -250,6 +250,8 @@ async def test_a_key_is_one_admins(gate: Gate, local: httpx.AsyncClient, nodes: 
 async def test_a_revoked_key_is_cut_off(gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode]) -> None:
     alice = await admin(gate, local, nodes)
     assert len((await local.get("/admins/alice/keys")).json()["items"]) == 1
+    beside = await local.delete("/sidecars/alice-laptop")
+    assert (beside.status_code, beside.json()["next"]) == (409, "meshctl admin revoke alice alice-laptop")
     assert (await local.delete("/admins/alice/keys/alice-laptop")).status_code == 204
     await until(lambda: not gate.tunnel.sessions)
     assert (await local.get("/sessions")).json()["items"] == []
@@ -440,6 +442,18 @@ async def test_a_guessed_seed_is_nobody(gate: Gate, local: httpx.AsyncClient) ->
     guessed = AdminNode("setup")
     guessed.chain = real.chain  # it can be seen by nobody, and helps nobody
     assert await dialled_in_vain(guessed, gate)
+
+
+async def test_a_sidecar_may_be_called_setup(gate: Gate, local: httpx.AsyncClient) -> None:
+    sidecar = Sidecar("setup")
+    await sidecar.enrol(local)
+    taken = await local.post("/session/setup-token")
+    assert (taken.status_code, taken.json()["code"]) == (409, "conflict")
+    assert (
+        await local.post("/session/first", json={"name": "alice", "password": PASSWORD})
+    ).status_code == 201
+    await gate.governing.administering.first._clear()
+    assert [row["state"] for row in (await local.get("/sidecars")).json()["items"]] == ["active"]
 
 
 async def test_the_sockets_owner_makes_the_first_owner_without_a_token(

@@ -93,6 +93,18 @@ async def test_two_gates_do_not_do_it_at_once(pool: Pool) -> None:
     assert (await task)["outcome"] == "mown"
 
 
+async def test_one_that_is_cut_off_ends_as_it_was_told(pool: Pool) -> None:
+    task = asyncio.create_task(automations(pool, Mower(slow=asyncio.Event())).run_now("mower", by=BY))
+    second = automations(pool, Mower(grass=""), "gate-2")
+    async with asyncio.timeout(10):
+        while await second._once(second.each["mower"]) is not None:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await automations(pool, Mower()).run_now("mower", by=BY))["outcome"] == "mown", "it holds no lock"
+
+
 async def test_one_offer_is_always_open(pool: Pool) -> None:
     pools = Pools(pool.office)
     await pools.name("berlin", "pool", by=BY)
