@@ -99,6 +99,16 @@ _SHIFTS = (
     Column("TO", "to_model"),
     Column("REASON", "reason"),
 )
+USAGE_COLUMNS = (
+    Column("WHAT", "name"),
+    Column("REQUESTS", "requests", right=True),
+    Column("FAILED", "failed", right=True),
+    Column("TOKENS IN", "tokens_in", right=True),
+    Column("OUT", "tokens_out", right=True),
+    Column("COST", "cost", right=True),
+    Column("CURRENCY", "currency"),
+    Column("LAST", "last_at", moment),
+)
 _RECEIPTS = (
     Column("ID", "id"),
     Column("TIME", "ended_at", moment),
@@ -158,6 +168,11 @@ def shifts(rows: Iterable[Record]) -> Table:
 def receipts(rows: Iterable[Record]) -> Table:
     """One line a receipt."""
     return table(rows, _RECEIPTS)
+
+
+def usage(rows: Iterable[Record]) -> Table:
+    """One line for what was added up by app, team, model, task or day."""
+    return table(rows, USAGE_COLUMNS)
 
 
 def receipt(document: Record) -> Table:

@@ -224,6 +224,13 @@ AUDIT_COLUMNS = (
     Column("WHAT", "what"),
 )
 
+SECRET_COLUMNS = (
+    Column("KIND", "kind"),
+    Column("NAME", "name"),
+    Column("WHAT", "what"),
+    Column("CHANGED", "changed_at", moment),
+)
+
 SETTING_COLUMNS = (
     Column("NAME", "name"),
     Column("VALUE", "value"),

@@ -17,6 +17,8 @@ from meshctl.render import Output, emit
 from meshctl.terminal import note, read_text
 from tunnel_proto.errors import AuthenticationFailed
 
+USAGE_BY = ("app", "team", "model", "task", "day")
+
 commands = options.group("Receipts: who asked for what, where it ran, what it cost; never the content.")
 
 
@@ -39,6 +41,29 @@ def list_receipts(
     query = {"app": app, "limit": number, "since": None if span is None else time.time() - span}
     rows = options.connect(gate_dir, socket).items("/receipts", query)
     emit(rows, finops_view.receipts(rows), output, empty="No receipts: nothing was asked for.")
+
+
+@commands.command("usage")
+def usage(
+    by: Annotated[str, typer.Option("--by", metavar="WHAT", help="app, team, model, task or day.")] = "app",
+    app: Annotated[
+        str | None,
+        typer.Option("--app", metavar="NAME", help="Of this app only.", autocompletion=options.app_names),
+    ] = None,
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="Not older than, as 2h or 7d; 92d at most.")
+    ] = "30d",
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Add receipts up: requests, tokens and cost by app, team, model, task or day."""
+    if by not in USAGE_BY:
+        raise UsageError(f'--by: "{by}" is none of {", ".join(USAGE_BY)}.')
+    span = options.seconds(since, "--since") or 0.0
+    query = {"by": by, "app": app, "since": time.time() - span}
+    rows = options.connect(gate_dir, socket).items("/usage", query)
+    emit(rows, finops_view.usage(rows), output, empty="Nothing was asked for in that time.")
 
 
 @commands.command("show")

@@ -12,6 +12,17 @@ from meshctl.terminal import note
 commands = options.group("Secrets: the databases' real passwords in the gate's vault.")
 
 
+@commands.command("list")
+def list_secrets(
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """List what the vault seals, by kind and name; never a secret. Names of people are not in it."""
+    rows = options.connect(gate_dir, socket).items("/vault")
+    emit(rows, view.table(rows, view.SECRET_COLUMNS), output, empty="The vault is empty.")
+
+
 @commands.command("rotate")
 def rotate(
     name: options.DatabaseName,

@@ -95,6 +95,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Role]] = MappingProxyType(
         ("GET", "/admins/{name}"): Role.VIEWER,  # oneself; the route asks for an admin where it is another
         ("GET", "/admins/{name}/keys"): Role.VIEWER,
         ("GET", "/logs/{pool}/archive"): Role.ADMIN,
+        ("GET", "/vault"): Role.ADMIN,
         # who people are
         ("GET", "/people"): Role.ADMIN,
         ("GET", "/people/{person}"): Role.ADMIN,

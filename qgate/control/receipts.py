@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query
 
+from qgate.control.paging import Fields, Listing, Page, page
+
 if TYPE_CHECKING:
     from qgate.administration import Administration
+
+
+USAGE: Final = Fields(key="id", search=("name",), filters=("currency",), own=("by", "app", "since"))
+USAGE_S: Final = 30 * 86400.0
+USAGE_MAX_S: Final = 92 * 86400.0
+"""The longest that is added up at once: receipts are read for it."""
+
+
+class UsagePage(Page):
+    """A page of what was used; money of different currencies is never added. ``since`` in unix seconds."""
+
+    since: float
+    by: str
 
 
 def routers(administration: Administration) -> tuple[APIRouter, ...]:
@@ -31,4 +47,18 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
         """One receipt as it was signed."""
         return await archive.show(receipt)
 
-    return (router,)
+    usage = APIRouter(prefix="/usage", tags=["receipts"])
+
+    @usage.get("", response_model=UsagePage)
+    async def list_usage(
+        listing: Listing,
+        by: Literal["app", "team", "model", "task", "day"] = "app",
+        app: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")] = None,
+        since: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+    ) -> dict[str, Any]:
+        """What receipts add up to, a row each app, team, model, task or day; without ``since`` of 30 days."""
+        begin = max(time.time() - USAGE_MAX_S, since if since is not None else time.time() - USAGE_S)
+        rows = await archive.usage(by=by, since=begin, app=app)
+        return {**page(rows, listing, USAGE), "since": begin, "by": by}
+
+    return (router, usage)

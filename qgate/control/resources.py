@@ -25,6 +25,7 @@ from qgate.control.versions import Unchanged
 from qgate.governance.apps import NewApp
 from qgate.governance.databases import NewDatabase
 from qgate.governance.policy import CapabilityPolicy
+from qgate.governance.rekeying import Rekeying
 
 if TYPE_CHECKING:
     from qgate.administration import Administration
@@ -49,7 +50,14 @@ APP = Fields(
 )
 API_KEY = Fields(key="id", search=("id", "prefix"), filters=("state",))
 NODE = Fields(key="name", search=("name", "fingerprint", "address"), filters=("role", "state", "connected"))
+SEALED = Fields(key="id", search=("name", "kind", "what"), filters=("kind",))
 GATE = Fields(key="name", search=("name", "addresses"), filters=("in_bundles",))
+
+
+class VaultPage(Page):
+    """A page of what is sealed, and the id of the key that seals."""
+
+    key: str
 
 
 def routers(administration: Administration) -> tuple[APIRouter, ...]:
@@ -216,6 +224,12 @@ def _upkeep(administration: Administration) -> APIRouter:
     async def list_gates(listing: Listing) -> dict[str, Any]:
         """The gates of the pool, as they announced themselves."""
         return page(await administration.sidecars.gates(), listing, GATE)
+
+    @router.get("/vault", response_model=VaultPage)
+    async def list_vault(listing: Listing) -> dict[str, Any]:
+        """What the vault seals: names and kinds, never a secret."""
+        vault = Rekeying(administration.office)
+        return {**page(await vault.contents(), listing, SEALED), **vault.standing()}
 
     @router.post("/vault/rekey")
     async def rekey(by: By) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from qgate.governance.office import Office
-from qgate.store.sealed import reseal_all
+from qgate.governance.office import Office, iso
+from qgate.store.sealed import list_sealed, reseal_all
 
 
 class Rekeying:
@@ -23,6 +23,19 @@ class Rekeying:
 
     def __init__(self, office: Office) -> None:
         self._office = office
+
+    async def contents(self) -> list[dict[str, Any]]:
+        """What the vault seals, without any of it: kind, name, what, when it was changed."""
+        async with self._office.store.connection() as connection:
+            rows = await list_sealed(connection)
+        return [
+            {"id": f"{row['kind']}:{row['name']}:{row['what']}", **row, "changed_at": iso(row["changed_at"])}
+            for row in rows
+        ]
+
+    def standing(self) -> dict[str, Any]:
+        """The key that seals now."""
+        return {"key": self._office.vault.current_key_id}
 
     async def run(self, *, by: str) -> dict[str, Any]:
         """Reseal everything under a new key: `{old_key, new_key, secrets}`.

@@ -64,6 +64,36 @@ async def list_receipts(
     return [_row(row) for row in rows]
 
 
+async def sum_receipts(
+    connection: Connection, *, by: str, since: datetime, app: str | None
+) -> list[dict[str, Any]]:
+    """What receipts say was used since a moment, a row each app, team, model, task or day (``by``)
+    and currency."""
+    key = {
+        "app": "app",
+        "model": "doc->>'model'",
+        "task": "doc->>'task'",
+        "team": "doc->>'team'",
+        "day": "to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+    }[by]
+    rows = await connection.fetch(
+        f"""
+        SELECT coalesce({key}, '') AS name, coalesce(doc->>'currency', '') AS currency,
+               count(*) AS requests, count(*) FILTER (WHERE doc->>'outcome' <> 'ok') AS failed,
+               coalesce(sum((doc->>'tokens_in')::bigint), 0)::bigint AS tokens_in,
+               coalesce(sum((doc->>'tokens_out')::bigint), 0)::bigint AS tokens_out,
+               coalesce(sum((doc->>'price')::numeric), 0)::text AS cost,
+               max(at) AS last_at
+        FROM (SELECT at, app, document::jsonb AS doc FROM receipts
+              WHERE at >= $1 AND ($2::text IS NULL OR app = $2)) AS receipt
+        GROUP BY 1, 2 ORDER BY 1, 2
+        """,  # noqa: S608 - our own expressions
+        since,
+        app,
+    )
+    return [dict(row) for row in rows]
+
+
 async def drop_receipts(connection: Connection, before: datetime) -> int:
     """Forget receipts from before a moment; how many."""
     done = await connection.execute("DELETE FROM receipts WHERE at < $1", before)

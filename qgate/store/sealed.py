@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from qgate.capability.providers.catalogue import key_purpose
 from qgate.governance.directory import password_purpose, secret_purpose
@@ -11,6 +12,30 @@ from qgate.store.database import Connection
 from qgate.store.people import reseal_people
 from qgate.store.providers import provider_of, put_provider_key
 from qgate.store.routes import all_routes
+
+
+async def list_sealed(connection: Connection) -> list[dict[str, Any]]:
+    """What is sealed, never the boxes: kind, name, what it is, and when it was last changed (None: unknown).
+
+    Boxes of people, recipients and letters are counted only.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT 'database' AS kind, p.route AS name,
+               CASE WHEN p.read_only THEN 'read-only role' ELSE 'role' END
+               || CASE WHEN p.state = 'current' THEN '' ELSE ', ' || p.state END AS what, p.changed_at
+        FROM passwords p
+        UNION ALL SELECT 'other', name, '', changed_at FROM secrets
+        UNION ALL SELECT 'provider', name, 'key', NULL FROM providers WHERE sealed_key IS NOT NULL
+        UNION ALL SELECT 'admin', name, 'second factor', NULL FROM admins WHERE second_factor IS NOT NULL
+        UNION ALL SELECT 'people', 'people', count(*) || ' keys', NULL FROM person_keys HAVING count(*) > 0
+        UNION ALL SELECT 'mail', 'recipients', count(*)::text, NULL FROM mail_recipients HAVING count(*) > 0
+        UNION ALL SELECT 'mail', 'letters', count(*)::text, NULL FROM mail_outbox
+                  WHERE sealed IS NOT NULL HAVING count(*) > 0
+        ORDER BY 1, 2, 3
+        """
+    )
+    return [dict(row) for row in rows]
 
 
 async def reseal_all(connection: Connection, reseal: Callable[[bytes, str], bytes]) -> int:

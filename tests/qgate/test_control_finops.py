@@ -147,6 +147,35 @@ async def test_receipts_of_every_app(gate: Gate, client: httpx.AsyncClient) -> N
     pool = (await client.get("/key")).json()["pool"]["fingerprint"]
     assert check_receipt(shown, pool=pool).id == made.id
     assert (await client.get("/receipts/req_x")).status_code == 404
+    for outcome in ("ok", "rate_limited"):
+        ended = Outcome(outcome, "stop", Usage(10, 5), (), time.time(), time.time())
+        receipts.issue(work(), outcome=ended)
+    await receipts.flush()
+    used = (await client.get("/usage")).json()
+    (row,) = used["items"]
+    assert (row["name"], row["requests"], row["failed"]) == ("web", 3, 1)
+    assert (row["tokens_in"], row["tokens_out"]) == (21, 12)
+    assert used["by"] == "app"
+    assert [one["name"] for one in (await client.get("/usage?by=task")).json()["items"]] == ["chat"]
+    later = str(time.time() + 60)
+    assert (await client.get("/usage", params={"since": later, "by": "day"})).json()["items"] == []
+    assert (await client.get("/usage?by=person")).status_code == 422
+
+
+async def test_the_vault_says_what_it_seals_and_nothing_of_it(client: httpx.AsyncClient) -> None:
+    added = {
+        "name": "acme",
+        "kind": "openai",
+        "url": "http://127.0.0.1:9/v1",
+        "key": "sk-hush",
+        "models": [{"name": "m"}],
+        "check": False,
+    }
+    assert (await client.post("/providers", json=added)).status_code == 201
+    reply = await client.get("/vault", params={"kind": "provider"})
+    assert [(one["name"], one["what"]) for one in reply.json()["items"]] == [("acme", "key")]
+    assert reply.json()["key"]
+    assert "hush" not in reply.text
 
 
 async def test_the_description_names_the_replies(client: httpx.AsyncClient) -> None:
