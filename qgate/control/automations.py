@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from qgate.control.bodies import Body
 from qgate.control.resources import By
 from qgate.control.seen import Seen
+from qgate.control.settings import refuse_role
 from qgate.governance.automations import Automations
 
 Name = Annotated[str, Field(max_length=63)]
@@ -36,13 +37,17 @@ def routers(automations: Automations) -> tuple[APIRouter, ...]:
         return await automations.show(name)
 
     @router.put("/{name}")
-    async def switch_automation(name: Name, body: SwitchBody, by: By, seen: Seen) -> dict[str, Any]:
+    async def switch_automation(
+        name: Name, body: SwitchBody, request: Request, by: By, seen: Seen
+    ) -> dict[str, Any]:
         """Turn it on or off for the whole pool; If-Match names the version of its setting."""
+        refuse_role(request, automations.named(name).setting)
         return await automations.switch(name, on=body.on, expected=seen, by=by)
 
     @router.post("/{name}/run")
-    async def run_automation(name: Name, by: By) -> dict[str, Any]:
-        """Do it once now."""
+    async def run_automation(name: Name, request: Request, by: By) -> dict[str, Any]:
+        """Do it once now; one that owners alone may turn on is theirs to run."""
+        refuse_role(request, automations.named(name).setting)
         return await automations.run_now(name, by=by)
 
     return (router,)

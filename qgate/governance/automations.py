@@ -70,20 +70,20 @@ class Automations:
 
     async def show(self, name: str) -> dict[str, Any]:
         """One, with what it would do now. UnknownNameError."""
-        one = self._named(name)
+        one = self.named(name)
         async with self.office.store.connection() as connection:
             done = await runs(connection)
         return {**self._shown(one, done.get(name)), "would": await one.preview()}
 
     async def switch(self, name: str, *, on: bool, expected: int | None = None, by: str) -> dict[str, Any]:
         """Turn it on or off, for every gate of the pool."""
-        one = self._named(name)
+        one = self.named(name)
         await self.preferences.set(one.setting, on, by=by, expected=expected)
         return await self.show(name)
 
     async def run_now(self, name: str, *, by: str) -> dict[str, Any]:
         """Do it once, now, whether it is on or off. ConflictError for one that cannot be done by hand."""
-        one = self._named(name)
+        one = self.named(name)
         if one.run is None:
             raise ConflictError(
                 f"{name} runs by itself at every gate, and has nothing that is done by hand",
@@ -142,7 +142,8 @@ class Automations:
                     await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK, key)
         return outcome
 
-    def _named(self, name: str) -> Automation:
+    def named(self, name: str) -> Automation:
+        """The automation of that name. UnknownNameError."""
         one = self.each.get(name)
         if one is None:
             raise UnknownNameError(

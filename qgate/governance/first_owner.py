@@ -22,6 +22,7 @@ from qgate.governance.passwords import PasswordCost, acceptable, verifier_of
 from qgate.governance.principal import AccessError, Principal, Role
 from qgate.governance.problems import ConflictError, InvalidRequestError
 from qgate.governance.sidecars import BACKDATE_S, check_owner, pool_gates
+from qgate.store import StoreUnavailableError
 from qgate.store import admins as table
 from qgate.store.nodes import live_node, next_serial, put_node, revoke_node
 from tunnel_proto.certificate import NodeCertificate, issue_node, name_problem, read_online
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 TOKEN_S: Final = 24 * 3600
 """A set-up token's life."""
 
+AGAIN_S: Final = 5.0
 FAREWELL_S: Final = 1.0
 """How long the set-up node may hear its reply before its tunnel is cut."""
 
@@ -148,12 +150,15 @@ class FirstOwner:
 
     async def run(self) -> None:
         """Once there is an admin, see to it that no set-up node is left; until cancelled."""
-        await self._clear()
         while True:
+            try:
+                await self._clear()
+            except StoreUnavailableError:  # the directory's watch has said so already
+                await asyncio.sleep(AGAIN_S)
+                continue
             await self._claimed.wait()
             self._claimed.clear()
             await asyncio.sleep(FAREWELL_S)
-            await self._clear()
 
     async def _clear(self) -> None:
         office = self._office

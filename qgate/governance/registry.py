@@ -26,6 +26,7 @@ _DECLARED = (
         False,
         "Whether an administrator needs a second factor (a TOTP code) to log in. Who has none then has to "
         "get one from an owner on the gate's host first; the control socket itself asks for no log-in.",
+        owner_only=True,
     ),
     Setting(
         "admin.session_hours",
@@ -34,6 +35,7 @@ _DECLARED = (
         "How long an administrator's session lasts before the password is asked for again, in hours.",
         minimum=0.05,
         maximum=12.0,
+        owner_only=True,
     ),
     Setting(
         "audit.when_full",

@@ -39,6 +39,7 @@ SWITCHES: Final = (
         bool,
         False,
         "Whether a pool that was paired, and was not heard for automation.purge_peers_days, is unpaired.",
+        owner_only=True,
     ),
     Setting(
         "automation.purge_peers_days",
@@ -47,6 +48,7 @@ SWITCHES: Final = (
         "After how long a silence a paired pool may be unpaired by automation.purge_peers.",
         minimum=7,
         maximum=3650,
+        owner_only=True,
     ),
     Setting(
         "automation.fanout",

@@ -259,6 +259,23 @@ async def test_a_revoked_key_is_cut_off(gate: Gate, local: httpx.AsyncClient, no
     assert await dialled_in_vain(alice, gate)
 
 
+async def test_how_owners_log_in_and_when_pools_part_is_for_owners(
+    gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode]
+) -> None:
+    bob = await admin(gate, local, nodes, "bob", "admin")
+    for method, path, body in (
+        ("PUT", "/settings/admin.require_second_factor", {"value": False}),
+        ("DELETE", "/settings/admin.session_hours", None),
+        ("PUT", "/settings/automation.purge_peers", {"value": True}),
+        ("PUT", "/automations/purge-peers", {"on": True}),
+        ("POST", "/automations/purge-peers/run", None),
+    ):
+        refused = await bob.call(method, path, body)
+        assert (refused.status, refused.code) == (403, "role"), (method, path)
+    assert (await bob.call("PUT", "/automations/fan-out", {"on": False})).status == 200
+    assert (await bob.call("POST", "/automations/rain/run")).status == 404
+
+
 async def test_who_is_disabled_is_out_at_once(
     gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode]
 ) -> None:
