@@ -30,7 +30,7 @@ from typing import Any, Final, TypeVar
 
 from meshctl.errors import CommandError, NotFoundError, RefusedError, UsageError
 from tunnel_proto.certificate import name_problem
-from tunnel_proto.enrolment import Bundle, GateAddress, gate_problem, read_bundle
+from tunnel_proto.enrolment import Bundle, GateAddress, gate_problem, read_bundle, read_offer
 from tunnel_proto.errors import ConfigError, RemoteProtocolError
 from tunnel_proto.identity import KEY_BYTES, Identity, load_identity
 from tunnel_proto.node_directory import (
@@ -47,6 +47,7 @@ SETTINGS_FILE: Final = "context.toml"
 SESSION_FILE: Final = "session"
 AWAY_FILE: Final = "away"
 ENROLL: Final = "meshctl admin enroll"
+ROLE: Final = "admin"
 V = TypeVar("V")
 
 HOME: Final = "home"
@@ -196,8 +197,28 @@ class Context:
             own = replace(home, gates=gates)
         return (own, *(pool for pool in told if pool.pool_key != bundle.pool_key and pool.gates))
 
+    def clear(self) -> None:
+        """Delete what is a context's, and the folder where nothing else is in it.
+
+        RefusedError where the key there is a sidecar's or a worker's, OSError.
+        """
+        try:
+            role = read_offer(self.offer.read_text()).role
+        except (OSError, ValueError, ConfigError):
+            role = ""
+        if role != ROLE:
+            raise RefusedError(
+                f"{self.root} has a {KEY_FILE} and is no context's folder: nothing was removed.",
+                hint="meshctl context list",
+            )
+        files = (self.key, self.offer, self.bundle, self.mark, self.settings, self.session, self.away)
+        for file in files:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.root.rmdir()
+
     def _node(self) -> NodeDirectory:
-        return NodeDirectory(self.root, "meshctl context", "admin", ENROLL)
+        return NodeDirectory(self.root, "meshctl context", ROLE, ENROLL)
 
     def _held(self) -> Bundle:
         return read_bundle(self.bundle.read_text(), load_identity(self.key))
@@ -254,10 +275,16 @@ class Contexts:
         replace_file(self.base / "current", name + "\n", 0o600)
 
     def remove(self, name: str) -> None:
-        """Delete a context with its key and its session. NotFoundError."""
+        """Delete a context with its key and its session; of a folder elsewhere what is not a context's stays.
+
+        NotFoundError, RefusedError where the key there is no administrator's.
+        """
         context = self.existing(name)
         try:
-            shutil.rmtree(context.root)
+            if context.root.parent == self.folder:
+                shutil.rmtree(context.root)
+            else:
+                context.clear()
         except OSError as error:
             raise CommandError(f"{context.root} cannot be removed: {error.strerror}") from error
         with contextlib.suppress(OSError):

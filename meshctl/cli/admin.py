@@ -320,8 +320,13 @@ def sessions(
 
 
 def _is_oneself(gate: Gate, name: str) -> bool:
-    """Whether it is this admin who asks; the local gate's owner is nobody by name."""
-    return bool(gate.place) and gate.get("/session").get("name") == name
+    """Whether it is this admin who asks, of the pool that is asked: a password goes to no other. The local
+    gate's owner is nobody by name.
+    """
+    if not gate.place:
+        return False
+    who = gate.get("/session")
+    return who.get("name") == name and not who.get("pool")
 
 
 def _change(gate: Gate, name: str, body: dict[str, Any]) -> Any:

@@ -161,7 +161,9 @@ class FakePool:
         if token not in self.tokens:
             return 401, {"detail": "this session is over", "code": "unauthenticated", "next": "meshctl login"}
         if call == "GET /session":
-            return 200, {"name": ADMIN, "role": "owner", "pool": "", "kind": "session", "read_only": False}
+            home = self.gate_pools[0]
+            pool = "" if self is home else home.name
+            return 200, {"name": ADMIN, "role": "owner", "pool": pool, "kind": "session", "read_only": False}
         if headers.get("Qgate-Read-Only") == "1" and not call.startswith("GET"):
             return 403, {"detail": "this session was opened for reading only", "code": "read-only"}
         return None

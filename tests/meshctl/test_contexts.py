@@ -18,6 +18,7 @@ from meshctl.tunnel_dial import TunnelDial
 from tests.meshctl.conftest import Run
 from tests.meshctl.fake_pools import ADMIN, PASSWORD, FakePools, fake_pools
 from tunnel_proto.errors import ConfigError
+from tunnel_proto.node_directory import NodeDirectory
 
 
 def test_an_offer_a_bundle_and_a_log_in_make_a_context(
@@ -192,6 +193,37 @@ def test_names_paths_and_pools_of_contexts(home: Path, meshctl: Run) -> None:
     with pytest.raises(NotFoundError):
         Contexts().use("nobody")
     assert (Contexts().current(), Contexts().all()) == ("", [])
+
+
+def test_removing_a_folder_elsewhere_removes_the_context_alone(meshctl: Run, tmp_path: Path) -> None:
+    mine, sidecar = tmp_path / "mine", tmp_path / "sidecar"
+    assert meshctl("context", "offer", f"{mine}/", "--out", tmp_path / "offer.json")[0] == 0
+    (mine / "thesis.txt").write_text("years of work")
+    assert meshctl("context", "remove", mine, "--yes")[0] == 0
+    assert [one.name for one in mine.iterdir()] == ["thesis.txt"]
+    NodeDirectory(sidecar, "minigate", "client", "meshctl sidecar enroll").write_offer(name="laptop", now=1.0)
+    before = sorted(sidecar.iterdir())
+    code, _, err = meshctl("context", "remove", sidecar, "--yes")
+    assert code == ExitCode.REFUSED
+    assert "nothing was removed" in err
+    assert sorted(sidecar.iterdir()) == before
+
+
+def test_a_password_goes_to_the_admins_own_pool_alone(
+    ops: Context, pools: FakePools, meshctl: Run, tmp_path: Path
+) -> None:
+    del ops
+    fresh = tmp_path / "fresh"
+    fresh.touch(mode=0o600)
+    fresh.write_text("a new long password")
+    for pool in ("hq", "gpu"):
+        pools[pool].gate.answer(f"PUT /admins/{ADMIN}/password", None, 204)
+    change = ("admin", "password", ADMIN, "--password-file", fresh)
+    code, _, err = meshctl(*change, "--context", "ops@hq")
+    assert code == ExitCode.USAGE
+    assert "--current-file" in err, "one's own needs the present one"
+    assert meshctl(*change, "--context", "ops@gpu")[0] == 0
+    assert pools["gpu"].gate.body_of(f"PUT /admins/{ADMIN}/password") == {"password": "a new long password"}
 
 
 def test_use_and_remove(ops: Context, meshctl: Run) -> None:
