@@ -1,4 +1,5 @@
-"""Compiles the relay's hot modules with mypyc where a wheel is built and a C compiler is at hand.
+"""Compiles the relay's hot modules with mypyc where a wheel is built and a C compiler is at hand, and packs
+the documents beside `meshctl.manual`, which shows them without a network.
 
 Everything works without: the modules are plain Python, and the tests run them as such. An editable install is
 never compiled, because an edit has to take effect at once. See docs/decisions/compiled-modules.md.
@@ -9,8 +10,10 @@ from __future__ import annotations
 import shutil
 import sys
 import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 COMPILED = [
     "tunnel_proto/batch.py",
@@ -34,6 +37,8 @@ COMPILED = [
     "qgate/postgres/session.py",
     "qgate/postgres/tally.py",
 ]
+
+DOCS = Path(__file__).resolve().parent / "docs"
 
 
 def extensions() -> list[Extension]:
@@ -59,4 +64,18 @@ def extensions() -> list[Extension]:
     return list(found)
 
 
-setup(ext_modules=extensions())
+class WithManual(build_py):
+    """Puts docs/**/*.md into meshctl/manual; a checkout and an editable install read docs itself."""
+
+    def run(self) -> None:
+        """Build, then copy."""
+        super().run()
+        if self.editable_mode:
+            return
+        for page in sorted(DOCS.rglob("*.md")):
+            goal = Path(self.build_lib, "meshctl", "manual", page.relative_to(DOCS))
+            self.mkpath(str(goal.parent))
+            self.copy_file(str(page), str(goal))
+
+
+setup(ext_modules=extensions(), cmdclass={"build_py": WithManual})

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from meshctl import view
 from meshctl.cli import options
 from meshctl.errors import CheckError, CommandError, UsageError
+from meshctl.licence_view import licence_card
 from meshctl.render import Output, emit, write
 from meshctl.terminal import confirm, note, read_text
 
@@ -20,29 +20,7 @@ commands = options.group("The pool's licence; nothing of the data path depends o
 KEY_MAX = 8192
 DAY_S = 86_400
 
-CARD = (
-    view.Column("state", "state"),
-    view.Column("problem", "problem"),
-    view.Column("licensee", "licensee"),
-    view.Column("vendor", "vendor"),
-    view.Column("id", "id"),
-    view.Column("features", "features"),
-    view.Column("seats", "seats"),
-    view.Column("seats used", "seats_used"),
-    view.Column("begins", "not_before", view.moment),
-    view.Column("ends", "expires_at", view.moment),
-    view.Column("days left", "days_left"),
-    view.Column("grace until", "grace_ends_at", view.moment),
-    view.Column("for the pool", "pool"),
-    view.Column("installed by", "installed_by"),
-    view.Column("ends with it", "ends"),
-)
-
 LicenceFile = Annotated[str, typer.Argument(metavar="FILE", help="The licence, or - for standard input.")]
-
-
-def _card(row: dict[str, Any]) -> view.Table:
-    return view.card(row, [one for one in CARD if row.get(one.key) or one.key in {"state", "seats_used"}])
 
 
 @commands.command("show")
@@ -53,7 +31,7 @@ def show(
 ) -> None:
     """Show the licence: its state, seats, features, when it ends, and what ends with it."""
     row = options.connect(gate_dir, socket).get("/licence")
-    emit(row, _card(row), output)
+    emit(row, licence_card(row), output)
 
 
 @commands.command("verify")
@@ -75,7 +53,7 @@ def verify(
         row = _verified(token, vendor)
     else:
         row = options.connect(gate_dir, socket).post("/licence/verify", {"token": token})
-    emit(row, _card(row), output)
+    emit(row, licence_card(row), output)
     if row["state"] not in {"valid", "grace"}:
         raise CheckError(f"The licence is {row['state']}: {row['problem']}.")
 
@@ -93,7 +71,7 @@ def install(
     """Install a licence in place of the one that is there."""
     token = read_text(file, "The licence").strip()
     row = options.connect(gate_dir, socket).put("/licence", {"token": token, "force": force})
-    emit(row, _card(row), output)
+    emit(row, licence_card(row), output)
 
 
 @commands.command("remove")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.binding import Binding, BindingType
 
 from meshctl.tui import keys, sections
 from meshctl.tui.bars import shown_key
@@ -12,13 +14,34 @@ if TYPE_CHECKING:
     from meshctl.tui.room import Room
 
 
-def help_screen(room: Room) -> TextScreen:
+class HelpScreen(TextScreen):
+    """The keys, and the way to the section's page of the documents."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("K,o", "manual", show=False)]
+
+    def __init__(self, title: str, lines: list[tuple[str, str]], *, page: str) -> None:
+        super().__init__(title, lines)
+        self.page = page
+
+    def action_manual(self) -> None:
+        """Read the page, over the section."""
+        from meshctl.tui.screens.documentation import open_page
+
+        self.dismiss(None)
+        if self.page:
+            open_page(self.room, self.page)
+
+
+def help_screen(room: Room) -> HelpScreen:
     """The section's own keys first, each with the command that does the same; then those of everywhere."""
     say = room.say
     lines: list[tuple[str, str]] = []
     section, pane = room.section, room.pane
     if section is not None and section.section.about:
         lines += [("", say(section.section.about))]
+    page = section.section.page if section is not None else ""
+    if page:
+        lines += [("K", say("Read about it: {page}", page=page))]
     if pane is not None:
         for action in pane.actions():
             lines.append((shown_key(action.key), f"{say(action.label)}   = {action.cli}"))
@@ -28,4 +51,4 @@ def help_screen(room: Room) -> TextScreen:
     lines += [("", ""), ("", say("Sections"))]
     lines += [(entry.key, say(entry.title)) for entry in sections.present()]
     title = say(section.section.title) if section is not None else say("Help")
-    return TextScreen(title, lines)
+    return HelpScreen(title, lines, page=page)

@@ -80,6 +80,8 @@ def _pane(section: Section, word: str) -> int | None:
 async def _row(room: Room, name: str) -> None:
     pane = room.pane
     if not isinstance(pane, TableView):
+        if pane is not None:
+            pane.open_named(name)
         return
     if not pane.loaded:
         await pane.load()

@@ -66,6 +66,9 @@ class PaneView(Widget):
         """What `c` copies and `x` exports: a name for it, and the text."""
         return self.crumb or self.pane.id, ""
 
+    def open_named(self, name: str) -> None:
+        """Open what has this name, in panes that are no list of the control API."""
+
     async def load(self) -> None:
         """Ask the gate and show the answer. Raises MeshError."""
 
