@@ -149,6 +149,24 @@ class Form:
         return [word for field in ordered for word in field.words(values.get(field.name))]
 
 
+@dataclass(frozen=True, slots=True)
+class Amendment(Form):
+    """A form about something that is there, for a command that leaves what it does not name as it is."""
+
+    def words(self, values: Values) -> list[str]:
+        """How a command would say what is not as it was; a text that was taken away is ''."""
+        said: list[str] = []
+        for field in self.fields:
+            value = values.get(field.name)
+            if (field.default or None) == value:
+                continue
+            if value is not None:
+                said += field.words(value)
+            elif field.option:
+                said += [field.option, "''"]
+        return said
+
+
 def body_of(fields: Sequence[Field], values: Values) -> dict[str, Any]:
     """The values as a request's object: those that were given, dotted names nested."""
     body: dict[str, Any] = {}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Given = Mapping[str, Any]
 TRUTH = ("true", "false")
+BESIDE = 13
+"""Lines around the fields: frame, title, what the form says first, the request with its command, the keys."""
 
 
 class FormScreen(Modal):
@@ -117,6 +119,10 @@ class FormScreen(Modal):
             if self.form.fields:
                 self.widgets[self.form.fields[0].name].focus()
         self._show_request()
+
+    def on_resize(self) -> None:
+        """The fields scroll where there is no room, so that the request and the keys are always seen."""
+        self.query_one(VerticalScroll).styles.max_height = max(3, self.size.height - BESIDE)
 
     def typed(self) -> dict[str, str]:
         """What stands in the fields."""

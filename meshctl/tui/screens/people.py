@@ -19,7 +19,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.fields import Amendment, Field, Form, Kind, Values, t
 from meshctl.tui.screens.person_files import EMAIL, POOL, certificate_of, erase, export, verdict
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ ACTIONS: Final = (
         "PATCH",
         PERSON,
         "meshctl people change {id}",
-        form=lambda person: Form(t("Change"), (*_person(person), _admin(person))),
+        form=lambda person: Amendment(t("Change"), (*_person(person), _admin(person))),
         body=changes,
         against=_unreadable,
         undo=_before,

@@ -20,7 +20,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.fields import Amendment, Field, Form, Kind, Values, t
 from meshctl.tui.screens.inbox import INBOX
 
 SMTP: Final = "/smtp"
@@ -36,7 +36,7 @@ SEVERITIES: Final = ("info", "warning", "critical")
 
 def server_form(smtp: Record) -> Form:
     """How mail is sent, as it is now."""
-    return Form(
+    return Amendment(
         t("The mail server"),
         (
             Field("host", t("Host"), default=smtp.get("host"), option="--host", help=t("empty: no mail")),
@@ -323,10 +323,11 @@ SECTION: Final = Section(
             "/smtp/mail",
             columns_of(
                 people_view.MAIL_COLUMNS,
-                id={"least": 120},
+                id={"least": 150},
+                person={"least": 110},
                 attempts={"least": 70},
                 said={"most": 70},
-                next_at={"least": 100},
+                next_at={"least": 130},
             ),
             (RETRY,),
             key="id",
