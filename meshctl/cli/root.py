@@ -20,10 +20,12 @@ from meshctl.cli import (
     branding,
     budget,
     catalog,
+    cluster,
     config_pool,
     context,
     db,
     dev,
+    docs,
     failover,
     gate,
     incident,
@@ -52,6 +54,7 @@ from meshctl.cli.init import init
 from meshctl.cli.login import login, logout, whoami
 from meshctl.cli.options import CONTEXT_META, context_names
 from meshctl.cli.status import status
+from meshctl.cli.topology import topology
 from meshctl.cli.tui import tui
 from meshctl.errors import ExitCode
 from meshctl.render import write
@@ -76,6 +79,8 @@ ORDER = (
     "receipt",
     "route",
     "pool",
+    "cluster",
+    "topology",
     "failover",
     "incident",
     "order",
@@ -95,6 +100,7 @@ ORDER = (
     "status",
     "doctor",
     "config",
+    "docs",
 )
 
 
@@ -214,6 +220,8 @@ def build() -> typer.Typer:
     root.command("ask")(ask)
     root.add_typer(route.commands, name="route")
     root.add_typer(pool.commands, name="pool")
+    root.add_typer(cluster.commands, name="cluster")
+    root.command("topology")(topology)
     root.add_typer(failover.commands, name="failover")
     root.add_typer(incident.commands, name="incident")
     root.add_typer(order.commands, name="order")
@@ -238,6 +246,7 @@ def build() -> typer.Typer:
     root.add_typer(licence.commands, name="license")
     root.add_typer(branding.commands, name="branding")
     root.add_typer(gate.commands, name="gate")
+    root.add_typer(docs.commands, name="docs")
     root.command("completion")(completion)
     return root
 
