@@ -210,4 +210,4 @@ def _checked(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
     except (ValueError, UnicodeDecodeError):
         raise UsageError(f"{path} is no certificate of an erasure.") from None
     except AuthenticationFailed as error:
-        raise CheckError(f"{path} cannot be trusted: {error.message}.") from None
+        raise CheckError(f"It cannot be trusted: {error.message}.") from None
