@@ -63,9 +63,9 @@ def print_table(table: Table, *, gap: bool = False) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(
-        title=table.title or None, title_justify="left", box=None, pad_edge=False, header_style="bold"
-    )
+    if table.title:  # rich would fold it to the width of the columns
+        write(table.title)
+    drawn = RichTable(box=None, pad_edge=False, header_style="bold")
     drawn.show_header = any(table.columns)
     for index, column in enumerate(table.columns):
         drawn.add_column(

@@ -15,7 +15,7 @@ from meshctl.render import Output, emit
 from meshctl.terminal import note
 from tunnel_proto.errors import ConfigError
 
-commands = options.group("Settings files of the daemons.")
+commands = options.group("The pool's configuration as one document; the daemons' settings files.")
 
 GATE_TABLES = frozenset({"store", "keys", "control", "postgres", "name", "drain_timeout_s"})
 SIDECAR_TABLES = frozenset({"gate"})

@@ -159,9 +159,10 @@ def kill(
     """Of several pools: SIGKILL one's gate (or another program), to see how the others go on."""
     from meshctl.dev import pools
 
-    chosen = _pool(_running_pools(_state(state_dir or context.obj)), pool)
+    state = _state(state_dir or context.obj)
+    chosen = _pool(_running_pools(state), pool)
     pid = pools.kill(chosen, program)
-    note(f"Killed the {program} of {pool} (pid {pid}). Bring it back: meshctl dev revive")
+    note(f"Killed the {program} of {pool} (pid {pid}). Bring it back: meshctl dev revive{_beside(state)}")
 
 
 @commands.command("revive")
@@ -203,9 +204,18 @@ def _running_pools(state: DevState) -> list[DevPool]:
 def _pool(pools: list[DevPool], name: str) -> DevPool:
     found = next((one for one in pools if one.name == name), None)
     if found is None:
-        names = ", ".join(one.name for one in pools) or "none"
-        raise UsageError(f"No pool {name} runs here.", hint=f"running: {names}")
+        names = ", ".join(one.name for one in pools)
+        hint = f"running: {names}" if names else "meshctl dev --pools 3   (elsewhere: --state-dir DIR)"
+        raise UsageError(f"No pool {name} runs here.", hint=hint)
     return found
+
+
+def _beside(state: DevState) -> str:
+    """The option that says which stack, where it is not the default one."""
+    from meshctl.dev.state import near
+
+    root = near(state.root)
+    return "" if root == ".mesh" else f" --state-dir {root}"
 
 
 def _status_of_pools(pools: list[DevPool], output: Output) -> None:
@@ -293,7 +303,8 @@ def _tell_pools(pools: list[DevPool], took: float) -> None:
         note(f"{pool.name}: meshctl pool list --gate-dir {near(pool.state.root)}")
     context = admin.named(pools[0].state.root)
     note(f"As an admin who is logged in, wherever a pool is left: meshctl status --watch --context {context}")
-    note("Try: meshctl dev kill hq, and ask on; meshctl dev revive brings it back.")
+    which = _beside(pools[0].state)
+    note(f"Try: meshctl dev kill hq{which}, and ask on; meshctl dev revive{which} brings it back.")
 
 
 def _stop(stack: DevStack | DevPools) -> None:

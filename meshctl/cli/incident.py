@@ -34,7 +34,8 @@ def list_incidents(
         rows = gate.items("/incidents", {"all": resolved, "limit": limit})
         return rows, failover_view.incidents(rows)
 
-    options.show(look, output, watch=watch, every=every)
+    none = "No incident was ever kept." if resolved else "No incident is open. Those that are over: --all"
+    options.show(look, output, watch=watch, every=every, empty=none)
 
 
 @commands.command("show")

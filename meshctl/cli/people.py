@@ -66,7 +66,8 @@ def list_people(
 ) -> None:
     """List people by name."""
     rows = options.connect(gate_dir, socket).items("/people", {"state": state, "q": q})
-    emit(rows, view.table(rows, people_view.PEOPLE_COLUMNS), output, empty="There is nobody.")
+    none = "Nobody is found." if state or q else "No people. Next: meshctl people add ADDRESS --name NAME"
+    emit(rows, view.table(rows, people_view.PEOPLE_COLUMNS), output, empty=none)
 
 
 @commands.command("show")

@@ -212,7 +212,7 @@ class People:
         if not self._mail.settings.ready:
             raise ConflictError(
                 "mail is not set up here, so nobody can be invited",
-                hint="meshctl smtp set --host HOST --from ADDRESS, or meshctl people add without --invite",
+                hint="meshctl smtp set --host HOST --from ADDRESS, or meshctl people add (no mail)",
             )
 
     # --- changing

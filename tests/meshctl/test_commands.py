@@ -23,6 +23,12 @@ LISTS = [
 ]
 
 
+def test_a_pool_that_does_not_run_is_looked_for_elsewhere(meshctl: Run, tmp_path: Path) -> None:
+    code, _, err = meshctl("dev", "kill", "hq", "--state-dir", str(tmp_path / "none"))
+    assert code == 2
+    assert "--state-dir DIR" in err
+
+
 @pytest.mark.parametrize(("command", "path"), LISTS)
 @pytest.mark.parametrize("output", ["json", "yaml"])
 def test_an_empty_list_prints_brackets(
@@ -45,6 +51,8 @@ def test_an_empty_list_prints_brackets(
         ("budget list", "/budgets", "meshctl budget set"),
         ("budget forecast", "/budgets", "meshctl budget set"),
         ("alias list", "/aliases", "meshctl alias set"),
+        ("people list", "/people", "meshctl people add"),
+        ("incident list", "/incidents", "--all"),
         ("receipt list", "/receipts", ""),
         ("budget shifts", "/budgets/shifts", ""),
     ],

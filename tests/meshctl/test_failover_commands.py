@@ -132,6 +132,14 @@ def test_incidents_are_listed_shown_and_answered(gate: FakeGate, at_gate: Run) -
     assert gate.body_of("POST /incidents/3/ack") == {"note": "on my way"}
 
 
+def test_no_incident_is_said_in_words(gate: FakeGate, at_gate: Run) -> None:
+    gate.answer("GET /incidents", {"items": []})
+    code, out, err = at_gate("incident", "list")
+    assert (code, out) == (0, "")
+    assert err == "No incident is open. Those that are over: --all\n"
+    assert at_gate("incident", "list", "-o", "json")[1] == "[]\n"
+
+
 def test_a_worker_is_moved_by_its_name_here(gate: FakeGate, at_gate: Run) -> None:
     gate.answer("POST /failover/orders", {**PLAN, "moving": ["box"]})
     code, _, err = at_gate("worker", "move", "hq/box", "gpu", "--yes")

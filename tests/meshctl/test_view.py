@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from meshctl import view
-from meshctl.render import plain
+from meshctl.render import plain, print_table
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,14 @@ def test_hosts_in_each_form() -> None:
 def test_plain_tables_align_and_never_cut() -> None:
     table = view.Table(("A", "N"), (("long value", "1"), ("x\ny", "22")), frozenset({1}), "t")
     assert plain(table) == "t\nA            N\nlong value   1\nx y         22"
+
+
+def test_a_title_longer_than_its_table_stays_on_its_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    print_table(view.Table(("A",), (("1",),), frozenset(), "one query through the wire, 54 ms"))
+    assert capsys.readouterr().out.splitlines()[0] == "one query through the wire, 54 ms"
 
 
 def test_an_empty_status_is_shown_not_raised() -> None:
