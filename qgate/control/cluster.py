@@ -52,8 +52,9 @@ class Missing(BaseModel):
 
 
 class ClusterPage(BaseModel):
-    """A page of rows of all pools that answered; rows carry "pool"."""
+    """A page of rows of all pools that answered; rows carry "pool"; ``own`` is what this one is called."""
 
+    own: str
     items: list[dict[str, Any]]
     next: str | None = None
     total: int
@@ -61,8 +62,9 @@ class ClusterPage(BaseModel):
 
 
 class ClusterOverviewReply(BaseModel):
-    """A row a pool, ours first."""
+    """A row a pool, ours first; ``own`` is what it is called."""
 
+    own: str
     items: list[dict[str, Any]]
     missing: list[Missing]
 
@@ -202,12 +204,15 @@ class Cluster:
     async def overview(self) -> dict[str, Any]:
         """A row a pool."""
         found, missing = await self.rows("overview", "pool")
-        return {"items": found, "missing": missing}
+        return {"own": self._own(), "items": found, "missing": missing}
 
     async def page(self, question: str, key: str, listing: Asked, fields: Fields) -> dict[str, Any]:
         """A page of a question's rows."""
         found, missing = await self.rows(question, key)
-        return {**page(found, listing, fields), "missing": missing}
+        return {"own": self._own(), **page(found, listing, fields), "missing": missing}
+
+    def _own(self) -> str:
+        return self._gate.parts.directory.own_pool().name
 
 
 def _answer(own: Callable[[], Awaitable[Rows]]) -> Callable[[Peer, Mapping[str, Any]], Awaitable[Any]]:
