@@ -15,6 +15,7 @@ one), which is in the log, in the audit of what it changed, and in the reply.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from qgate.control.problems import problem
@@ -103,7 +105,10 @@ class Requests:
     async def _once(
         self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send, *, key: str, principal: str
     ) -> None:
-        body = await _read(receive)
+        try:
+            body = await _read(receive)
+        except ClientDisconnect:
+            return  # amid its request: nothing was asked for
         if body is None:
             refusal = _problem(413, "too-large", f"a request under an Idempotency-Key has {BODY_MAX} bytes")
             await refusal(scope, receive, send)
@@ -128,12 +133,11 @@ class Requests:
         if kept is not None:
             await self._again(kept, digest)(scope, receive, send)
             return
-        reply = _Reply(send)
+        reply = _Reply(send, functools.partial(self._keep, principal, key))
         try:
             await self._application(scope, _replay(body, receive), reply.send)
         finally:
-            if reply.status is not None:  # else the gate stops amid it, and nobody knows what came of it
-                await asyncio.shield(self._keep(principal, key, reply, reply.status))
+            await reply.settle()
 
     async def _keep(self, principal: str, key: str, reply: _Reply, status: int) -> None:
         """Keep a reply, or let the key go. While the store is away the key stays as one that runs."""
@@ -184,10 +188,14 @@ class Requests:
 
 
 class _Reply:
-    """Passes a reply on and keeps a copy of it while it is short."""
+    """Passes a reply on and keeps a copy of it while it is short. ``keep(reply, status)`` is awaited before
+    its end is said: whoever has heard it and asks again hears it again.
+    """
 
-    def __init__(self, send: _Send) -> None:
+    def __init__(self, send: _Send, keep: Callable[[_Reply, int], Awaitable[None]]) -> None:
         self._send = send
+        self._keep = keep
+        self._settled = False
         self.status: int | None = None
         self._json = False
         self._whole = False
@@ -207,7 +215,15 @@ class _Reply:
             elif not self._long:
                 self._body += message.get("body", b"")
             self._whole = not message.get("more_body", False)
+            if self._whole:
+                await self.settle()
         await self._send(message)
+
+    async def settle(self) -> None:
+        """Have it kept, once; not where the gate stops before it began, and nobody knows what came of it."""
+        if self.status is not None and not self._settled:
+            self._settled = True
+            await asyncio.shield(self._keep(self, self.status))
 
     def kept(self) -> str | None:
         """The text to keep, None where it must not or cannot be."""
@@ -238,12 +254,12 @@ def _header(scope: Mapping[str, Any], name: bytes) -> str:
 
 
 async def _read(receive: _Receive) -> bytes | None:
-    """The whole body; None where it is too long."""
+    """The whole body; None where it is too long. ClientDisconnect where it broke off."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return bytes(body)
+            raise ClientDisconnect
         body += message.get("body", b"")
         if len(body) > BODY_MAX:
             return None

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from qgate.control.idempotency import BODY_MAX, KEPT_S, RUNS_S
+from qgate.control.idempotency import BODY_MAX, KEPT_S, RUNS_S, Requests
 from qgate.gate import Gate
+from qgate.governance.principal import Principal, Role
 from tests.qgate.gates import control, gate_settings, make_directory, running
 
 
@@ -40,6 +41,36 @@ async def post(client: httpx.AsyncClient, path: str, body: Any, key: str) -> tup
 async def rows(gate: Gate) -> str:
     async with gate.parts.store.store.connection() as connection:
         return str([dict(row) for row in await connection.fetch("SELECT * FROM idempotency_keys")])
+
+
+async def test_who_leaves_amid_a_request_asked_for_nothing(gate: Gate) -> None:
+    done: list[object] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        done.append(await receive())
+
+    heard = iter([{"type": "http.request", "body": b"", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(heard)
+
+    async def send(message: Any) -> None:
+        done.append(message)
+
+    requests = Requests(application, gate.administration.office, gate="gate-1", digest_key=bytes(32))
+    await requests(
+        {
+            "type": "http",
+            "method": "POST",
+            "path": "/control/v1/drain",
+            "headers": [(b"idempotency-key", b"k")],
+            "state": {"principal": Principal("uid=0", Role.OWNER, kind="local")},
+        },
+        receive,
+        send,
+    )
+    assert done == []
+    assert await rows(gate) == "[]"
 
 
 async def test_the_same_request_is_done_once_and_answered_twice(
