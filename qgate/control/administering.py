@@ -47,7 +47,7 @@ class Administering:
 
     def cost(self, cost: PasswordCost) -> None:
         """Make new passwords' verifiers at this cost; those that exist keep theirs."""
-        self.logins.cost = self.admins.cost = self.first.cost = cost
+        self.logins.cost = cost
 
     def under(self, licences: Licences) -> None:
         """Let administrators take the seats of a licence; the first owner needs none."""

@@ -68,7 +68,9 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Access for a moment. ``pool`` is the admin's own, ``at`` the one that made it and where it is good."""
+    """Access for a moment. ``pool`` is the admin's own, ``at`` the one that made it and where it is good.
+    ``session_ends`` is when the session is over, for answers that go on for longer than the token lives.
+    """
 
     sid: bytes
     name: str
@@ -78,6 +80,7 @@ class Token:
     client: str
     issued_at: int
     expires_at: int
+    session_ends: int
     read_only: bool = False
 
 
@@ -142,6 +145,7 @@ def seal_token(online: Identity, token: Token) -> str:
             token.client,
             token.issued_at,
             token.expires_at,
+            token.session_ends,
             token.read_only,
         ]
     )
@@ -154,14 +158,18 @@ def read_token(text: str, *, online: bytes, at: bytes, now: float) -> Token:
     Raises AuthenticationFailed for any other, and for one whose time is over.
     """
     _, body, signature = _parts(text, _TOKEN_TAG, TOKEN_MAX, 3, "token")
-    fields = _signed(online, _TOKEN_DOMAIN, body, signature, 10, "token")
-    sid, name, role, pool, made_at, client, issued, expires, read_only = fields
-    if _common_problem(sid, name, pool, client, issued, expires, read_only) or not _is_key(made_at):
+    fields = _signed(online, _TOKEN_DOMAIN, body, signature, 11, "token")
+    sid, name, role, pool, made_at, client, issued, expires, ends, read_only = fields
+    if (
+        _common_problem(sid, name, pool, client, issued, expires, read_only)
+        or not _is_key(made_at)
+        or not (type(ends) is int and 0 <= ends <= _TIME_MAX)
+    ):
         raise AuthenticationFailed("the token is malformed: a field has the wrong type or size")
     if made_at != at:
         raise AuthenticationFailed("the token was made by another pool")
     _check_time(issued, expires, TOKEN_S, now, "token")
-    return Token(sid, name, _role(role), pool, made_at, client, issued, expires, read_only)
+    return Token(sid, name, _role(role), pool, made_at, client, issued, expires, ends, read_only)
 
 
 def token_from(grant: Grant, *, at: bytes, role: Role, read_only: bool, now: float) -> Token:
@@ -176,6 +184,7 @@ def token_from(grant: Grant, *, at: bytes, role: Role, read_only: bool, now: flo
         client=grant.client,
         issued_at=issued,
         expires_at=min(issued + TOKEN_S, grant.expires_at),
+        session_ends=grant.expires_at,
         read_only=grant.read_only or read_only,
     )
 

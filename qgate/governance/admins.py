@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from qgate.governance.office import Office, iso
-from qgate.governance.passwords import PasswordCost, acceptable, verifier_of
+from qgate.governance.passwords import acceptable
 from qgate.governance.principal import Role
 from qgate.governance.problems import ChangedError, ConflictError, InvalidRequestError, UnknownNameError
 from qgate.governance.second_factor import SECRET_BYTES, accepted_step, factor_purpose, key_uri, spelled
@@ -38,13 +37,11 @@ class Admins:
         sidecars: Sidecars,
         logins: Logins,
         *,
-        cost: PasswordCost | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._office = office
         self._sidecars = sidecars
         self._logins = logins
-        self.cost = cost or PasswordCost()
         self.refuse_seat: Callable[[Connection], Awaitable[None]] = _no_bound
         self._entropy = entropy
 
@@ -89,8 +86,8 @@ class Admins:
     ) -> dict[str, Any]:
         """Set role or standing; who is disabled is logged out everywhere.
 
-        ConflictError where that would leave the pool without an owner, ChangedError where the account is
-        not of the version that was seen.
+        ConflictError where that would leave the pool without an owner or takes a seat that the licence does
+        not have, ChangedError where the account is not of the version that was seen.
         """
         office = self._office
         ended: Any = []
@@ -106,6 +103,8 @@ class Admins:
             off = before.disabled_at is not None if disabled is None else disabled
             if owners == {name} and (off or new_role is not Role.OWNER):
                 raise _last_owner(name)
+            if before.disabled_at is not None and not off:
+                await self.refuse_seat(connection)
             at = before.disabled_at or office.now()
             await table.change_admin(connection, name, role=new_role, disabled_at=at if off else None)
             if off:
@@ -146,9 +145,10 @@ class Admins:
         InvalidRequestError where ``current`` is wrong or the new one is too easy to guess.
         """
         office = self._office
-        verifier = await self._verifier(password, name)
+        acceptable(password, name)
         if current is not None:
             await self._logins.prove(name, current)
+        verifier = await self._verifier(password, name)
         async with office.store.transaction() as connection:
             await self._found(connection, name, lock=True)
             await table.set_password(connection, name, verifier, office.now())
@@ -246,7 +246,7 @@ class Admins:
         await self._logins.told_over(ended, by=by)
 
     async def _verifier(self, password: str, name: str) -> str:
-        return await asyncio.to_thread(verifier_of, acceptable(password, name), self.cost)
+        return await self._logins.verifier(acceptable(password, name))
 
     async def _found(self, connection: Connection, name: str, *, lock: bool = False) -> AdminRow:
         row = await table.find_admin(connection, name, lock=lock)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qgate.governance.directory import Node
 from qgate.governance.logins import SETUP_NODE, gates_shown
 from qgate.governance.office import Office
-from qgate.governance.passwords import PasswordCost, acceptable, verifier_of
+from qgate.governance.passwords import acceptable
 from qgate.governance.principal import AccessError, Principal, Role
 from qgate.governance.problems import ConflictError, InvalidRequestError
 from qgate.governance.sidecars import BACKDATE_S, check_owner, pool_gates
@@ -50,13 +50,11 @@ class FirstOwner:
         sidecars: Sidecars,
         logins: Logins,
         *,
-        cost: PasswordCost | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._office = office
         self._sidecars = sidecars
         self._logins = logins
-        self.cost = cost or PasswordCost()
         self._entropy = entropy
         self._claimed = asyncio.Event()
 
@@ -129,7 +127,7 @@ class FirstOwner:
         async with office.store.transaction() as connection:
             if not await table.claim(connection):
                 raise _claimed()
-        verifier = await asyncio.to_thread(verifier_of, acceptable(password, name), self.cost)
+        verifier = await self._logins.verifier(acceptable(password, name))
         async with office.store.transaction() as connection:
             if not await table.claim(connection):
                 raise _claimed()

@@ -11,8 +11,9 @@ goes on while the store is away, and ends at every gate about a second after it 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +34,7 @@ from qgate.governance.audit import AuditEvent
 from qgate.governance.office import Office, iso
 from qgate.governance.passwords import PasswordCost, verifier_of, verifies
 from qgate.governance.principal import CEILINGS, AccessError, Principal, Role, least, unauthenticated
-from qgate.governance.problems import UnknownNameError
+from qgate.governance.problems import ConflictError, UnknownNameError
 from qgate.governance.second_factor import accepted_step, factor_purpose
 from qgate.governance.sidecars import pool_gates
 from qgate.governance.strikes import Strikes, subjects
@@ -57,6 +58,9 @@ SETUP_NODE: Final = "setup"
 
 WAITING_MOST: Final = 8
 """Passwords that wait to be looked at; each look takes 256 MiB and most of a second, one at a time."""
+
+OVER_MOST: Final = 4096
+"""Ended sessions of one paired pool that are remembered until they would have ended by themselves."""
 
 WRONG: Final = "the name, the password or the code is wrong"
 
@@ -132,17 +136,32 @@ class Logins:
             raise AccessError(
                 HTTPStatus.FORBIDDEN, "elsewhere", "log in at your own pool; its grant is good here"
             )
+        async with self._turn():
+            row = await self._checked(attempt, client, node)
+        return await self._opened(row, attempt, client, node)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The right to look at a password, or to make a verifier: one at a time. AccessError "busy"."""
         if self._waiting >= WAITING_MOST:
             raise AccessError(
-                HTTPStatus.TOO_MANY_REQUESTS, "busy", "too many are logging in", retry_after_s=2.0
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "busy",
+                "too many passwords wait to be looked at",
+                hint="try again in a few seconds",
+                retry_after_s=2.0,
             )
         self._waiting += 1
         try:
             async with self._looking:
-                row = await self._checked(attempt, client, node)
+                yield
         finally:
             self._waiting -= 1
-        return await self._opened(row, attempt, client, node)
+
+    async def verifier(self, password: str) -> str:
+        """What is kept of a new password. AccessError "busy"."""
+        async with self._turn():
+            return await asyncio.to_thread(verifier_of, password, self.cost)
 
     async def _checked(self, attempt: Attempt, client: str, node: NodeCertificate | None) -> AdminRow:
         """The account, once password and code are found right."""
@@ -242,6 +261,9 @@ class Logins:
             pools=tuple(peer.pool_key for peer in targets),
         )
         async with office.store.transaction() as connection:
+            now_is = await table.find_admin(connection, row.name, lock=True)
+            if now_is is None or _proved(now_is) != _proved(row):  # changed while the password was looked at
+                raise unauthenticated(WRONG)
             await table.open_session(
                 connection,
                 table.SessionRow(
@@ -277,10 +299,12 @@ class Logins:
         }
 
     async def prove(self, name: str, password: str) -> None:
-        """Check the password of an admin who is logged in; a wrong one counts as at log-in. AccessError."""
+        """Check the password of an admin who is logged in; a wrong one counts as at log-in. AccessError, also
+        "busy".
+        """
         office = self._office
         whom = subjects(name, "")
-        async with self._looking:
+        async with self._turn():
             async with office.store.transaction() as connection:
                 row = await table.find_admin(connection, name)
                 strikes = await table.read_strikes(connection, whom)
@@ -357,7 +381,14 @@ class Logins:
         if known.sid in office_over(office):
             raise _over()
         role = least(known.role, CEILINGS.get(peer.permissions.admin_role, Role.VIEWER))
-        return Principal(known.name, role, pool=peer.name, session=known.sid.hex(), read_only=known.read_only)
+        return Principal(
+            known.name,
+            role,
+            pool=peer.name,
+            session=known.sid.hex(),
+            read_only=known.read_only,
+            until=known.session_ends,
+        )
 
     async def _own_admin(self, sid: bytes) -> KnownAdmin:
         """The account of a session of ours that stands. One opened at a sibling a moment ago is looked up."""
@@ -411,9 +442,17 @@ class Logins:
             await self.tell_over(sid, expires_at.timestamp())
 
     async def peer_says_over(self, peer: Peer, sid: bytes, expires_at: float) -> None:
-        """A session of a paired pool's admin is over, its own pool says."""
-        latest = self._office.clock() + SESSION_MOST_S
-        await self._note_over(sid, peer.pool_key, min(expires_at, latest))
+        """A session of a paired pool's admin is over, its own pool says. ConflictError where it says so of
+        more than there can be.
+        """
+        now = self._office.clock()
+        if expires_at <= now:
+            return
+        async with self._office.store.connection() as connection:
+            count = await table.count_over(connection, peer.pool_key)
+        if count >= OVER_MOST:
+            raise ConflictError(f"{OVER_MOST} ended sessions of your pool are remembered already")
+        await self._note_over(sid, peer.pool_key, min(expires_at, now + SESSION_MOST_S))
 
     async def _note_over(self, sid: bytes, pool: bytes, until: float) -> None:
         office = self._office
@@ -448,6 +487,8 @@ class Logins:
         if not principal.pool:
             admin = self._office.directory.admins().admin_of(sid, self._office.clock())
             return admin is not None and admin.role.covers(principal.role)
+        if self._office.clock() >= principal.until:
+            return False
         peer = self._office.directory.peer_named(principal.pool)
         if peer is None or not may(peer, "admin", "receive") or sid in office_over(self._office):
             return False
@@ -522,6 +563,11 @@ def gates_shown(gates: Any) -> list[dict[str, Any]]:
 def office_over(office: Office) -> frozenset[bytes]:
     """Sessions of paired pools' admins that are over before their time."""
     return office.directory.admins().over
+
+
+def _proved(row: AdminRow) -> tuple[object, ...]:
+    """What a log-in was found right for."""
+    return row.verifier, row.second_factor, row.role, row.disabled_at
 
 
 def _check_client(client: str, node: NodeCertificate | None, what: str) -> None:

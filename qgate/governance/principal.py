@@ -8,6 +8,7 @@ owner      also decides over the pool itself: its admins, keys, licence, pairing
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -43,7 +44,8 @@ def least(*roles: Role) -> Role:
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who asks. ``pool`` is the name of the admin's own pool, "" for this one; ``session`` the session's id
-    in hexadecimal, "" for a local caller; ``read_only`` refuses every change, whatever the role.
+    in hexadecimal, "" for a local caller; ``read_only`` refuses every change, whatever the role. ``until`` is
+    when a paired pool's session ends, in unix seconds; of the others the gate knows it itself.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Principal:
     kind: Literal["local", "session"] = "session"
     session: str = ""
     read_only: bool = False
+    until: float = math.inf
 
     @property
     def label(self) -> str:

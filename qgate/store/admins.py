@@ -259,6 +259,11 @@ async def note_over(
     return bool(done != "INSERT 0 0")
 
 
+async def count_over(connection: Connection, pool: bytes) -> int:
+    """How many sessions of a paired pool are remembered as over."""
+    return int(await connection.fetchval("SELECT count(*) FROM admin_sessions_over WHERE pool = $1", pool))
+
+
 # --- wrong passwords
 
 

@@ -15,6 +15,7 @@ from qgate.federation.peer import Permissions
 from qgate.gate import Gate
 from qgate.governance.admin_sessions import Grant, read_grant, seal_grant
 from qgate.governance.principal import AccessError, Role
+from qgate.governance.problems import ConflictError
 from qgate.store.embedded import EmbeddedPostgres
 from tests.qgate.admin_node import CHEAP, PASSWORD, AdminNode, dialled_in_vain, refusals
 from tests.qgate.gates import control, until
@@ -150,6 +151,33 @@ async def test_a_pool_that_is_cut_off_honours_the_grant(paired: Pair) -> None:
     await until(lambda: not paired.branch.peering.links.up(paired.hq.parts.keys.pool_key))
     alice = await paired.to_branch()
     assert (await alice.call("GET", "/status")).status == 200
+
+
+async def test_an_answer_that_goes_on_ends_when_the_session_would(paired: Pair) -> None:
+    alice = await paired.to_branch()
+    logins = paired.branch.governing.administering.logins
+    node = next(one.peer for one in paired.branch.tunnel.sessions.values() if one.peer.role == "admin")
+    principal = await logins.bearer(alice.token, node)
+    assert 11 * 3600 < principal.until - time.time() <= 12 * 3600
+    assert logins.stands(principal)
+    assert not logins.stands(dataclasses.replace(principal, until=time.time() - 1))
+
+
+async def test_a_pool_cannot_fill_another_with_sessions_that_are_over(
+    paired: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qgate.governance.logins.OVER_MOST", 2)
+    directory = paired.branch.parts.directory
+    hq = directory.peer(paired.hq.parts.keys.pool_key)
+    assert hq is not None
+    logins, later = paired.branch.governing.administering.logins, time.time() + 60
+    for at in (-1e18, 0.0):
+        await logins.peer_says_over(hq, b"p" * 16, at)  # long past: nothing to remember
+    for number in (1, 2):
+        await logins.peer_says_over(hq, bytes([number]) * 16, later)
+    with pytest.raises(ConflictError):
+        await logins.peer_says_over(hq, b"3" * 16, later)
+    assert directory.admins().over == {bytes([1]) * 16, bytes([2]) * 16}
 
 
 async def test_less_trust_ends_it_at_once(paired: Pair) -> None:

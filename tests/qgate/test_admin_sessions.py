@@ -120,7 +120,7 @@ def test_a_token_is_good_where_it_was_made_and_for_a_moment() -> None:
     with pytest.raises(AuthenticationFailed, match="has expired"):
         read_token(text, online=ONLINE.verify_key, at=POOL.verify_key, now=NOW + TOKEN_S)
     last = token_from(grant(), at=POOL.verify_key, role=Role.VIEWER, read_only=False, now=NOW + 3500)
-    assert last.expires_at == grant().expires_at
+    assert last.expires_at == grant().expires_at == token.session_ends
 
 
 @given(st.data())

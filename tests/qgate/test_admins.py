@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from qgate.control.access import OPERATIONS, PREFIX, least_role
 from qgate.gate import Gate
+from qgate.governance.passwords import verifies
 from qgate.governance.principal import Role
 from qgate.governance.second_factor import STEP_S, code_at
 from tests.qgate.admin_node import CHEAP, PASSWORD, AdminNode, dialled_in_vain, refusals
@@ -290,6 +292,36 @@ async def test_who_is_disabled_is_out_at_once(
     assert (await ann.login("ann")).status == 201
     assert (await local.delete("/admins/ann")).status_code == 204
     assert (await local.get("/admins/ann")).status_code == 404
+
+
+async def test_who_is_disabled_while_logging_in_is_not_let_in(
+    gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = await admin(gate, local, nodes, "ann", "operator")
+    looked, go_on = threading.Event(), threading.Event()
+
+    def slowly(verifier: str, password: str) -> bool:
+        looked.set()
+        return go_on.wait(20) and verifies(verifier, password)
+
+    monkeypatch.setattr("qgate.governance.logins.verifies", slowly)
+    trying = asyncio.create_task(ann.login("ann", remember=False))
+    await until(looked.is_set)
+    assert (await local.patch("/admins/ann", json={"disabled": True})).status_code == 200
+    go_on.set()
+    assert (await trying).status == 401
+    assert (await local.get("/sessions")).json()["items"] == []
+
+
+async def test_passwords_are_looked_at_one_by_one(
+    gate: Gate, local: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qgate.governance.logins.WAITING_MOST", 2)
+    bodies = [{"name": f"ann{n}", "role": "viewer", "password": PASSWORD} for n in range(12)]
+    replies = await asyncio.gather(*(local.post("/admins", json=body) for body in bodies))
+    assert {reply.status_code for reply in replies} == {201, 429}
+    assert {reply.json()["code"] for reply in replies if reply.status_code == 429} == {"busy"}
+    assert len((await local.get("/admins")).json()["items"]) == sum(one.status_code == 201 for one in replies)
 
 
 async def test_what_goes_on_ends_with_the_session(
