@@ -133,9 +133,11 @@ class Signup:
         minutes = int(self._office.directory.setting("signup.code_minutes"))
         async with self._office.store.transaction() as connection:
             await table.lock_people(connection)
+            await self._room(
+                connection
+            )  # whoever asks: a refusal for strangers alone would tell who is known
             known = await self._people.id_of(connection, details.email)
             if known is None:
-                await self._room(connection)
                 known = await self._people.enter(connection, new, state="pending", source="signup", by=BY)
                 told = True
             else:
