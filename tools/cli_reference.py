@@ -39,9 +39,10 @@ answered, and an empty list is `[]` in every form. Secrets come from a prompt, a
 colour and nothing is cut. A command that destroys asks first; where there is no terminal to ask on it wants
 `--yes`. `meshctl` alone, on a terminal, opens the control room.
 
-Commands go to the gate of `./.mesh` or `/var/lib/qgate` where one runs, through its socket; else to the current
-context's pool, wherever it is ([administering from elsewhere](operations.md#administering-from-elsewhere)).
-`--context NAME@POOL` begins at another pool than the home pool. Where a pool does not answer, what only reads goes
+Commands go to the gate of `./.mesh` or `/var/lib/qgate` where one runs, through its socket; else to the
+current context's pool, wherever it is
+([administering from elsewhere](operations.md#administering-from-elsewhere)). `--context NAME@POOL` begins at
+another pool than the home pool. Where a pool does not answer, what only reads goes
 on at the next one and says so; a change is made there only where somebody says yes, or names that pool.
 
 ## Exit codes

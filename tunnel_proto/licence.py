@@ -2,9 +2,9 @@
 
 A licence is a JSON Web Token (RFC 7519) in the compact form of a signature (RFC 7515), which is
 `header.claims.signature` in base64url, signed with Ed25519 (RFC 8037, "EdDSA"). The verifier is strict where
-tokens of this kind have been attacked: the header may hold `alg`, `typ` and `kid` and nothing else; `alg` must
-be "EdDSA", and the key is one of those trusted, found by its thumbprint (RFC 7638), never one that the token
-brings; JSON with a key twice, with other numbers than whole ones, or beyond 8 KiB is refused.
+tokens of this kind have been attacked: the header may hold `alg`, `typ` and `kid` and nothing else; `alg`
+must be "EdDSA", and the key is one of those trusted, found by its thumbprint (RFC 7638), never one that the
+token brings; JSON with a key twice, with other numbers than whole ones, or beyond 8 KiB is refused.
 
 Own code over libsodium, and not a general library: what a library adds is the choice of algorithms.
 """

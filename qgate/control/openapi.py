@@ -37,6 +37,7 @@ NAMES: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
         ("PUT", "/logs/import"): "logs_import",
         ("GET", "/logs/{pool}/archive"): "logs_archive",
         ("GET", "/people/{person}/export"): "people_export",
+        ("PUT", "/smtp/recipients/{address}"): "smtp_recipients_tell",
         ("GET", "/configuration"): "configuration_export",
         ("POST", "/catalogue/reviews/{pool}/{seq}"): "catalogue_reviews_decide",
         ("POST", "/failover/orders"): "failover_order",

@@ -139,7 +139,8 @@ def put(mesh: Mesh, target: str, headers: dict[str, str]) -> int:
     """The status of a PUT with a body of four bytes."""
     from meshctl.client import Gate
 
-    connection = Gate(mesh.gate.directory / "admin.sock")._connection(10)
+    gate = Gate(mesh.gate.directory / "admin.sock")
+    connection = gate._connection(gate.dialler.place(), 10)
     try:
         connection.putrequest("PUT", target)
         for name, value in headers.items():

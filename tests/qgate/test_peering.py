@@ -131,6 +131,7 @@ async def test_any_pool_sees_who_is_paired_with_whom_and_trusts_nobody_for_it(
         await eventually(lambda: paired_with(gpu, "hq"), ["branch", "gpu"])
         await eventually(lambda: paired_with(branch, "hq"), ["branch", "gpu"])
         assert gpu.parts.directory.peer(key(branch)) is None
+        await until(lambda: hq.replication.head(key(branch)).seq > 0)
         await hq.administration.pools.revoke("branch", by="test")
         await eventually(lambda: paired_with(gpu, "hq"), ["gpu"])
         async with hq.parts.store.store.connection() as connection:
