@@ -62,8 +62,10 @@ def header(
     return Content.assemble(*left, " " * max(1, width - used), *right)
 
 
-def crumbs(trail: Sequence[str], panes: Sequence[str], chosen: int, *, separator: str) -> Content:
-    """Where we are, and the panes beside."""
+def crumbs(
+    trail: Sequence[str], panes: Sequence[str], chosen: int, *, separator: str, width: int = 0
+) -> Content:
+    """Where we are, and the panes beside; as much of the others' names as ``width`` has room for."""
     parts: list[str | tuple[str, str]] = []
     for index, one in enumerate(trail):
         if index:
@@ -71,8 +73,15 @@ def crumbs(trail: Sequence[str], panes: Sequence[str], chosen: int, *, separator
         parts.append((one, "bold" if index == len(trail) - 1 else ""))
     if len(panes) > 1:
         parts.append("   ")
-        for index, one in enumerate(panes):
-            parts.append((f" {index + 1} {one} ", "reverse" if index == chosen else "$text-muted"))
+        names = [f" {index + 1} {one} " for index, one in enumerate(panes)]
+        letters = max(map(len, panes))
+        while width and letters and sum(map(cell_len, (*trail, *names))) + 3 * len(trail) > width:
+            letters -= 1
+            names = [
+                f" {index + 1} {one if index == chosen else one[:letters]}".rstrip() + " "
+                for index, one in enumerate(panes)
+            ]
+        parts += [(one, "reverse" if index == chosen else "$text-muted") for index, one in enumerate(names)]
     return Content.assemble(*parts)
 
 

@@ -301,6 +301,8 @@ class TablePane:
     nested parts columns; ``one`` is the path of a whole record for its description, which ``tables`` lays
     out; ``drill`` opens another pane for a record in place of the description. ``every`` reloads it each so
     many seconds; 0 not. ``amend`` lays a row of the feed's over a record, where they are not alike.
+    ``back``: its pages go back in time, as the audit's do: what an answer calls "previous" goes into
+    ``before``.
     """
 
     id: str
@@ -321,6 +323,7 @@ class TablePane:
     tables: Callable[[Any], Sequence[view.Table]] | None = None
     drill: Callable[[Record], Pane] | None = None
     switches: tuple[Switch, ...] = ()
+    back: bool = False
     sort: str = ""
     cli: str = ""
     empty: str = ""

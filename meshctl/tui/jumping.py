@@ -30,7 +30,7 @@ def destinations(room: Room) -> list[str]:
         ]
     found += [f"theme {theme.name}" for theme in THEMES]
     found += [f"language {language}" for language in words.languages()]
-    return [*found, "ascii on", "ascii off", "context", "audit", "help", "quit"]
+    return [*found, "ascii on", "ascii off", "context", "help", "quit"]
 
 
 async def go(room: Room, line: str) -> None:
@@ -46,8 +46,6 @@ async def go(room: Room, line: str) -> None:
             room.use_language(rest)
         case "ascii":
             room.use_ascii(rest != "off")
-        case "audit":
-            room.action_audit()
         case "help":
             room.action_help()
         case "context" | "ctx":

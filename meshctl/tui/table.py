@@ -92,10 +92,10 @@ class TableView(PaneView):
         if self.switch is not None:
             query |= self.switch.query
         if self._pages[-1] is not None:
-            query["after"] = self._pages[-1]
+            query["before" if self.table.back else "after"] = self._pages[-1]
         if self.paged:
             query |= self.filter.query() or {}
-            if self.order:
+            if self.order and not self.table.back:
                 query["sort"] = f"-{self.order}" if self.descending else self.order
         return query
 
@@ -149,8 +149,9 @@ class TableView(PaneView):
             key: row for key, row in self._rows.items() if self.records.get(key) is before.get(key, ...)
         }
         self._next, self.total = None, len(records)
-        if isinstance(reply, Mapping) and reply.get("next"):
-            self._next = str(reply["next"])
+        following = "previous" if self.table.back else "next"
+        if isinstance(reply, Mapping) and reply.get(following):
+            self._next = str(reply[following])
         if self.paged and isinstance(reply, Mapping) and isinstance(reply.get("total"), int):
             self.total = reply["total"]
         self.loaded = True
@@ -198,7 +199,7 @@ class TableView(PaneView):
         rows = [self._row(key, record) for key, record in self.records.items()]
         if self.filter and not (self.paged and self.filter.query() is not None):
             rows = [row for row in rows if self.filter.matches(row.cells, self.records[row.key])]
-        if self.order and not self.paged:
+        if self.order and (not self.paged or self.table.back):
             rows = self._sorted(rows)
         self.grid.fill(rows)
         self._tell()
@@ -234,7 +235,7 @@ class TableView(PaneView):
         if not self.records and not self.filter:
             line.update(self.say(self.table.empty) if self.table.empty else self.say("nothing here"))
             return
-        first = (len(self._pages) - 1) * PAGE
+        first = (len(self._pages) - 1) * int(self.table.query.get("limit") or PAGE)
         parts = [
             self.say("{first} to {last} of {total}", first=first + 1, last=first + seen, total=self.total)
             if self.paged

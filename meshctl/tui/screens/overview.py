@@ -16,6 +16,7 @@ from meshctl.tui.fields import t
 from meshctl.tui.layout import clean
 from meshctl.tui.pager import Line, Pager, Piece, plain
 from meshctl.tui.pane import PaneView
+from meshctl.tui.screens.audit import AUDIT
 
 WIDE: Final = 110
 """From this width on, two columns."""
@@ -294,7 +295,7 @@ SECTION: Final = Section(
     "overview",
     "Overview",
     "O",
-    (OwnPane("overview", t("Overview"), OverviewView, topic="overview", cli="meshctl status"),),
+    (OwnPane("overview", t("Overview"), OverviewView, topic="overview", cli="meshctl status"), AUDIT),
     about=t("How the pool is, at a glance, and how that went in the last minute."),
     page="operations.md",
 )
