@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
-from meshctl.terminal import note
+from meshctl.terminal import note, printable
 from meshctl.view import Table
 
 
@@ -72,7 +72,7 @@ def print_table(table: Table, *, gap: bool = False) -> None:
             column, justify="right" if index in table.right else "left", overflow="fold", no_wrap=index == 0
         )
     for row in table.rows:
-        drawn.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        drawn.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
     Console(highlight=False).print(drawn)
 
 
@@ -90,7 +90,7 @@ STYLES = {
 def plain(table: Table) -> str:
     """Columns padded with spaces, nothing cut, no colour: greppable and stable."""
     lines = [table.columns, *table.rows] if any(table.columns) else list(table.rows)
-    cells = [[" ".join(cell.split("\n")) for cell in line] for line in lines]
+    cells = [[" ".join(printable(cell).split("\n")) for cell in line] for line in lines]
     widths = [max((len(line[i]) for line in cells), default=0) for i in range(len(table.columns))]
     text = [table.title] if table.title else []
     for line in cells:

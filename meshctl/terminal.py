@@ -12,9 +12,14 @@ STDIN = "-"
 SECRET_MAX = 1 << 20
 
 
+def printable(text: str) -> str:
+    """Text of any origin, fit for a terminal: a worker's or a pool's words may hold no escape sequence."""
+    return "".join(one if one.isprintable() or one in "\n\t" else "·" for one in text)
+
+
 def note(message: str) -> None:
     """Tell the person something; data goes to stdout, this goes to stderr."""
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(printable(message) + "\n")
     sys.stderr.flush()
 
 

@@ -26,8 +26,20 @@ def gate(tmp_path: Path) -> Iterator[FakeGate]:
 
 
 @pytest.fixture
-def meshctl(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in ``tmp_path``; gives exit code, stdout and stderr."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A person's own folder."""
+    folder = tmp_path / "person"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def meshctl(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """Run a command line in ``tmp_path``, with no context of the tester's own; exit code, stdout, stderr."""
+    del home
     monkeypatch.chdir(tmp_path)
 
     def go(*arguments: object, stdin: str | None = None) -> tuple[int, str, str]:
@@ -51,15 +63,6 @@ def at_gate(meshctl: Run, gate: FakeGate) -> Run:
         return meshctl(*arguments, "--socket", gate.socket, stdin=stdin)
 
     return go
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person's own folder."""
-    folder = tmp_path / "person"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    return folder
 
 
 @pytest.fixture

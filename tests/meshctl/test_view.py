@@ -4,6 +4,7 @@ import pytest
 
 from meshctl import view
 from meshctl.render import plain, print_table
+from meshctl.terminal import note
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,16 @@ def test_status_adds_both_directions_up() -> None:
     _, links = view.status({"sessions": [session], "streams": []})
     assert dict(zip(links.columns, links.rows[0], strict=True))["RATIO"] == "4.0x"
     assert dict(zip(links.columns, links.rows[0], strict=True))["LINK"] == "up"
+
+
+def test_no_escape_sequence_reaches_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = view.card({"cpu": "Epyc\x1b]0;owned\x07\u202e 9654\nsecond line"})
+    assert plain(table) == "cpu  Epyc·]0;owned·· 9654 second line"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_table(table)
+    note("the worker said \x9b2J, and went on:\n\tso")
+    shown, told = capsys.readouterr()
+    assert "Epyc·]0;owned·· 9654" in shown
+    assert told == "the worker said ·2J, and went on:\n\tso\n"
