@@ -11,7 +11,7 @@ import typer
 
 from meshctl.cli import options
 from meshctl.client import find_socket
-from meshctl.errors import UsageError
+from meshctl.errors import UnreachableError, UsageError
 from meshctl.render import Output, machine_text, write
 from meshctl.surface import Surface
 from meshctl.terminal import note, read_secret
@@ -58,7 +58,16 @@ def ask(
             "--key-file", metavar="FILE", help="With --url: the app's API key; - is standard input."
         ),
     ] = None,
-    gate_dir: options.GateDir = None,
+    gate_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--gate-dir",
+            metavar="DIR",
+            help="The gate's directory, or a dev stack's; without it ./.mesh, then /var/lib/qgate. A context "
+            "asks for nothing: --url does, as an app.",
+            show_default=False,
+        ),
+    ] = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
@@ -116,7 +125,12 @@ def _surface(url: str | None, key_file: str | None, gate_dir: Path | None, socke
     if url is None:
         if key_file is not None:
             raise UsageError("--key-file belongs to --url: the gate's socket needs no key.")
-        return Surface(socket=find_socket(gate_dir, socket, here=Path.cwd()))
+        try:
+            return Surface(socket=find_socket(gate_dir, socket, here=Path.cwd()))
+        except UnreachableError as error:
+            raise UnreachableError(
+                error.message, hint="meshctl dev, --gate-dir DIR, or as an app: --url URL --key-file FILE"
+            ) from None
     if socket is not None or gate_dir is not None:
         raise UsageError("--url and the gate's socket exclude each other.", hint="give one of them")
     return Surface(url=url, key=read_secret("API key", key_file, option="--key-file"))

@@ -198,6 +198,9 @@ def test_garbage_in_a_stream_is_an_error(ask: Run, surface: FakeSurface) -> None
 
 def test_no_gate_and_no_server(meshctl: Run, tmp_path: Path) -> None:
     assert meshctl("ask", "task=chat", "hi", "--socket", tmp_path / "none.sock")[0] == 3
+    code, _, err = meshctl("ask", "task=chat", "hi")
+    assert code == 3
+    assert "--url URL --key-file FILE" in err
     (tmp_path / "key").write_text("qg_x\n")
     (tmp_path / "key").chmod(0o600)
     code, _, err = meshctl(
