@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ from meshctl.tui.declare import Action, Call, Confirm, Record, Result, Role
 from meshctl.tui.fields import Form, t
 from meshctl.tui.forms import FormScreen, Given
 from meshctl.tui.layout import clean
+from meshctl.tui.typed_ahead import Question
 from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 4
 """Requests under way together when an action is about many."""
 
-FIXABLE: Final = frozenset({400, 409, 422})
+FIXABLE: Final = frozenset({400, 409, 422, 502, 507})
 """Answers after which the form comes back with what was typed."""
 
 
@@ -47,6 +48,11 @@ def refusal(action: Action, principal: Principal) -> tuple[str, dict[str, object
     return "", {}
 
 
+def asks(action: Action) -> bool:
+    """Whether anything is asked before it is done."""
+    return action.form is not None or action.confirm is not Confirm.NONE or action.opens is not None
+
+
 class Acting:
     """Does actions for the screen, one at a time as a person does."""
 
@@ -64,25 +70,42 @@ class Acting:
         reasons = [action.against(record) for record in records] if action.row else [""]
         return say(reasons[0]) if reasons and all(reasons) else ""
 
-    async def perform(self, action: Action, view: PaneView) -> None:
-        """All of it, from the question to the word of success."""
+    def begin(self, action: Action, view: PaneView) -> Coroutine[Any, Any, None] | None:
+        """What is to be done about the records that are chosen now; None where that is nothing, or begun.
+
+        What is typed from here on waits for what is asked.
+        """
         records: Sequence[Record] = view.chosen() if action.row else ({},)
         if action.row and not action.bulk and (front := view.front()) is not None:
             records = (front,)
         if why := self.reason(action, records):
             self._room.warn(why)
-            return
+            if asks(action):
+                self._room.typed.mute()
+            return None
         if action.opens is not None:
             action.opens(self._room, records)
-            return
+            self._room.typed.opening()
+            return None
         if action.row:
             records = [record for record in records if not action.against(record)]
-        outcomes = await self._asked_and_done(action, records)
+        question = Question(self._room.typed)
+        if asks(action):
+            question.on()
+        return self._perform(action, records, view, question)
+
+    async def _perform(
+        self, action: Action, records: Sequence[Record], view: PaneView, question: Question
+    ) -> None:
+        with question.asked():
+            outcomes = await self._asked_and_done(action, records, question)
         if outcomes is not None:
             await self._tell(action, outcomes)
             view.reload()
 
-    async def _asked_and_done(self, action: Action, records: Sequence[Record]) -> list[Outcome] | None:
+    async def _asked_and_done(
+        self, action: Action, records: Sequence[Record], question: Question
+    ) -> list[Outcome] | None:
         first = records[0]
         form = action.asked(first)
         typed: dict[str, str] = {}
@@ -111,10 +134,12 @@ class Acting:
                     return None
                 problem = _said(error)
                 continue
+            question.off()
             outcomes = await self._done(action, records, calls)
             refused = outcomes[0].error if len(outcomes) == 1 else None
             if form is not None and isinstance(refused, GateError) and refused.status in FIXABLE:
                 problem = _said(refused)
+                question.on()
                 continue
             self._remember(action, values, outcomes)
             return outcomes
@@ -196,7 +221,9 @@ class Acting:
                 self._room.warn(line)
         if action.result is Result.ONCE:
             text = "\n\n".join(clean_lines(machine_text(one.reply, Output.YAML)) for one in done)
-            await self._room.push_screen_wait(OnceScreen(say(action.label), text))
+            shown = [action.answer(one.reply) for one in done] if action.answer is not None else []
+            parts = [(clean(row[0]), clean(row[1])) for some in shown for one in some for row in one.rows]
+            await self._room.push_screen_wait(OnceScreen(say(action.label), text, parts))
             return
         if action.result is Result.DESCRIBE:
             self._room.show_answer(say(action.label), done[0].reply, action.answer)

@@ -23,6 +23,7 @@ from textual.css.query import NoMatches
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input, TextArea
+from textual.worker import Worker
 
 from meshctl.client import Gate
 from meshctl.errors import GateError
@@ -43,6 +44,7 @@ from meshctl.tui.prompt import Prompt
 from meshctl.tui.section_view import SectionView
 from meshctl.tui.shell import Shell
 from meshctl.tui.table import TableView
+from meshctl.tui.typed_ahead import ASKING, MOVING, Typed, TypedAhead
 from meshctl.tui.undo import Undo
 from tunnel_proto.errors import MeshError
 
@@ -129,6 +131,7 @@ class Room(Shell):
         self.principal = Principal()
         self.undo = Undo()
         self.acting = Acting(self)
+        self.typed = TypedAhead(self, self._type)
         self.feed = Feed(launch.gate, self._hear)
         self.newest: dict[str, Any] = {}
         self.standing = Standing(Link.CONNECTING)
@@ -157,6 +160,7 @@ class Room(Shell):
         gate.moved = self._moved
         if hasattr(gate.dialler, "may_change"):
             gate.dialler.may_change = self._may_change
+        self.screen_change_signal.subscribe(self, self.typed.changed, immediate=True)
         self.feed.start()
         self.set_interval(1.0, self._age)
         self.introduce()
@@ -207,7 +211,7 @@ class Room(Shell):
     def descend(self, view: PaneView) -> None:
         """Put a pane over the one in front, with a way back."""
         if (section := self.section) is not None:
-            self.run_worker(self._descended(section, view), group="move")
+            self.run_worker(self._descended(section, view), group=MOVING)
 
     async def _descended(self, section: SectionView, view: PaneView) -> None:
         await section.descend(view)
@@ -224,8 +228,8 @@ class Room(Shell):
 
     def perform(self, action: Action) -> None:
         """Do an action of the pane in front, asking what has to be asked."""
-        if (pane := self.pane) is not None:
-            self.run_worker(self.acting.perform(action, pane), group="act")
+        if (pane := self.pane) is not None and (doing := self.acting.begin(action, pane)) is not None:
+            self.run_worker(doing, group=ASKING)
 
     # --- sections
 
@@ -365,30 +369,42 @@ class Room(Shell):
         writes = isinstance(self.focused, Input | TextArea)
         return action not in OWN_ACTIONS or not (writes or len(self.screen_stack) > 1)
 
-    def on_key(self, event: events.Key) -> None:
-        """Keys of the pane in front: its actions and switches."""
-        if len(self.screen_stack) > 1 or isinstance(self.focused, Prompt):
-            return
+    async def on_event(self, event: events.Event) -> None:
+        """What is typed for a question that is not asked yet waits for it."""
+        if isinstance(event, events.Key | events.Paste) and not event.is_forwarded:
+            if not self.typed.takes(event):
+                await self.typed.give(event)
+        else:
+            await super().on_event(event)
+
+    async def _type(self, event: Typed) -> None:
+        if not (isinstance(event, events.Key) and self._acts(event.key)):
+            await super().on_event(event)
+
+    def _acts(self, key: str) -> bool:
+        """Whether it is a key of the pane in front: of an action or a switch."""
         pane = self.pane
-        if pane is None:
-            return
-        if isinstance(pane, TableView) and pane.press(event.key):
-            event.stop()
-            return
-        for action in pane.actions():
-            if event.key == action.key:
-                event.stop()
-                event.prevent_default()
-                self.perform(action)
-                return
+        if pane is None or len(self.screen_stack) > 1 or isinstance(self.focused, Input | TextArea):
+            return False
+        if isinstance(pane, TableView) and pane.press(key):
+            return True
+        action = next((one for one in pane.actions() if one.key == key), None)
+        if action is not None:
+            self.perform(action)
+        return action is not None
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """A question, or a way to somewhere, may have ended with its worker."""
+        if event.worker.group in {ASKING, MOVING}:
+            self.typed.worked()
 
     def action_section(self, name: str) -> None:
         """A section by its key."""
-        self.run_worker(self.show_section(name), group="move", exclusive=True)
+        self.run_worker(self.show_section(name), group=MOVING, exclusive=True)
 
     def action_pane(self, number: int) -> None:
         """A pane of this section by its number."""
-        self.run_worker(self._to_pane(number), group="move", exclusive=True)
+        self.run_worker(self._to_pane(number), group=MOVING, exclusive=True)
 
     async def _to_pane(self, number: int) -> None:
         if (section := self.section) is not None:
@@ -410,7 +426,8 @@ class Room(Shell):
 
     def action_undo(self) -> None:
         """Take the newest change back."""
-        self.run_worker(self.acting.take_back(self.pane), group="act")
+        self.run_worker(self.acting.take_back(self.pane), group=ASKING)
+        self.typed.opening()
 
     def action_reload(self) -> None:
         """Ask the gate again, and draw everything anew, whatever the terminal made of it."""
@@ -441,7 +458,8 @@ class Room(Shell):
         if (pane := self.pane) is not None:
             from meshctl.tui.export import export
 
-            self.run_worker(export(self, pane), group="act")
+            self.run_worker(export(self, pane), group=ASKING)
+            self.typed.opening()
 
     def action_mark_all(self) -> None:
         """Mark every row that is seen."""
@@ -467,7 +485,7 @@ class Room(Shell):
     def _jumped(self, line: str | None) -> None:
         self._settle()
         if line:
-            self.run_worker(jumping.go(self, line), group="move")
+            self.run_worker(jumping.go(self, line), group=MOVING)
 
     def action_filter(self) -> None:
         """Ask what to filter by, or to search for."""
@@ -517,7 +535,8 @@ class Room(Shell):
         """Other gates and pools."""
         from meshctl.tui.context_screen import choose_context
 
-        self.run_worker(choose_context(self), group="act")
+        self.run_worker(choose_context(self), group=ASKING)
+        self.typed.opening()
 
     def use_language(self, language: str) -> None:
         """Speak another language, also the next time."""
@@ -526,13 +545,13 @@ class Room(Shell):
             return
         self.catalogue = words.catalogue(language)
         self.keep(language=language)
-        self.run_worker(self._anew(), group="move", exclusive=True)
+        self.run_worker(self._anew(), group=MOVING, exclusive=True)
 
     def use_ascii(self, wanted: bool) -> None:
         """Draw ASCII only, or not, also the next time."""
         self.keep(ascii_only=wanted)
         self.set_class(wanted, "-ascii")
-        self.run_worker(self._anew(), group="move", exclusive=True)
+        self.run_worker(self._anew(), group=MOVING, exclusive=True)
 
     async def _anew(self) -> None:
         front, number = self._front, self.section.number if self.section else 0
