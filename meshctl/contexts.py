@@ -393,5 +393,7 @@ def known_pool(pools: Sequence[RosterPool], name: str) -> RosterPool:
     found = next((pool for pool in pools if pool.name == name), None)
     if found is None:
         names = ", ".join(pool.name for pool in pools)
-        raise NotFoundError(f"This context knows no pool {name}.", hint=f"it knows: {names}")
+        raise NotFoundError(
+            f"This context knows no pool {name}.", hint=f"it knows: {names}; meshctl login learns of others"
+        )
     return found
