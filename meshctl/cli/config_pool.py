@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,26 +10,16 @@ import typer
 from meshctl import view
 from meshctl.cli import options
 from meshctl.cli.config import commands
-from meshctl.errors import CommandError, UsageError
+from meshctl.configuration_view import HISTORY, lines, parsed_document
+from meshctl.errors import CommandError
 from meshctl.render import Output, emit, machine_text, write
 from meshctl.terminal import confirm, note, read_text
 
 __all__ = ["commands", "lines", "read_document"]
 
-DOCUMENT_MAX = 16 * 1024 * 1024
-
 File = Annotated[str, typer.Argument(metavar="FILE", help="A document in YAML or JSON, or -.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is kept with the revision.")]
 Revision = Annotated[int, typer.Argument(metavar="N", min=1, help="The revision's number.")]
-
-HISTORY = (
-    view.Column("REVISION", "revision", right=True),
-    view.Column("AT", "at", view.moment),
-    view.Column("BY", "by"),
-    view.Column("CHANGES", "count", right=True),
-    view.Column("REVERTS", "reverts", right=True),
-    view.Column("REASON", "reason"),
-)
 
 
 @commands.command("export")
@@ -165,52 +154,7 @@ def revert(
 
 def read_document(source: str) -> dict[str, Any]:
     """A document of a file, in JSON or YAML. Raises UsageError."""
-    text = read_text(source, "The document")
-    if len(text) > DOCUMENT_MAX:
-        raise UsageError(f"The document has more than {DOCUMENT_MAX // 1024 // 1024} MiB.")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        import yaml
-
-        try:
-            found = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            where = getattr(error, "problem_mark", None)
-            at = f" at line {where.line + 1}" if where is not None else ""
-            raise UsageError(f"{source} is neither JSON nor YAML{at}.") from None
-    if not isinstance(found, dict):
-        raise UsageError(
-            f"{source} holds no document.", hint="meshctl config export --file FILE writes one to begin with"
-        )
-    return found
-
-
-def lines(changes: list[dict[str, Any]]) -> list[str]:
-    """Changes for a person, in the manner of a diff."""
-    shown = []
-    for change in changes:
-        where = f"{change['section']}/{change['name']}"
-        if not change["fields"]:
-            shown.append(f"  {where}")
-            shown += _pair("", change["before"], change["after"], reset=change["effect"] == "reset")
-            continue
-        shown.append(f"  {where}")
-        for name, (before, after) in change["fields"].items():
-            shown += _pair(f"{name}: ", before, after, reset=False)
-    return shown
-
-
-def _pair(label: str, before: Any, after: Any, *, reset: bool) -> list[str]:
-    found = []
-    if before is not None:
-        found.append(f"-   {label}{_text(before)}")
-    found.append(f"+   {label}{'(default)' if reset else _text(after)}")
-    return found
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return parsed_document(read_text(source, "The document"), source)
 
 
 def _print(reply: dict[str, Any], output: Output) -> None:

@@ -11,12 +11,17 @@ from tests.kit.process import wait_until
 from tests.tui.conftest import Open
 
 
-def audited(mesh: Mesh, what: str) -> dict[str, Any]:
-    """The newest audit entry of this kind, once it is written."""
+def audited(mesh: Mesh, what: str, **wanted: Any) -> dict[str, Any]:
+    """The newest audit entry of this kind whose detail says ``wanted``, once it is written."""
 
     def newest() -> list[dict[str, Any]]:
         entries = mesh.control.items("/audit", {"kind": "admin", "limit": 200})
-        return [entry for entry in entries if (entry.get("detail") or {}).get("what") == what]
+        asked = {"what": what, **wanted}
+        return [
+            entry
+            for entry in entries
+            if all((entry.get("detail") or {}).get(key) == value for key, value in asked.items())
+        ]
 
     wait_until(lambda: bool(newest()), timeout_s=10, what=f"{what} in the audit", every_s=0.05)
     return newest()[-1]

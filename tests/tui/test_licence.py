@@ -63,7 +63,7 @@ async def test_a_licence_is_verified_installed_and_removed(
         await at.sees("0 of 25", "It ends in 20 days")
         shown = mesh.control.get("/licence")
         assert (shown["state"], shown["seats"], shown["id"]) == ("valid", 25, "soon")
-        assert audited(mesh, "licence.install")["detail"]["name"] == "Example Ltd"
+        assert audited(mesh, "licence.install", name="Example Ltd")
         await at.press("delete")
         await at.sees("Remove the licence of Example Ltd?", "This cannot be undone.")
         await at.type("Example Ltd")
