@@ -42,7 +42,8 @@ _PRICES = (
 )
 
 
-def _percent(part: Any) -> str:
+def percent(part: Any) -> str:
+    """A part of one."""
     return "-" if part is None else f"{float(part) * 100:.0f}%"
 
 
@@ -52,7 +53,7 @@ _BUDGETS = (
     Column("HARD", "hard", right=True),
     Column("SPENT", "spent", right=True),
     Column("LEFT", "left", right=True),
-    Column("USED", "used", _percent, right=True),
+    Column("USED", "used", percent, right=True),
     Column("CURRENCY", "currency"),
     Column("UNTIL", "ends_at", moment),
     Column("LASTS", "forecast.in_time"),
@@ -64,7 +65,7 @@ _BUDGET = (
     Column("currency", "currency"),
     Column("spent", "spent"),
     Column("left", "left"),
-    Column("used", "used", _percent),
+    Column("used", "used", percent),
     Column("leased to gates", "committed"),
     Column("lost with gates", "lost"),
     Column("began", "started_at", moment),
@@ -91,7 +92,7 @@ _HISTORY = (
     Column("SPENT", "spent", right=True),
     Column("COMMITTED", "committed", right=True),
 )
-_SHIFTS = (
+SHIFT_COLUMNS = (
     Column("TIME", "at", moment),
     Column("BUDGET", "budget"),
     Column("WHAT", "what"),
@@ -149,7 +150,7 @@ def budget(row: Record) -> list[Table]:
     """One budget, and what is known of its past."""
     shown = [card(row, _BUDGET)]
     shown.append(table([row], _FORECASTS, title="forecast"))
-    for title, columns in (("gates", _GATES), ("history", _HISTORY), ("shifts", _SHIFTS)):
+    for title, columns in (("gates", _GATES), ("history", _HISTORY), ("shifts", SHIFT_COLUMNS)):
         if row.get(title):
             shown.append(table(row[title], columns, title=title))
     return shown
@@ -162,7 +163,7 @@ def forecasts(rows: Iterable[Record]) -> Table:
 
 def shifts(rows: Iterable[Record]) -> Table:
     """One line an entry of the journal."""
-    return table(rows, _SHIFTS)
+    return table(rows, SHIFT_COLUMNS)
 
 
 def receipts(rows: Iterable[Record]) -> Table:

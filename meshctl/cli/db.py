@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote
 
 import typer
 
 from meshctl import view
 from meshctl.cli import options
+from meshctl.dsn import dsn_of, with_parameters
 from meshctl.errors import CheckError, UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note, read_secret, read_text
@@ -130,7 +131,7 @@ def add(
     if dsn_file is not None and (host or user or dbname):
         raise UsageError("Give either a DSN or --host, --user and --dbname, not both.")
     if host or user:
-        body["dsn"] = _dsn(host or ["localhost"], user, dbname or name, sslmode, target)
+        body["dsn"] = dsn_of(host or ["localhost"], user, dbname or name, sslmode, target)
         if not no_password:
             body["password"] = read_secret(
                 f"Password of {user or 'the role'}", password_file, option="--password-file"
@@ -138,7 +139,7 @@ def add(
     else:
         body["dsn"] = read_secret("DSN", dsn_file, option="--dsn-file").strip()
         extra = {"sslmode": sslmode, "target_session_attrs": target}
-        body["dsn"] = _with_parameters(body["dsn"], {k: v for k, v in extra.items() if v})
+        body["dsn"] = with_parameters(body["dsn"], {k: v for k, v in extra.items() if v})
         if password_file is not None:
             body["password"] = read_secret("Password", password_file, option="--password-file")
     if read_only_user is not None:
@@ -210,25 +211,3 @@ def remove(
     confirm(f"Remove database {name} from this gate?", yes=yes)
     gate.delete(_path(name), {"force": True} if force else None)
     note(f"Database {name} is removed.")
-
-
-def _dsn(hosts: list[str], user: str | None, dbname: str, sslmode: str | None, target: str | None) -> str:
-    """A libpq URL without a password."""
-    who = f"{quote(user, safe='')}@" if user else ""
-    parameters = {"sslmode": sslmode, "target_session_attrs": target}
-    text = f"postgresql://{who}{','.join(_host(host) for host in hosts)}/{quote(dbname, safe='')}"
-    return _with_parameters(text, {key: value for key, value in parameters.items() if value})
-
-
-def _host(host: str) -> str:
-    if host.startswith("/"):
-        return quote(host, safe="")
-    return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
-
-
-def _with_parameters(dsn: str, parameters: dict[str, str]) -> str:
-    if not parameters:
-        return dsn
-    if "://" not in dsn:
-        return " ".join([dsn, *(f"{key}={value}" for key, value in parameters.items())])
-    return dsn + ("&" if urlsplit(dsn).query else "?") + urlencode(parameters)

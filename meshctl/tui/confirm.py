@@ -126,17 +126,19 @@ class ConfirmScreen(Modal):
 
 
 class OnceScreen(Modal):
-    """What is shown once: secrets of an answer, to be copied now."""
+    """What is shown once: secrets of an answer, to be copied now; each of ``parts`` by a digit of its own."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "copy", show=False),
         Binding("enter,q", "leave", show=False),
+        *(Binding(str(number), f"copy_part({number - 1})", show=False) for number in range(1, 10)),
     ]
 
-    def __init__(self, title: str, text: str) -> None:
+    def __init__(self, title: str, text: str, parts: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__()
         self.heading = title
         self.text = text
+        self.parts = parts[:9]
 
     def compose(self) -> ComposeResult:
         """The text, and how to copy it."""
@@ -144,8 +146,18 @@ class OnceScreen(Modal):
             yield told(self.heading, classes="modal--title")
             yield told(self.say("This is shown once and kept nowhere: copy it now."), classes="modal--bad")
             with VerticalScroll():
-                yield told(self.text, classes="modal--code")
-            yield told(self.say("c copy   esc close"), classes="modal--muted")
+                for number, (name, value) in enumerate(self.parts):
+                    yield told(f"{number + 1}  {name}", classes="modal--muted")
+                    yield told(f"   {value}", classes="modal--code")
+                if not self.parts:
+                    yield told(self.text, classes="modal--code")
+            digits = self.say("1 to {last} copy one", last=len(self.parts)) + "   " if self.parts else ""
+            yield told(f"{digits}{self.say('c copy   esc close')}", classes="modal--muted")
+
+    def action_copy_part(self, number: int) -> None:
+        """One of the parts to the terminal's clipboard."""
+        if number < len(self.parts):
+            self.room.copy(self.parts[number][1])
 
     def action_copy(self) -> None:
         """To the terminal's clipboard."""

@@ -188,6 +188,7 @@ class Action:
     undo        the request that takes it back, from the record as it was, the values and the answer
     missed      what of it was not done, as lines, from an answer that says so for its parts
     answer      lays the answer out, where it is described
+    versioned   False: it changes something else than the record, whose version says nothing about that
     row         False: it needs no record; ``bulk``: it may be done to all that are marked
     opens       a screen of its own in place of all that
     """
@@ -214,6 +215,7 @@ class Action:
     done: str = ""
     result: Result = Result.TOAST
     answer: Callable[[Any], Sequence[view.Table]] | None = None
+    versioned: bool = True
     row: bool = True
     bulk: bool = True
     name: str = "name"
@@ -240,7 +242,8 @@ class Action:
         else:
             sent = [one for one in form.fields if one.name not in self.query] if form is not None else []
             body = body_of(sent, values) if sent else None
-        version = record.get("version") if self.method in {"PUT", "PATCH", "DELETE"} else None
+        changes = self.versioned and self.method in {"PUT", "PATCH", "DELETE"}
+        version = record.get("version") if changes else None
         return Call(
             self.method,
             filled(self.path, {**record, **values}),

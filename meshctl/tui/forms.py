@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,10 @@ BESIDE = 13
 """Lines around the fields: frame, title, what the form says first, the request with its command, the keys."""
 
 
+class Lines(VerticalScroll, inherit_bindings=False):
+    """The fields below each other. Arrows go from one to the next; what scrolls follows them."""
+
+
 class FormScreen(Modal):
     """Asks for the values of a form: a mapping by field name, None when it was left.
 
@@ -43,6 +48,9 @@ class FormScreen(Modal):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "submit", show=False, priority=True),
+        # at once, so that what is typed in the same breath goes to the next field
+        Binding("tab", "app.focus_next", show=False, priority=True),
+        Binding("shift+tab", "app.focus_previous", show=False, priority=True),
         Binding("down", "app.focus_next", show=False),
         Binding("up", "app.focus_previous", show=False),
         Binding("enter", "forward", show=False),
@@ -73,7 +81,7 @@ class FormScreen(Modal):
             yield told(self.heading, classes="modal--title")
             if self.form.intro:
                 yield told(self.say(self.form.intro), classes="modal--muted")
-            with VerticalScroll(can_focus=False):
+            with Lines(can_focus=False):
                 for field in self.form.fields:
                     yield from self._line(field)
             yield (
@@ -112,7 +120,7 @@ class FormScreen(Modal):
         """Begin at the first field, or at the one that the gate complains of."""
         super().on_mount()
         for field in self.form.fields:
-            if f"{field.name}:" in self.problem:
+            if re.search(rf"(?<![\w.]){re.escape(field.name)}:", self.problem):
                 self.widgets[field.name].focus()
                 break
         else:

@@ -29,11 +29,19 @@ class Entry:
 
 
 ENTRIES: Final = (
-    Entry("overview", "Overview", "O", ("home", "databases", "sidecars", "audit", "receipts", "budgets")),
+    Entry("overview", "Overview", "O", ("home", "audit")),
     Entry("topology", "Topology", "T", ("graph",)),
     Entry("workers", "Workers", "W", ("gpus",)),
-    Entry("models", "LLM models", "L", ("llm",)),
-    Entry("api", "API", "A", ("apps", "keys", "secrets")),
+    Entry("models", "LLM models", "L", ("llm", "fit", "names", "catalogue")),
+    Entry(
+        "api",
+        "API",
+        "A",
+        (
+            *("apps", "keys", "databases", "secrets", "vault", "sidecars", "providers", "prices"),
+            *("budgets", "usage", "receipts"),
+        ),
+    ),
     Entry("federation", "Federation", "F", ("pools", "pairing")),
     Entry("distribution", "Distribution", "D", ("replication", "logs", "blobs")),
     Entry("cluster-workers", "Cluster workers", "C", ("offload",)),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 USAGE: Final = Fields(key="id", search=("name",), filters=("currency",), own=("by", "app", "since"))
+TEXT: Final = r"^[^\x00]*$"
 USAGE_S: Final = 30 * 86400.0
 USAGE_MAX_S: Final = 92 * 86400.0
 """The longest that is added up at once: receipts are read for it."""
@@ -36,10 +37,14 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
         app: Annotated[str | None, Query(max_length=200)] = None,
         since: float | None = None,
         before: Annotated[str | None, Query(max_length=200)] = None,
+        after: Annotated[str | None, Query(max_length=200, pattern=TEXT, description="As `before`.")] = None,
+        q: Annotated[
+            str | None, Query(max_length=200, pattern=TEXT, description="Text that is in the receipt.")
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> dict[str, Any]:
         """The newest first; ``since`` is unix time, ``before`` the ``next`` of the page before."""
-        found = await archive.list(app=app, since=since, before=before, limit=limit)
+        found = await archive.list(app=app, since=since, before=before or after, limit=limit, text=q)
         return {"items": found, "next": found[-1]["id"] if len(found) == limit else None}
 
     @router.get("/{receipt}")
@@ -53,7 +58,7 @@ def routers(administration: Administration) -> tuple[APIRouter, ...]:
     async def list_usage(
         listing: Listing,
         by: Literal["app", "team", "model", "task", "day"] = "app",
-        app: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")] = None,
+        app: Annotated[str | None, Query(max_length=200, pattern=TEXT)] = None,
         since: Annotated[float | None, Query(allow_inf_nan=False)] = None,
     ) -> dict[str, Any]:
         """What receipts add up to, a row each app, team, model, task or day; without ``since`` of 30 days."""

@@ -36,12 +36,14 @@ class ReceiptArchive:
         ]
 
     async def list(
-        self, *, app: str | None, since: float | None, before: str | None, limit: int
+        self, *, app: str | None, since: float | None, before: str | None, limit: int, text: str | None = None
     ) -> list[dict[str, Any]]:
-        """The newest receipts, newest first, of one app or of all; `before` is a receipt's id."""
+        """The newest receipts, newest first, of one app or of all, that hold a text; `before` is an id."""
         after = None if since is None else datetime.fromtimestamp(min(max(since, 0.0), 4e9), UTC)
         async with self._office.store.connection() as connection:
-            rows = await list_receipts(connection, app=app, since=after, before=before, limit=limit)
+            rows = await list_receipts(
+                connection, app=app, since=after, before=before, limit=limit, text=text
+            )
         return [json.loads(row.document) for row in rows]
 
     async def show(self, identifier: str) -> dict[str, Any]:

@@ -46,20 +46,30 @@ async def find_receipt(connection: Connection, id: str, app: str | None) -> Rece
 
 
 async def list_receipts(
-    connection: Connection, *, app: str | None, since: datetime | None, before: str | None, limit: int
+    connection: Connection,
+    *,
+    app: str | None,
+    since: datetime | None,
+    before: str | None,
+    limit: int,
+    text: str | None = None,
 ) -> list[ReceiptRow]:
-    """The newest receipts, newest first; those older than the receipt `before`, where one is named."""
+    """The newest receipts, newest first; those older than the receipt `before`, where one is named, and those
+    that hold `text`, in any case.
+    """
     rows = await connection.fetch(
         """
         SELECT * FROM receipts
         WHERE ($1::text IS NULL OR app = $1) AND ($2::timestamptz IS NULL OR at >= $2)
           AND ($3::text IS NULL OR (at, id) < (SELECT b.at, b.id FROM receipts b WHERE b.id = $3))
+          AND ($5::text IS NULL OR position(lower($5) in lower(document)) > 0)
         ORDER BY at DESC, id DESC LIMIT $4
         """,
         app,
         since,
         before,
         limit,
+        text,
     )
     return [_row(row) for row in rows]
 
