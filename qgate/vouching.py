@@ -49,6 +49,7 @@ class Vouching:
         return any(may(peer, "failover", "send") for peer in self._directory.peers())
 
     def _attested_workers(self) -> list[AttestedWorker]:
+        revoked = self._revoked_workers()
         return [
             AttestedWorker(
                 view.name,
@@ -58,7 +59,7 @@ class Vouching:
                 tuple(gpu.name for gpu in view.hardware.gpus),
             )
             for view in self._workers.views.values()
-            if "/" not in view.name and view.hardware is not None and view.name not in self._revoked_workers()
+            if "/" not in view.name and view.hardware is not None and view.name not in revoked
         ]
 
     def _revoked_workers(self) -> frozenset[str]:

@@ -249,9 +249,6 @@ class _Desk:
 
     # --- looking
 
-    async def rows(self) -> list[dict[str, Any]]:
-        return [self.full(one) for one in await self.glances()]
-
     async def glances(self) -> list[dict[str, Any]]:
         """What lists are searched, filtered and sorted by: cheap, for there may be ten thousand."""
         enrolled = {
@@ -263,8 +260,9 @@ class _Desk:
         return [self._glance(name, enrolled.get(name)) for name in names]
 
     async def shown(self, name: str) -> dict[str, Any]:
-        for row in await self.rows():
-            if row["name"] == name:
+        for glance in await self.glances():
+            if glance["name"] == name:
+                row = self.full(glance)
                 view = self._workers.views.get(name)
                 models = view.models.values() if view is not None else ()
                 return {
