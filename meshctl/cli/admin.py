@@ -55,6 +55,7 @@ ADMIN_COLUMNS = (
     view.Column("SECOND FACTOR", "second_factor"),
     view.Column("CREATED", "created_at", view.moment),
     view.Column("LAST LOG-IN", "logged_in_at", view.moment),
+    view.Column("LOCKED UNTIL", "locked_until", view.moment),
 )
 KEY_COLUMNS = (
     view.Column("KEY", "name"),
@@ -62,6 +63,7 @@ KEY_COLUMNS = (
     view.Column("STATE", "state"),
     view.Column("EXPIRES", "expires_at", view.moment),
     view.Column("CONNECTED", "connected"),
+    view.Column("LOCKED UNTIL", "locked_until", view.moment),
 )
 SESSION_COLUMNS = (
     view.Column("SESSION", "session"),
@@ -114,7 +116,9 @@ def show(
     reply = gate.get(_path(name))
     reply["keys"] = gate.items(f"{_path(name)}/keys")
     facts = {key: value for key, value in reply.items() if key != "keys"}
-    shown = {key: view.moment(value) if key.endswith("_at") else value for key, value in facts.items()}
+    shown = {
+        key: view.moment(value) if key.endswith(("_at", "_until")) else value for key, value in facts.items()
+    }
     emit(reply, [view.card(shown), view.table(reply["keys"], KEY_COLUMNS, title="client keys")], output)
 
 

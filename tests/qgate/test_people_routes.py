@@ -78,3 +78,16 @@ async def test_empty_lists_are_pages(client: httpx.AsyncClient) -> None:
     shown = (await client.get("/smtp")).json()
     assert (shown["ready"], shown["password"]) == (False, "not needed")
     assert (await client.put("/smtp/recipients", json={"recipients": [{"to": "a@b.c"}]})).status_code == 200
+
+
+async def test_recipients_are_told_one_by_one(client: httpx.AsyncClient) -> None:
+    told = await client.put("/smtp/recipients/ops@example.org", json={"severity": "critical"})
+    assert told.json()["recipients"] == [{"to": "ops@example.org", "severity": "critical"}]
+    again = await client.put("/smtp/recipients/OPS@example.org", json={})
+    assert again.json()["recipients"] == [{"to": "OPS@example.org", "severity": "warning"}]
+    for path, body in (("no-address", {}), ("a@b.c", {"severity": "loud"})):
+        assert (await client.put(f"/smtp/recipients/{path}", json=body)).status_code == 422
+    gone = await client.delete("/smtp/recipients/ops@example.org")
+    assert gone.json()["recipients"] == []
+    missing = await client.delete("/smtp/recipients/ops@example.org")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not-found")

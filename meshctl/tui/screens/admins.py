@@ -11,7 +11,6 @@ from meshctl.tui.confirm import OnceScreen
 from meshctl.tui.declare import (
     Action,
     Call,
-    Column,
     Confirm,
     Record,
     Result,
@@ -296,10 +295,7 @@ def keys_of(admin: Record) -> TablePane:
         "keys",
         t("Keys"),
         path,
-        (
-            *columns_of(KEY_COLUMNS, fingerprint={"least": 100, "most": 40}, connected={"least": 70}),
-            Column("LOCKED UNTIL", "locked_until", view.moment),
-        ),
+        columns_of(KEY_COLUMNS, fingerprint={"least": 110, "most": 40}, connected={"least": 70}),
         (revoke,),
         about=("node",),
         every=5.0,
@@ -313,14 +309,11 @@ ADMINS: Final = TablePane(
     "admins",
     t("Admins"),
     "/admins",
-    (
-        *columns_of(
-            ADMIN_COLUMNS,
-            second_factor={"least": 70},
-            created_at={"least": 120},
-            logged_in_at={"least": 95},
-        ),
-        Column("LOCKED UNTIL", "locked_until", view.moment),
+    columns_of(
+        ADMIN_COLUMNS,
+        second_factor={"least": 70},
+        created_at={"least": 120},
+        logged_in_at={"least": 95},
     ),
     ACTIONS,
     about=("admins",),
