@@ -64,8 +64,10 @@ def routers(orders: Orders) -> tuple[APIRouter, ...]:
         )
 
     @router.delete("/{number}")
-    async def cancel_order(number: Number, by: By) -> dict[str, Any]:
+    async def cancel_order(number: Number, request: Request, by: By) -> dict[str, Any]:
         """Let it not be done."""
+        if (await orders.show(number))["what"] == "mode":
+            require(request, Role.ADMIN)
         return await orders.cancel(number, by=by)
 
     return (router,)

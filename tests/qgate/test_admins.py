@@ -294,6 +294,19 @@ async def test_who_is_disabled_is_out_at_once(
     assert (await local.get("/admins/ann")).status_code == 404
 
 
+async def test_an_operator_leaves_the_orders_of_admins_alone(
+    gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode]
+) -> None:
+    ann = await admin(gate, local, nodes, "ann", "operator")
+    order = {"what": "mode", "arguments": {"mode": "manual"}, "in_s": 3600.0}
+    assert (await ann.call("POST", "/orders", order)).code == "role"
+    made = await local.post("/orders", json=order)
+    assert made.status_code == 201, made.text
+    number = made.json()["number"]
+    assert (await ann.call("DELETE", f"/orders/{number}")).code == "role"
+    assert (await local.delete(f"/orders/{number}")).json()["state"] == "cancelled"
+
+
 async def test_who_is_disabled_while_logging_in_is_not_let_in(
     gate: Gate, local: httpx.AsyncClient, nodes: list[AdminNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
