@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual import events
 
 from meshctl.tui.fields import Field, FieldError, Form, Kind, body_of, dropped, readable
 from tests.tui.conftest import Open
@@ -119,6 +120,22 @@ async def test_a_setting_is_changed_by_a_form_of_its_type_and_taken_back(visit: 
         await at.sees("DELETE /settings/audit.retention_days", "meshctl settings reset audit.retention_days")
         await at.press("y")
         await at.told("Taken back")
+
+
+@pytest.mark.parametrize("forward", ["tab", "enter"])
+async def test_what_is_typed_in_one_breath_goes_to_the_next_field(
+    visit: Open, gate: RoomGate, forward: str
+) -> None:
+    gate.answer("PUT /settings/audit.retention_days", {"name": "audit.retention_days", "value": 30})
+    async with visit("settings") as at:
+        await at.sees("audit.retention_days")
+        await at.press("e")
+        await at.sees("Change: audit.retention_days")
+        for key in ("backspace", "backspace", "3", "0", forward, *"less", "enter"):
+            at.room.post_message(events.Key(key, key if len(key) == 1 else None))
+        await at.told("audit.retention_days is changed.")
+    sent = gate.last("PUT /settings/audit.retention_days")
+    assert (sent.body, sent.query) == ({"value": 30}, {"reason": "less"})
 
 
 async def test_a_form_comes_back_with_what_the_gate_had_against_it(visit: Open, gate: RoomGate) -> None:
