@@ -24,7 +24,7 @@ from qgate.federation.links import PeerLinks
 from qgate.federation.transcript import FILE_MAX, read_answer, read_offer
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.enrolment import GateAddress
-from tunnel_proto.errors import MeshError, TunnelError
+from tunnel_proto.errors import MeshError, RemoteProtocolError, TunnelError
 from tunnel_proto.link import PeerSession, Stream, StreamError
 from tunnel_proto.peer_messages import Frames
 
@@ -34,6 +34,12 @@ TIMEOUT_S: Final = 15.0
 """For the whole exchange; both stores are written to twice."""
 
 KNOCK_S: Final = 5.0
+
+AT_ONCE: Final = 8
+"""Answers that are taken at the same time: whoever has the offer may knock, and nobody is known yet."""
+
+WAITING_MAX: Final = 4
+"""Files that wait to be read on one stream; nobody says more than two."""
 
 _HEADER: Final = struct.Struct(">I")
 
@@ -86,6 +92,9 @@ class Introduction:
 
     def accept(self, session: PeerSession, stream: Stream) -> None:
         """Another pool's gate wants to answer an offer of ours."""
+        if len(self._tasks) >= AT_ONCE:
+            stream.reset(StreamCode.LIMIT, f"{AT_ONCE} answers are taken already; try again in a moment")
+            return
         talk = Talk()
         talk.stream = stream
         stream.receiver = talk
@@ -160,12 +169,18 @@ class Talk:
 
     def data_received(self, data: bytes, boundary: bool) -> None:
         del boundary
-        assert self.stream is not None
-        self.stream.consumed(len(data))
+        stream = self.stream
+        if stream is None:
+            return
+        stream.consumed(len(data))
         try:
             for frame in self._frames.feed(data):
+                if self._came.qsize() >= WAITING_MAX:
+                    raise RemoteProtocolError("more files than a pairing has")
                 self._came.put_nowait(frame.decode("utf-8", "replace"))
-        except TunnelError as error:
+        except RemoteProtocolError as error:
+            self.stream = None
+            stream.reset(StreamCode.PROTOCOL, error.message)
             self._came.put_nowait(error)
 
     def eof_received(self) -> None:

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from qgate.federation.ceremony import PairingError
+from qgate.federation.introduction import WAITING_MAX, Talk
+from qgate.federation.transcript import FILE_MAX
 from qgate.gate import Gate
 from qgate.store.embedded import EmbeddedPostgres
 from tests.qgate.gates import Ear, control, until
+from tests.qgate.log_pools import PipeStream
 from tests.qgate.peering import pools
+from tunnel_proto.errors import RemoteProtocolError, TunnelError
 
 BY = "uid=1000"
 
@@ -45,6 +49,24 @@ async def test_one_file_and_two_strings_pair_two_reachable_pools(
         assert again.json()["state"] == "done"
         rows = (await at_hq.get("/pools")).json()["items"]
         assert [(row["name"], row["link"], row["level"]) for row in rows] == [("branch", "up", 2)]
+
+
+async def test_a_stranger_fills_no_memory() -> None:
+    near, far = PipeStream("pairing"), PipeStream("pairing")
+    near.other, far.other = far, near
+    talk, stranger = Talk(), Talk()
+    near.receiver, talk.stream = talk, near  # type: ignore[assignment]
+    far.receiver, stranger.stream = stranger, far  # type: ignore[assignment]
+    for _ in range(3 * WAITING_MAX):
+        stranger.say("x" * 1000)
+    for _ in range(WAITING_MAX):
+        assert await talk.hear(10) == "x" * 1000
+    with pytest.raises(RemoteProtocolError, match="more files"):
+        await talk.hear(10)
+    assert near.over
+    stranger.say("x" * FILE_MAX)
+    with pytest.raises(TunnelError):
+        await talk.hear(0.05)
 
 
 async def test_nobody_is_let_in_without_an_open_offer(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
