@@ -22,6 +22,7 @@ from qgate.capability.finops.budgets import Budget
 from qgate.capability.finops.prices import QUANTUM, plain
 from qgate.federation.guests import app_payload, gone_payload, read_app, read_node, record_of, sealed
 from qgate.federation.log.entry import Entry
+from qgate.federation.log.problems import LogProblem
 from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import Peer
 from qgate.federation.sealing import open_sealed
@@ -147,7 +148,13 @@ class Exports:
                 continue
             if online_keys is not None and not gone:
                 payload = sealed(payload, online_keys)
-            await publish(connection, stream=stream, record=record, payload=payload)
+            try:
+                await publish(connection, stream=stream, record=record, payload=payload)
+            except LogProblem as problem:  # peers must not go by what it was before, nor all others wait
+                name = str(payload.get("app") or payload.get("name"))
+                log.error("peers cannot be told, so it does not fail over", name=name, reason=problem.message)
+                if record in known:
+                    await publish(connection, stream=stream, record=record, payload=gone_payload(name))
             await table.note_published(connection, stream, record, digest)
             count += 1
         return count

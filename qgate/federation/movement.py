@@ -22,6 +22,7 @@ from qgate.governance.problems import ConflictError, InvalidRequestError, Unknow
 from qgate.store import Store, StoreUnavailableError
 from tunnel_proto.certificate import OnlineKey
 from tunnel_proto.enrolment import GateAddress
+from tunnel_proto.errors import MeshError
 from tunnel_proto.link import PeerSession, Stream
 from tunnel_proto.roster import read_roster
 
@@ -239,6 +240,9 @@ class Movement:
             except StoreUnavailableError:
                 self._stir.set()
                 await asyncio.sleep(RETRY_S)
+                continue
+            except MeshError as error:  # no reason to take the gate down
+                log.error("peers cannot be told", reason=error.message)
                 continue
             await asyncio.sleep(MERGE_S)
             if count:

@@ -95,6 +95,21 @@ async def home(pool: Pool) -> Home:
     return Home(pool)
 
 
+async def test_an_app_that_is_too_large_to_be_told_stays_at_home(pool: Pool) -> None:
+    hq = await home(pool)
+    await hq.know()
+    await hq.app("large")
+    assert "large" in [payload.get("app") for _, payload in await hq.told()]
+    many = [f"laptop-{number:055d}" for number in range(10_000)]
+    async with pool.store.connection() as connection:
+        await connection.execute("UPDATE apps SET sidecars = $1 WHERE name = 'large'", many)
+    await hq.app("web")
+    told = {payload["app"]: payload for stream, payload in await hq.told() if stream == "guests"}
+    assert sorted(told) == ["large", "web"]
+    assert (told["large"].get("gone"), told["web"].get("gone")) == (True, None)
+    assert await hq.told() == [], "it is said once"
+
+
 async def test_a_pool_without_peers_publishes_nothing(pool: Pool) -> None:
     hq = await home(pool)
     await hq.app()
