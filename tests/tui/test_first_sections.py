@@ -85,7 +85,7 @@ async def test_a_setting_is_changed_reset_and_its_history_shown(visit_mesh: Open
     assert audited(mesh, "setting.reset")["detail"]["name"] == name
 
 
-async def test_an_incident_is_acknowledged_and_resolved(visit_mesh: Open, mesh: Mesh) -> None:
+async def test_moves_nodes_and_the_mode_of_a_pool_without_peers(visit_mesh: Open, mesh: Mesh) -> None:
     async with visit_mesh("incidents") as at:
         await at.sees("nothing is wrong")
         await at.press("2")
@@ -112,3 +112,76 @@ async def test_an_incident_is_acknowledged_and_resolved(visit_mesh: Open, mesh: 
         await at.sees("Why there?", "weights")
     assert audited(mesh, "setting.set")["detail"]["name"] == "failover.mode"
     mesh.control.delete("/settings/failover.mode")
+
+
+async def test_an_incident_is_acknowledged_and_resolved(visit_mesh: Open, mesh: Mesh) -> None:
+    mesh.control.put("/settings/order.late_s", {"value": 1.0})
+    mesh.control.put("/automations/migrations", {"on": False})
+    try:
+        async with visit_mesh("incidents", size=(120, 40)) as at:
+            await at.sees("nothing is wrong")
+            await at.press("5")
+            await at.sees("No order is to come.")
+            await at.press("a")
+            await at.sees("Have something done at a time", "< drain >")
+            await at.press("tab", "1", "s", "tab", "tab")
+            await at.type("gpu-1")
+            await at.press("ctrl+s")
+            await at.sees("meshctl order add drain", "--worker gpu-1")
+            await at.press("y")
+            await at.told("It is scheduled.")
+            await eventually(lambda: bool(mesh.control.items("/incidents")), "a missed order")
+            await at.press("1")
+            await at.sees("order_missed")
+            await at.press("a")
+            await at.type("I look")
+            await at.press("ctrl+s")
+            await at.told("is acknowledged.")
+            found = mesh.control.items("/incidents")[0]
+            assert (found["state"], found["note"]) == ("acknowledged", "I look")
+            await at.press("e", "ctrl+s")
+            await at.sees("It cannot be opened again.")
+            await at.press("y")
+            await at.told("is resolved.")
+            assert not mesh.control.items("/incidents")
+            await at.press("o")
+            await at.sees("resolved")
+    finally:
+        mesh.control.put("/automations/migrations", {"on": True})
+        mesh.control.delete("/settings/order.late_s")
+    assert audited(mesh, "incident.ack")["detail"]["by"].startswith("uid=")
+    assert audited(mesh, "incident.resolve")
+
+
+async def test_an_order_is_scheduled_and_cancelled_and_automations_are_switched(
+    visit_mesh: Open, mesh: Mesh
+) -> None:
+    async with visit_mesh("incidents", size=(160, 40)) as at:
+        await at.press("5", "a")
+        await at.press("tab", "1", "2", "h", "tab", "tab")
+        await at.type("gpu-1")
+        await at.press("ctrl+s")
+        await at.sees("y yes")
+        await at.press("y")
+        await at.told("It is scheduled.")
+        await at.sees("waiting", "worker=gpu-1")
+        number = mesh.control.items("/orders")[0]["number"]
+        await at.press("delete")
+        await at.sees(f"Cancel order {number}?", f"meshctl order cancel {number}")
+        await at.press("y")
+        await at.told(f"Order {number} is cancelled.")
+        assert not mesh.control.items("/orders")
+        await at.press("6")
+        await at.sees("migrations", "● on")
+        await at.type("/migrations")
+        await at.press("enter", "w")
+        await at.sees("What it would do", "would")
+        await at.press("escape", "f")
+        await at.told("migrations is off.")
+        assert mesh.control.get("/automations/migrations")["on"] is False
+        await at.press("u")
+        await at.sees("meshctl automation on migrations")
+        await at.press("y")
+        await at.told("Taken back")
+        assert mesh.control.get("/automations/migrations")["on"] is True
+    assert audited(mesh, "order.cancel")["detail"]["name"] == str(number)

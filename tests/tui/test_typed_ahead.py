@@ -144,8 +144,10 @@ def test_keys_pasted_into_a_real_terminal(gate: RoomGate) -> None:
         terminal.sees("gpu-1", "3 of 3")
         terminal.type("j\x1b[3~gpu-2\r")
         terminal.sees("gpu-2 is revoked.")
-        terminal.type(":settings\re\x7f\x7fTWjtz")
-        terminal.sees("audit.retention_days", "TWjtz", "Advanced settings")
+        terminal.type(":settings\r")
+        terminal.sees("audit.retention_days")
+        terminal.type("e\x7f\x7fTWjtz")
+        terminal.sees("Change: audit.retention_days", "TWjtz")
     assert [one.call for one in gate.calls("DELETE")] == ["DELETE /sidecars/gpu-2"]
     assert not gate.calls("POST")
 

@@ -19,6 +19,7 @@ from meshctl.tui.declare import (
     columns_of,
 )
 from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.screens.scheduled import AUTOMATIONS_PANE, ORDERS_PANE
 from meshctl.tui.screens.workers import planned
 
 NOTE: Final = (Field("note", t("Note"), Kind.LONG, option="--note"),)
@@ -262,6 +263,8 @@ SECTION: Final = Section(
             every=5.0,
             cli="meshctl failover status",
         ),
+        ORDERS_PANE,
+        AUTOMATIONS_PANE,
     ),
     about=t(
         "What went wrong and who looks after it; where nodes went, by which rule, and sending them there."
