@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -291,7 +291,7 @@ class Licences:
 
     def _shown(self, row: Mapping[str, Any] | None, used: int) -> dict[str, Any]:
         if row is None:
-            return {"state": "none", "seats": None, "seats_used": used, "version": 0, "ends": ENDS}
+            return {"state": "none", "seats": None, "seats_used": used, "version": 0, "ends": []}
         standing, claims = self._stands(row)
         shown = (
             {"state": standing.state, "problem": standing.problem}
@@ -304,7 +304,7 @@ class Licences:
             "version": row["version"],
             "installed_by": row["installed_by"],
             "installed_at": iso(row["installed_at"]),
-            "ends": ENDS,
+            "ends": _ending(frozenset() if claims is None else claims.features),
         }
 
     def _described(self, claims: Claims, vendor: str, standing: Standing) -> dict[str, Any]:
@@ -328,11 +328,10 @@ class Licences:
         }
 
 
-ENDS: Final = (
-    "new accounts of administrators and people",
-    *(f"{feature}: {what}" for feature, what in FEATURES.items()),
-)
-"""What ends with a licence, in words; nothing of it is the data path."""
+def _ending(features: Collection[str]) -> list[str]:
+    """What ends with a licence of these features, in words; nothing of it is the data path."""
+    given = [f"{feature}: {what}" for feature, what in FEATURES.items() if feature in features]
+    return ["new accounts of administrators and people", *given]
 
 
 def _refuse_changed(row: Mapping[str, Any] | None, expected: int | None) -> None:

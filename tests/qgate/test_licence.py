@@ -50,8 +50,12 @@ def test_it_is_warned_of_at_30_7_and_1_days_and_at_its_end() -> None:
 
 
 async def test_it_is_installed_shown_replaced_and_removed(pool: Pool, licences: Licences) -> None:
-    assert (await licences.show())["state"] == "none"
+    without = await licences.show()
+    assert (without["state"], without["ends"]) == ("none", [])
+    plain = await licences.install(licence(pool.clock.now, features=()), by=BY)
+    assert plain["ends"] == ["new accounts of administrators and people"]
     shown = await licences.install(licence(pool.clock.now), by=BY)
+    assert shown["ends"][1:] == ["white-label: the name of the product is not shown beside the pool's own"]
     assert (shown["state"], shown["licensee"], shown["seats"], shown["vendor"]) == (
         "valid",
         "Example Ltd",
@@ -71,7 +75,7 @@ async def test_it_is_installed_shown_replaced_and_removed(pool: Pool, licences: 
     with pytest.raises(UnknownNameError):
         await licences.remove(by=BY)
     told = [what for what, _ in await pool.told() if what.startswith("licence.")]
-    assert told == ["licence.install", "licence.install", "licence.install", "licence.remove"]
+    assert told == [*["licence.install"] * 4, "licence.remove"]
 
 
 async def test_what_does_not_count_is_refused_with_its_reason(pool: Pool, licences: Licences) -> None:
