@@ -194,6 +194,8 @@ class Movement:
                 )
             except StoreUnavailableError:
                 continue
+            except MeshError as error:  # no reason to take the gate down
+                log.error("a worker cannot be lent", worker=order.worker, reason=error.message)
 
     def balance_preview(self) -> str:
         """What the balancer would order now, empty for nothing; nothing is ordered and nothing remembered."""

@@ -22,6 +22,7 @@ from qgate.store import StoreUnavailableError
 from qgate.store import notifications as table
 from qgate.store.mail import drop_old_mail
 from tunnel_proto.certificate import nears_expiry, read_online
+from tunnel_proto.errors import MeshError
 
 LOOK_S: Final = 5.0
 PRUNE_S: Final = 3600.0
@@ -109,6 +110,7 @@ class Notifications:
         before: int | None = None,
         severity: str = "info",
         kind: str | None = None,
+        text: str | None = None,
         unread: bool = False,
         cleared: bool = False,
     ) -> dict[str, Any]:
@@ -125,6 +127,7 @@ class Notifications:
                 unread=unread,
                 cleared=cleared,
                 kind=kind,
+                text=text,
             )
             total, waiting = await table.count_notifications(connection, reader)
         more = len(rows) > limit
@@ -167,6 +170,8 @@ class Notifications:
                     await self._prune()
             except StoreUnavailableError:
                 pass  # the directory's watch has said so already
+            except MeshError as error:  # an address that the vault does not open is no reason to end the gate
+                log.error("what is to be told cannot be told", reason=error.message, next=error.hint)
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from qgate.governance.mail import Mail
 from qgate.governance.notifications import Notifications
@@ -67,6 +69,35 @@ async def test_an_incident_is_told_once_escalated_by_mail_and_put_away_when_over
     await inbox.look()
     assert (await inbox.list("uid=0"))["items"] == []
     assert len((await inbox.list("uid=0", cleared=True))["items"]) == 2
+
+
+async def test_an_address_that_does_not_open_ends_nothing(
+    pool: Pool, mail: Mail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qgate.governance.notifications.LOOK_S", 0.01)
+    inbox = Notifications(pool.office, mail, pool=lambda: "hq")
+    async with mail_server(tmp_path) as server:
+        await ready(mail, server)
+    await mail.set_recipients([("ops@example.org", "info")], by=BY)
+    async with pool.store.transaction() as connection:
+        await connection.execute("UPDATE mail_recipients SET sealed = $1", b"\0" * 64)
+        await open_incident(
+            connection,
+            kind="order_refused",
+            subject="berlin",
+            severity="warning",
+            evidence={},
+            at=pool.office.now(),
+            evidence_max=5,
+        )
+    running = asyncio.create_task(inbox.run())
+    with structlog.testing.capture_logs() as said:
+        async with asyncio.timeout(10):
+            while sum(one["event"] == "what is to be told cannot be told" for one in said) < 2:
+                await asyncio.sleep(0.01)
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_reading_is_ones_own_and_clearing_everybodys(pool: Pool, mail: Mail) -> None:
