@@ -174,7 +174,7 @@ FitView.PANE = TablePane(
     t("Fit"),
     "/models/fit",
     (
-        Column("", "best"),
+        Column("", "best", lambda mark: str(mark or "")),
         Column("MODEL", "name", most=30),
         Column("QUANT", "quant"),
         Column("WORKER", "worker", least=76, most=16),

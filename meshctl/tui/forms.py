@@ -10,6 +10,7 @@ from textual import on
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.geometry import Offset, Region
 from textual.widget import Widget
 from textual.widgets import Input, Static, TextArea
 
@@ -29,7 +30,12 @@ BESIDE = 13
 
 
 class Lines(VerticalScroll, inherit_bindings=False):
-    """The fields below each other. Arrows go from one to the next; what scrolls follows them."""
+    """The fields below each other. Arrows go from one to the next; what scrolls follows, label and all."""
+
+    def scroll_to_region(self, region: Region, **options: Any) -> Offset:
+        """Show a field together with the line above it, which says what it is called."""
+        whole = Region(region.x, max(0, region.y - 1), region.width, region.height + min(1, region.y))
+        return super().scroll_to_region(whole, **options)
 
 
 class FormScreen(Modal):

@@ -116,7 +116,7 @@ async def test_a_database_and_an_app_that_reaches_it(visit_mesh: Open, mesh: Mes
         await at.press("y")
         await at.told("The password of shop is new")
         await at.press("1", "a")
-        await at.sees("Make an app")
+        await at.sees("Make an app", "Name *", "= meshctl app create", "ctrl+s send")
         await at.type("web")
         await at.press("enter")
         await at.type("shop")

@@ -11,9 +11,10 @@ import pytest
 from textual import events
 
 from meshctl.dev.models import packaged_model
-from meshctl.errors import CheckError
+from meshctl.errors import CheckError, GateError
 from meshctl.tui.fields import FieldError
 from meshctl.tui.gguf_file import model_file
+from meshctl.tui.uploading import ProgressScreen, Transfer, send
 from tests.kit.mesh import Mesh
 from tests.kit.process import wait_until
 from tests.tui.conftest import Open
@@ -97,6 +98,8 @@ async def test_a_model_is_dropped_sent_assigned_named_loaded_and_deleted(
         await at.press("enter")
         await eventually(lambda: set(holders(mesh, "my-smol")) == {"gpu-1", "gpu-2"}, "a second copy")
         await at.told("my-smol is there too.")
+        with pytest.raises(GateError, match="has my-smol already"):
+            mesh.control.post("/models/assign", {"model": "my-smol", "worker": "gpu-2"})
         await at.press("w")
         await at.sees("Promote: my-smol")
         await at.type("chat")
@@ -137,6 +140,21 @@ async def test_a_model_is_dropped_sent_assigned_named_loaded_and_deleted(
     assert audited(mesh, "model.add")["worker"] == "gpu-2"
     for what in ("model.remove", "alias.set", "alias.drop"):
         assert audited(mesh, what)
+
+
+@needs_model
+async def test_an_upload_that_was_stopped_leaves_nothing(visit_mesh: Open, mesh: Mesh) -> None:
+    source = packaged_model()
+    assert source is not None
+    transfer = Transfer(model_file(str(source)), "stopped", "gpu-1")
+    async with visit_mesh("models") as at:
+        at.room.push_screen(ProgressScreen(transfer))
+        await at.sees("stopped", "x stop   esc go on behind")
+        await at.press("x")
+        assert await send(at.room, transfer) is None
+        await at.told("The upload of stopped was stopped.")
+        await at.sees_no("x stop")
+        assert holders(mesh, "stopped") == {}
 
 
 async def test_what_is_no_model_is_refused_before_a_byte_is_sent(

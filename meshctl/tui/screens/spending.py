@@ -313,7 +313,7 @@ BUDGETS: Final = TablePane(
         Column("LASTS", "forecast.in_time"),
         Column("GONE IN", "forecast.ends_in_s", view.span, right=True, least=100),
         Column("AT THE END", "forecast.projected", right=True, least=120),
-        Column("UNTIL", "ends_at", view.moment, least=110),
+        Column("UNTIL", "ends_at", view.moment, least=130),
     ),
     (
         Action(
