@@ -131,10 +131,14 @@ class Admins:
         await self._logins.told_over(ended, by=by)
 
     async def unlock(self, name: str, *, by: str) -> None:
-        """Let an admin try passwords again before the lock-out is over; keys that guessed stay locked."""
+        """Let an admin try passwords again before the lock-out is over, from keys of their own too.
+
+        Their own wrong passwords locked both; keys of others that guessed stay locked.
+        """
         async with self._office.store.transaction() as connection:
             await self._found(connection, name)
-            await table.forget_strikes(connection, [f"name:{name}"])
+            own = [row["fingerprint"] for row in await list_nodes(connection) if row["owner"] == name]
+            await table.forget_strikes(connection, [f"name:{name}", *(f"key:{one}" for one in own)])
         await self._office.changed("admin.unlock", name, by)
 
     # --- passwords and second factors

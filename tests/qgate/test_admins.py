@@ -226,6 +226,7 @@ async def test_five_wrong_passwords_lock_name_and_key(
     assert (await alice.call("GET", "/session")).status == 200  # who was in stays in
     assert (await local.post("/admins/alice/unlock")).status_code == 204
     assert (await local.post("/session", json={"name": "alice", "password": PASSWORD})).status_code == 201
+    assert (await alice.login("alice")).status == 201  # from her own key as well, which was locked with her
     codes = [code for code, _ in await refusals(local, gate)]
     assert codes == ["unauthenticated"] * 4 + ["locked-out"] * 3
 
