@@ -87,7 +87,14 @@ def person(row: Record) -> list[Table]:
 def smtp(row: Record) -> list[Table]:
     """How mail is sent, and who is told."""
     shown = {key.replace("_", " "): row.get(key) for key in _SMTP_CARD}
-    tables = [view.card({**shown, "mail": row.get("mail")})]
+    following = (
+        "meshctl smtp set --host HOST --from ADDRESS"
+        if not row.get("ready")
+        else "meshctl smtp set --password"
+        if row.get("password") in {"missing", "for another server"}
+        else ""
+    )
+    tables = [view.card({**shown, "mail": row.get("mail"), **({"next": following} if following else {})})]
     if recipients := row.get("recipients"):
         tables.append(view.table(recipients, RECIPIENT_COLUMNS, title="notifications"))
     return tables

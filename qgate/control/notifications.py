@@ -1,6 +1,6 @@
 """The inbox over the control API. What is read is each admin's own; what is cleared is cleared for all.
 
-GET  /notifications        ?limit=&after=&severity=warning&kind=&unread=true&cleared=true
+GET  /notifications        ?limit=&after=&severity=warning&kind=&q=&unread=true&cleared=true
                            {items, next, total, unread}
 POST /notifications/read   {ids?}   all without ids     {read}
 POST /notifications/clear  {ids?}   all without ids     {cleared}
@@ -15,7 +15,9 @@ from pydantic import Field
 
 from qgate.control.access import needs
 from qgate.control.bodies import Body
+from qgate.control.paging import TEXT_MAX
 from qgate.control.resources import By
+from qgate.control.seen import WITHOUT_NUL
 from qgate.governance.notifications import LIST_MAX
 from qgate.governance.principal import Role
 
@@ -42,13 +44,21 @@ def routers(notifications: Notifications) -> tuple[APIRouter, ...]:
         after: Annotated[int | None, Query(ge=1, le=NUMBER_MAX)] = None,
         severity: Literal["info", "warning", "critical"] = "info",
         kind: Annotated[str | None, Query(pattern=r"^[a-z][a-z.-]{0,63}$")] = None,
+        q: Annotated[str | None, Query(max_length=TEXT_MAX, pattern=WITHOUT_NUL)] = None,
         *,
         unread: bool = False,
         cleared: bool = False,
     ) -> dict[str, Any]:
-        """The newest first, of that severity and above; cleared ones too with ``cleared``."""
+        """The newest first, of that severity and above, with ``q`` in their words; ``cleared`` ones too."""
         return await notifications.list(
-            by, limit=limit, before=after, severity=severity, kind=kind, unread=unread, cleared=cleared
+            by,
+            limit=limit,
+            before=after,
+            severity=severity,
+            kind=kind,
+            text=q,
+            unread=unread,
+            cleared=cleared,
         )
 
     @router.post("/read", dependencies=[needs(Role.VIEWER)])

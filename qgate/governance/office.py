@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -36,6 +36,10 @@ class Live(Protocol):
 
     def node_addresses(self) -> Mapping[str, str]:
         """Where the nodes are connected from that are connected here, by name."""
+
+
+BESIDE: Final = frozenset({"people", "signup", "smtp", "notification", "admin", "session"})
+"""Kinds that are in the store and not in the directory: whoever watches hears of a change at this gate."""
 
 
 class Nobody:
@@ -122,6 +126,8 @@ class Office:
                 async with self.store.connection() as connection:
                     await note_change(connection, kind, name, what=what, by=by, at=self.now(), fields=fields)
         await self.watch.refresh()
+        if kind in BESIDE:
+            self.directory.announce(frozenset({f"{kind}:{name}"}))
 
 
 def iso(at: datetime | None) -> str | None:

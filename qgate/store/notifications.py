@@ -46,8 +46,9 @@ async def list_notifications(
     unread: bool,
     cleared: bool,
     kind: str | None,
+    text: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The newest first, with whether ``reader`` has read them."""
+    """The newest first, with whether ``reader`` has read them; with ``text`` in subject or body."""
     rows = await connection.fetch(
         """
         SELECT n.*, r.read_at FROM notifications n
@@ -55,6 +56,7 @@ async def list_notifications(
         WHERE ($3::bigint IS NULL OR n.id < $3) AND n.severity = ANY($4::text[])
           AND (NOT $5 OR r.read_at IS NULL) AND ($6 OR n.cleared_at IS NULL)
           AND ($7::text IS NULL OR n.kind = $7)
+          AND ($8::text IS NULL OR strpos(lower(n.subject || ' ' || n.body), lower($8)) > 0)
         ORDER BY n.id DESC LIMIT $2
         """,
         reader,
@@ -64,6 +66,7 @@ async def list_notifications(
         unread,
         cleared,
         kind,
+        text,
     )
     return [dict(row) for row in rows]
 

@@ -47,6 +47,10 @@ async def test_an_account_from_its_first_to_its_last_day(visit_mesh: Open, mesh:
     async with visit_mesh("signup", size=(120, 40)) as at:
         await at.press("6")
         await at.sees("root", "owner", "1 of 1")
+        mesh.control.post("/admins", {"name": "zoe", "role": "viewer", "password": PASSWORD})
+        await at.sees("zoe", "2 of 2")  # somebody else's change, at once
+        mesh.control.delete("/admins/zoe")
+        await at.sees("1 of 1")
         await at.press("a")
         await at.sees("Add an admin", "meshctl admin create")
         await at.type("alice")

@@ -160,6 +160,8 @@ async def test_what_became_of_mail_and_the_inbox(visit_mesh: Open, mesh: Mesh, t
         await at.told("All that waits is tried now.")
         await at.press("4")
         await eventually(lambda: bool(mesh.control.items("/notifications")), "a notification")
+        assert mesh.control.items("/notifications", {"q": "CANNOT be delivered"})
+        assert mesh.control.items("/notifications", {"q": "xyzzy"}) == []
         await at.press("r")
         await at.sees("warning", "Mail cannot be delivered")
         await at.press("enter")

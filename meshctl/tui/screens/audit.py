@@ -50,6 +50,8 @@ def flat(entry: Record) -> Record:
     detail = entry.get("detail") or {}
     done = " ".join(str(detail[key]) for key in ("what", "name") if detail.get(key))
     what = entry.get("fingerprint") or done or detail.get("reason") or detail.get("operation")
+    if detail.get("why"):
+        what = f"{what}: {detail['why']}"
     return {**entry, "what": what, "by": detail.get("by") or entry.get("app")}
 
 

@@ -161,7 +161,8 @@ INBOX: Final = TablePane(
     ACTIONS,
     key="id",
     name="subject",
-    every=5.0,
+    about=("notification",),
+    every=10.0,
     tables=letter,
     switches=(
         Switch("o", t("only unread ones"), {"unread": "true"}),
