@@ -38,9 +38,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def meshctl(
     tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Run:
-    """Run a command line in ``tmp_path``, with no context of the tester's own; exit code, stdout, stderr."""
+    """Run a command line in ``tmp_path``, with nothing of the tester's own; exit code, stdout, stderr."""
     del home
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("meshctl.client.SYSTEM_GATE", tmp_path / "no system's gate")
 
     def go(*arguments: object, stdin: str | None = None) -> tuple[int, str, str]:
         reader, writer = os.pipe()
