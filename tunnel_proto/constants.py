@@ -156,3 +156,4 @@ LOCAL_RTT_S: Final = (
 FLUSH_MAX: Final = 512 * 1024  # bytes sealed in one loop tick before reading gets its turn
 RTT_PROBE_S: Final = 10.0  # a busy link is measured this often
 OPENING_MAX: Final = 4096  # plaintext of a link's first record from a client that has not started a session
+TIME_MAX: Final = 253_402_300_799  # the year 9999 ends: no later moment of a node or a pool is taken

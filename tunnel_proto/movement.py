@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tunnel_proto.constants import TIME_MAX
 from tunnel_proto.errors import RemoteProtocolError
 from tunnel_proto.packing import pack, unpack
 
@@ -106,7 +107,7 @@ def read_record(value: Any) -> Record:
             and len(rule) <= 32
             and len(cause) <= CAUSE_MAX
             and len(by) <= CAUSE_MAX
-            and 0 <= at < 2**53
+            and 0 <= at <= TIME_MAX
         ):
             return Record(id, at, kind, rule, source, to, cause, by)
     raise RemoteProtocolError("a record is malformed")

@@ -35,6 +35,7 @@ from qgate.store import catalogue as table
 from qgate.store.catalogue import CatalogueRow
 from qgate.store.database import Connection
 from qgate.store.outbox import publish
+from tunnel_proto.constants import TIME_MAX
 from tunnel_proto.identity import fingerprint
 
 STREAM: Final = "catalogue"
@@ -159,6 +160,8 @@ class Catalogue:
             )
             await table.put_row(connection, row)
             await self._publish(connection, row)
+        detail = {"epoch": row.epoch, "new": before is None}
+        await self._office.changed("catalogue.put", name, by, detail)
         return self._shown(row)
 
     async def remove(self, name: str, *, by: str) -> None:
@@ -173,6 +176,7 @@ class Catalogue:
             await publish(
                 connection, stream=STREAM, record=before.record, payload=payload, epoch=standing.epoch
             )
+        await self._office.changed("catalogue.remove", name, by, {"epoch": standing.epoch})
 
     async def reviews(self) -> list[dict[str, Any]]:
         """Writes that do not count, because their master had been replaced."""
@@ -209,6 +213,8 @@ class Catalogue:
             await table.decide_reviews(
                 connection, [(origin, seq)], f"{'taken' if accept else 'let go'} by {by}"
             )
+        detail = {"pool": pool, "seq": seq, "taken": accept}
+        await self._office.changed("catalogue.review", str(row["name"]), by, detail)
 
     # --- folding
 
@@ -320,7 +326,7 @@ class Catalogue:
         if not isinstance(name, str) or not 0 < len(name) <= NAME_MAX or not isinstance(document, dict):
             raise LogProblem("payload-malformed", "a record of the catalogue is malformed")
         at = payload.get("at")
-        changed = datetime.fromtimestamp(at if isinstance(at, int) and 0 <= at < 1 << 40 else 0, UTC)
+        changed = datetime.fromtimestamp(at if type(at) is int and 0 <= at <= TIME_MAX else 0, UTC)
         by = str(payload.get("by", ""))[:NAME_MAX]
         await table.put_row(
             connection, CatalogueRow(name, entry.record, document, entry.epoch, entry.pool, by, changed)
@@ -406,7 +412,7 @@ class Catalogue:
 
     def _history(self, one: Document) -> dict[str, Any]:
         assert one.promotion is not None
-        at = iso(datetime.fromtimestamp(one.at, UTC))
+        at = iso(datetime.fromtimestamp(min(one.at, TIME_MAX), UTC))
         return {**self._promotion(one.promotion), "by_pool": self._name(one.promoter), "at": at}
 
     def _shown(self, row: CatalogueRow) -> dict[str, Any]:

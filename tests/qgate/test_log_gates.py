@@ -55,6 +55,11 @@ async def test_the_catalogue_of_one_pool_is_read_at_the_other(
         await hq.catalogue.remove("qwen", by="test")
         await has(branch, "llama")
         assert await rows(branch) == {"llama": {"quant": "Q5"}}
+        await hq.parts.audit.flush()
+        details = [row["detail"] for row in await hq.parts.trail.entries(kind="admin", after=0)]
+        changes = [(one["what"], one["name"]) for one in details if one["what"].startswith("catalogue.")]
+        put = ("catalogue.put", "llama")
+        assert changes[1:] == [put, ("catalogue.put", "qwen"), put, ("catalogue.remove", "qwen")]
         with pytest.raises(LogConflict, match="written at hq"):
             await branch.catalogue.put("gemma", {}, by="test")
 

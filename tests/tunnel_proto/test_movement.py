@@ -59,6 +59,7 @@ GOOD: list[Any] = [b"i" * 16, 1e9, "move", "emergency", b"k" * 32, b"l" * 32, "c
         (1, 1),
         (1, -1.0),
         (1, float("inf")),
+        (1, 2.0**50),
         (1, float("nan")),
         (2, "rumour"),
         (3, "r" * 33),
