@@ -15,9 +15,9 @@ from tunnel_proto.node_directory import replace_file
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """Theme, language, whether only ASCII is drawn, and whether the mouse is used."""
+    """Theme ("" for the pool's colours, else dark), language, ASCII alone or not, and the mouse or not."""
 
-    theme: str = "dark"
+    theme: str = ""
     language: str = ENGLISH
     ascii_only: bool = False
     mouse: bool = True

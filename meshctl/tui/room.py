@@ -30,6 +30,7 @@ from meshctl.errors import GateError
 from meshctl.tui import jumping, sections, words
 from meshctl.tui.acting import Acting
 from meshctl.tui.bars import Bar
+from meshctl.tui.branded import wear
 from meshctl.tui.confirm import ConfirmScreen
 from meshctl.tui.context_screen import log_in
 from meshctl.tui.data import Desk, Principal
@@ -186,8 +187,7 @@ class Room(Shell):
                 self._listen(anew=True)
                 self.action_reload()
             with contextlib.suppress(MeshError):
-                shown = await self.desk.get("/branding")
-                self.brand = clean(str((shown or {}).get("name") or self.brand))
+                wear(self, await self.desk.get("/branding") or {})
         except MeshError as error:
             self.fail(error)
         self.refresh_bars()

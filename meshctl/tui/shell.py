@@ -14,6 +14,7 @@ from typing import Any, Final
 from textual.app import App
 
 from meshctl.tui import preferences, words
+from meshctl.tui.branded import POOL_THEME
 from meshctl.tui.layout import clean
 from meshctl.tui.preferences import Preferences
 from meshctl.tui.themes import THEMES
@@ -95,6 +96,7 @@ class Shell(App[str]):
     def action_next_theme(self) -> None:
         """The next theme."""
         names = [theme.name for theme in THEMES]
+        names += [POOL_THEME] if POOL_THEME in self.available_themes else []
         self.use_theme(names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else names[0])
 
     def use_theme(self, name: str) -> None:

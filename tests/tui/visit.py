@@ -24,6 +24,7 @@ NAMES: Final = {
     "!": "exclamation_mark",
     ".": "full_stop",
     "_": "underscore",
+    "#": "number_sign",
 }
 """What Textual calls the keys of these characters."""
 
