@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 4
 """Requests under way together when an action is about many."""
 
-FIXABLE: Final = frozenset({400, 409, 422, 502, 507})
+FIXABLE: Final = frozenset({400, 404, 409, 422, 502, 507})
 """Answers after which the form comes back with what was typed."""
 
 

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from meshctl.tui.room import Room
 
 ORDERS: Final = "/failover/orders"
+CONNECTED: Final = frozenset({"present", "draining"})
 FOREIGN: Final = t("It is another pool's: go there with ctrl+o.")
 
 
 def _silent(worker: Record) -> str:
     if worker.get("missing"):
         return t("That pool does not answer.")
-    return "" if worker.get("state") == "present" else t("It is not connected.")
+    return "" if worker.get("state") in CONNECTED else t("It is not connected.")
 
 
 def _not_ours(worker: Record) -> str:
