@@ -8,7 +8,8 @@
 
 A person is known everywhere by a pseudonym that tells nothing (``p-…``): it is the name of the app that
 they get, and what audit, receipts and budgets hold. Name, address, team and note are sealed under the
-person's own key (`person_keys`). The audit never holds any of them.
+person's own key (`person_keys`). The audit never holds who they are; the team also becomes that of their
+app's policy, which is no secret.
 """
 
 from __future__ import annotations
