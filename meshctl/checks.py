@@ -166,7 +166,12 @@ def workers(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
     for row in known:
         name = f"worker {row.get('name')}"
         if not row.get("connected"):
-            detail = f"not connected ({row.get('state')})"
+            state = row.get("state")  # a gate that was started again does not know who was there before
+            detail = (
+                "not connected since this gate began"
+                if state == "never connected"
+                else f"not connected ({state})"
+            )
             found.append(failed(name, detail, "systemctl status qdaemon   (on the worker's host)"))
         ending = expiry(
             name,

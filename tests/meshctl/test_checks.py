@@ -71,6 +71,8 @@ def test_workers_connected_gone_ending_and_what_they_say_of_themselves() -> None
         ("workers", "PASSED", ""),
         ("worker gpu1: memory lock", "WARNING", "mend gpu1"),
     ]
+    (_, new, *_) = checks.workers([{**row, "connected": False, "state": "never connected"}], 0)
+    assert new.detail == "not connected since this gate began"
     gone = checks.workers([{**row, "connected": False}, {**row, "hardware": None}], 99 * DAY)
     assert [one.verdict for one in gone] == ["PASSED", "FAILED", "WARNING", "WARNING"]
     assert "systemctl status qdaemon" in gone[1].next
