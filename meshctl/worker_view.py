@@ -66,6 +66,12 @@ def flat(worker: Record) -> dict[str, Any]:
     }
 
 
+def labels(value: Any) -> str:
+    """Labels as a command takes them: "rack=b2 site=lyon"."""
+    given = value if isinstance(value, Mapping) else {}
+    return " ".join(f"{key}={one}" if one else str(key) for key, one in sorted(given.items())) or "-"
+
+
 LIST_COLUMNS = (
     Column("NAME", "name"),
     Column("STATE", "state"),
@@ -78,6 +84,7 @@ LIST_COLUMNS = (
     Column("MODELS", "model_count", right=True),
     Column("LOADED", "resident"),
     Column("JOBS", "jobs", right=True),
+    Column("LABELS", "labels", labels),
 )
 
 TOP_COLUMNS = (

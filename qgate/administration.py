@@ -23,6 +23,7 @@ from qgate.governance.receipts import ReceiptArchive
 from qgate.governance.rekeying import Rekeying
 from qgate.governance.sample import Sample
 from qgate.governance.sidecars import Sidecars
+from qgate.governance.worker_labels import WorkerLabels
 from qgate.postgres.rotation import Rotation
 from qgate.settings import GateFiles, GateSettings
 from tunnel_proto.settings import Option, options
@@ -42,6 +43,7 @@ class Administration:
         self.budgets = Budgets(office)
         self.receipts = ReceiptArchive(office)
         self.sidecars = Sidecars(office)
+        self.worker_labels = WorkerLabels(office)
         self.pools = Pools(office)
         self.preferences = Preferences(office)
         self.samples = Sample(office, self.databases)

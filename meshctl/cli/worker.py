@@ -14,6 +14,7 @@ from meshctl import worker_view
 from meshctl.cli import options
 from meshctl.cli.enrolling import deliver, enrol_offer
 from meshctl.client import Gate
+from meshctl.errors import UsageError
 from meshctl.render import Output, emit, print_table
 from meshctl.terminal import STDIN, confirm, note
 
@@ -197,6 +198,38 @@ def undrain(
     """Have a worker take jobs again."""
     reply = options.connect(gate_dir, socket).post(f"{_path(name)}/undrain")
     _told(reply, f"Worker {name} takes jobs again.", output)
+
+
+@commands.command("label")
+def label(
+    name: WorkerName,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE|KEY-]...", help="Set a label, or take it away.", show_default=False
+        ),
+    ] = None,
+    gate_dir: options.GateDir = None,
+    socket: options.Socket = None,
+    output: options.Format = Output.TABLE,
+) -> None:
+    """Set and take away a worker's labels, such as site=lyon; without any, show them."""
+    gate = options.connect(gate_dir, socket)
+    row = gate.get(_path(name))
+    before = dict(row.get("labels") or {})
+    after = dict(before)
+    for change in changes or ():
+        key, equals, value = change.partition("=")
+        if equals and key:
+            after[key] = value
+        elif change.endswith("-") and len(change) > 1:
+            after.pop(change[:-1], None)
+        else:
+            raise UsageError(f'"{change}" is no label.', hint="write key=value, or key- to take it away")
+    if after != before:
+        headers = {"If-Match": f'"{row["labels_version"]}"'} if "labels_version" in row else None
+        row = gate.call("PUT", f"{_path(name)}/labels", body={"labels": after}, headers=headers).body
+    _told({"name": name, "labels": after}, f"Worker {name}: {worker_view.labels(after)}", output)
 
 
 @commands.command("move")

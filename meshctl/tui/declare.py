@@ -84,7 +84,7 @@ _SPOKEN: Final[Mapping[State, tuple[str, ...]]] = {
             "current",
             "publishing",
         ),
-        *("whole", "here", "offered", "applied", "published"),
+        *("whole", "here", "offered", "apply", "published"),
     ),
     State.BUSY: (
         *("busy", "loading", "running", "acknowledged", "acked", "pending", "waiting", "starting"),
@@ -190,6 +190,7 @@ class Action:
     answer      lays the answer out, where it is described
     versioned   False: it changes something else than the record, whose version says nothing about that
     row         False: it needs no record; ``bulk``: it may be done to all that are marked
+    version     the record's field that If-Match names
     opens       a screen of its own in place of all that
     """
 
@@ -219,6 +220,7 @@ class Action:
     row: bool = True
     bulk: bool = True
     name: str = "name"
+    version: str = "version"
     timeout_s: float | None = None
     opens: Callable[[Room, Sequence[Record]], None] | None = None
 
@@ -243,7 +245,7 @@ class Action:
             sent = [one for one in form.fields if one.name not in self.query] if form is not None else []
             body = body_of(sent, values) if sent else None
         changes = self.versioned and self.method in {"PUT", "PATCH", "DELETE"}
-        version = record.get("version") if changes else None
+        version = record.get(self.version) if changes else None
         return Call(
             self.method,
             filled(self.path, {**record, **values}),

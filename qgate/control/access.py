@@ -76,6 +76,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Role]] = MappingProxyType(
         ("POST", "/workers/{name:path}/drain"): Role.OPERATOR,
         ("POST", "/workers/{name:path}/undrain"): Role.OPERATOR,
         ("POST", "/workers/{name:path}/probe"): Role.OPERATOR,
+        ("PUT", "/workers/{name:path}/labels"): Role.OPERATOR,
         ("POST", "/workers/{name:path}/interrogate"): Role.OPERATOR,
         ("POST", "/models/load"): Role.OPERATOR,
         ("POST", "/models/unload"): Role.OPERATOR,

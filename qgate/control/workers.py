@@ -23,6 +23,8 @@ from qgate.control.bodies import Body
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.problems import ProblemError
 from qgate.control.resources import By
+from qgate.control.seen import Seen
+from qgate.governance.versions import version_of
 from tunnel_proto.blob_messages import CHUNK
 from tunnel_proto.errors import LocalProtocolError, TunnelError
 from tunnel_proto.messages import MODEL_NAME, Fault
@@ -115,6 +117,12 @@ class GroupsBody(OrderBody):
     ttl_s: Annotated[float, Field(ge=0, le=1e7)] | None = None
 
 
+class LabelsBody(Body):
+    """All labels that a worker is to have."""
+
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)]
+
+
 class FitBody(Body):
     """A family of models and how it is to be served."""
 
@@ -167,6 +175,11 @@ def _workers(desk: _Desk, offered: Callable[[], list[dict[str, Any]]]) -> APIRou
     async def interrogate(name: str, by: By) -> Any:
         """Have it look for inference servers beside it now."""
         return await desk.order(name, "interrogate", {}, by, seconds=PROBE_S)
+
+    @router.put("/{name:path}/labels")
+    async def label(name: str, body: LabelsBody, by: By, seen: Seen) -> dict[str, Any]:
+        """Replace a worker's labels; If-Match names the version that was seen."""
+        return await desk.label(name, body.labels, seen, by)
 
     return router
 
@@ -306,6 +319,8 @@ class _Desk:
             "fingerprint": enrolled["fingerprint"] if enrolled else None,
             "expires_at": enrolled["expires_at"] if enrolled else None,
         }
+        if enrolled:
+            row["labels"] = enrolled.get("labels") or {}
         if view is None:
             return row
         return {
@@ -329,10 +344,13 @@ class _Desk:
     def full(self, glance: Mapping[str, Any]) -> dict[str, Any]:
         """The row of a worker with all that it reports."""
         view = self._workers.views.get(glance["name"])
+        row = dict(glance)
+        if "labels" in row:
+            row["labels_version"] = version_of("worker", row)
         if view is None:
-            return dict(glance)
+            return row
         return {
-            **glance,
+            **row,
             "resident": sorted(m.name for m in view.models.values() if m.state == "resident"),
             "loading": [dataclasses.asdict(one) for one in view.loading.values()],
             "load": dataclasses.asdict(view.load),
@@ -351,6 +369,9 @@ class _Desk:
         result = await self._ask(worker, verb, args, seconds)
         await self._administration.noted(f"worker.{verb}", worker, by)
         return result
+
+    async def label(self, name: str, labels: Mapping[str, str], seen: int | None, by: str) -> dict[str, Any]:
+        return await self._administration.worker_labels.put(name, labels, expected=seen, by=by)
 
     async def about(
         self, body: OrderBody, verb: str, args: Mapping[str, Any], by: str, *, seconds: float = ORDER_S

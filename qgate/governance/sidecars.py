@@ -200,6 +200,7 @@ class Sidecars:
             "expires_at": iso(row["expires_at"]),
             "connected": address is not None,
             "address": address,
+            **({"labels": row["labels"]} if row["role"] == "daemon" else {}),
         }
 
 

@@ -60,6 +60,7 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "budget": ("id", "soft", "hard", "currency"),
     "alias": ("name", "target"),
     "price": ("model", "own", "input", "output", "cached", "request", "currency", "source"),
+    "worker": ("name", "labels"),
     "pool": ("name", "kind", "fingerprint", "state", "level", "position", "permissions", "named"),
 }
 """What is configured of each kind, as its rows show it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -66,6 +67,13 @@ async def put_node(connection: Connection, node: Node, *, fingerprint: str, expi
         node.enrolled_at,
         expires_at,
         node.owner,
+    )
+
+
+async def label_node(connection: Connection, name: str, labels: Mapping[str, str]) -> None:
+    """Replace the labels of the node that holds `name`."""
+    await connection.execute(
+        "UPDATE nodes SET labels = $2 WHERE name = $1 AND revoked_at IS NULL", name, dict(labels)
     )
 
 

@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+from meshctl.errors import GateError
 from tests.kit.mesh import Mesh
 from tests.kit.process import wait_until
 from tests.tui.conftest import Open
@@ -185,3 +188,40 @@ async def test_an_order_is_scheduled_and_cancelled_and_automations_are_switched(
         await at.told("Taken back")
         assert mesh.control.get("/automations/migrations")["on"] is True
     assert audited(mesh, "order.cancel")["detail"]["name"] == str(number)
+
+
+async def test_a_worker_is_labelled_found_by_it_and_taken_back(visit_mesh: Open, mesh: Mesh) -> None:
+    async with visit_mesh("workers", size=(160, 40)) as at:
+        await at.sees("1 of 1")
+        await at.press("b")
+        await at.type("site=lyon, rack=b2")
+        await at.press("enter")
+        await at.told("gpu-1 is labelled.")
+        assert mesh.control.get("/workers/gpu-1")["labels"] == {"site": "lyon", "rack": "b2"}
+        await at.sees("rack=b2 site=lyon")
+        await at.type("/-l site=paris")
+        await at.sees("0 of 1")
+        await at.press("escape")
+        await at.type("/-l site=lyon")
+        await at.press("enter")
+        await at.sees("1 of 1")
+        await at.press("b")
+        await at.type("rack-")
+        await at.press("enter")
+        await at.until(lambda: mesh.control.get("/workers/gpu-1")["labels"] == {"site": "lyon"})
+        await at.until(lambda: "rack=b2" not in at.text())
+        await at.press("u")
+        await at.sees("meshctl worker label gpu-1 rack=b2")
+        await at.press("y")
+        await at.told("Taken back")
+        assert mesh.control.get("/workers/gpu-1")["labels"] == {"site": "lyon", "rack": "b2"}
+    entry = audited(mesh, "worker.label")["detail"]
+    assert entry["before"]["labels"] != entry["after"]["labels"]
+    assert entry["by"].startswith("uid=")
+    stale = {"If-Match": '"12"'}
+    with pytest.raises(GateError, match="is not what you saw"):
+        mesh.control.call("PUT", "/workers/gpu-1/labels", body={"labels": {}}, headers=stale)
+    with pytest.raises(GateError, match="cannot be a label's key"):
+        mesh.control.put("/workers/gpu-1/labels", {"labels": {"a b": "c"}})
+    with pytest.raises(GateError, match="there is no worker"):
+        mesh.control.put("/workers/nobody/labels", {"labels": {}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from meshctl import worker_view
+from meshctl.errors import UsageError
 from meshctl.tui.declare import (
     Action,
     Call,
@@ -18,12 +19,12 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Values, t
+from meshctl.tui.fields import Field, Form, Kind, Values, t
 from meshctl.tui.offers import fingerprint, offer_form, offered
-from meshctl.view import text
 
 DRAIN: Final = "/workers/{name}/drain"
 UNDRAIN: Final = "/workers/{name}/undrain"
+LABELS: Final = "/workers/{name}/labels"
 
 
 def _away(worker: Record) -> str:
@@ -70,12 +71,26 @@ def _amended(worker: Record, change: Record) -> Record:
     return {**worker, **{key: change[key] for key in kept if key in change}, "load": load}
 
 
-def _labels(value: Any) -> str:
-    return (
-        " ".join(f"{key}={one}" for key, one in value.items()) or "-"
-        if isinstance(value, dict)
-        else text(value)
-    )
+def changed_labels(worker: Record, values: Values) -> dict[str, str]:
+    """A worker's labels after what was typed: key=value sets one, key- takes it away."""
+    labels = dict(worker.get("labels") or {})
+    for change in values.get("labels") or ():
+        key, equals, value = str(change).partition("=")
+        if equals and key:
+            labels[key] = value
+        elif str(change).endswith("-") and len(str(change)) > 1:
+            labels.pop(str(change)[:-1], None)
+        else:
+            raise UsageError(f'"{change}" is no label.', hint="write key=value, or key- to take it away")
+    return labels
+
+
+def _labels_back(worker: Record, values: Values, _reply: Any) -> Call:
+    before, after = dict(worker.get("labels") or {}), changed_labels(worker, values)
+    words = [f"{key}={value}" for key, value in before.items() if after.get(key) != value]
+    words += [f"{key}-" for key in after if key not in before]
+    command = " ".join(["meshctl worker label", str(worker["name"]), *words])
+    return Call("PUT", filled(LABELS, worker), {"labels": before}, cli=command, label=t("Label"))
 
 
 ACTIONS: Final = (
@@ -122,6 +137,34 @@ ACTIONS: Final = (
         confirm=Confirm.ASK,
         undo=_home,
         done=t("{name} goes there."),
+    ),
+    Action(
+        "worker.label",
+        "b",
+        t("Label"),
+        "PUT",
+        LABELS,
+        "meshctl worker label {name}",
+        Role.OPERATOR,
+        form=Form(
+            t("Label"),
+            (
+                Field(
+                    "labels",
+                    t("Labels"),
+                    Kind.LIST,
+                    required=True,
+                    help=t("site=lyon sets one, site- takes it away; several with commas"),
+                    option="",
+                ),
+            ),
+            t("/-l site=lyon finds those that have it."),
+        ),
+        body=lambda worker, values: {"labels": changed_labels(worker, values)},
+        against=lambda worker: t("It is another pool's.") if "labels" not in worker else "",
+        version="labels_version",
+        undo=_labels_back,
+        done=t("{name} is labelled."),
     ),
     Action(
         "worker.probe",
@@ -197,7 +240,7 @@ SECTION: Final = Section(
                     vram_used={"least": 90},
                     resident={"least": 90, "most": 40},
                 ),
-                Column("LABELS", "labels", _labels, least=150),
+                Column("LABELS", "labels", worker_view.labels, least=110),
             ),
             ACTIONS,
             topic="workers",
@@ -221,6 +264,7 @@ SECTION: Final = Section(
                 threads={"least": 100},
                 bandwidth={"least": 90},
                 resident={"least": 130},
+                labels={"least": 140},
             ),
             ACTIONS,
             topic="workers",
