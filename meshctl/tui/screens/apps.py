@@ -255,7 +255,7 @@ def usage_of(app: Record) -> TablePane:
         "/usage",
         columns_of(finops_view.USAGE_COLUMNS, tokens_out={"least": 70}, last_at={"least": 100}),
         key="id",
-        every=10.0,
+        every=30.0,
         query={"app": app["name"], "by": "model"},
         cli=f"meshctl receipt usage --app {app['name']} --by model",
         empty=t("It has asked for nothing yet."),

@@ -420,7 +420,7 @@ USAGE: Final = TablePane(
         ),
     ),
     key="id",
-    every=10.0,
+    every=30.0,
     items=_by,
     switches=(
         Switch("e", t("by model"), {"by": "model"}),
