@@ -23,7 +23,7 @@ class CardView(DocumentView):
             self.set_interval(self.card.every, self._on_time)
 
     def _on_time(self) -> None:
-        if self.room.in_front(self):
+        if self.room.in_front(self) and self.room.app_focus:
             self.reload()
 
     def tables_of(self, document: Any) -> Sequence[Any]:

@@ -66,7 +66,8 @@ class TableView(PaneView):
             self.set_interval(self.table.every, self._on_time)
 
     def _on_time(self) -> None:
-        if self.room.in_front(self):
+        searches = self.table.back and bool(self.filter)  # the gate would walk far back each time
+        if self.room.in_front(self) and self.room.app_focus and not searches:
             self.reload()
 
     def on_resize(self) -> None:

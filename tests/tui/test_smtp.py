@@ -110,6 +110,36 @@ async def test_a_port_that_cannot_be_comes_back_to_its_field(visit_mesh: Open, m
     assert smtp(mesh)["from"] == ""
 
 
+async def test_what_a_server_may_answer_to_a_test(visit_mesh: Open, mesh: Mesh, tmp_path: Path) -> None:
+    """Greylisting, encryption that is not there, a certificate that nobody vouches for, nobody at all."""
+    (tmp_path / "tls").mkdir()
+    async with (
+        mail_server(tmp_path) as plain,
+        mail_server(tmp_path / "tls", tls="starttls") as encrypted,
+        visit_mesh("smtp", size=(120, 40)) as at,
+    ):
+        plain.greylist = 1
+        cases = (
+            ({"port": plain.port, "tls": "none"}, "451 4.7.1"),
+            ({"port": plain.port, "tls": "starttls"}, "STARTTLS"),
+            ({"port": encrypted.port, "tls": "starttls"}, "certificate"),
+            ({"port": 1, "tls": "none"}, "cannot be reached"),
+        )
+        for changes, said in cases:
+            whole = {"host": "localhost", "from": "mesh@example.org", **changes}
+            await asyncio.to_thread(mesh.control.put, "/smtp", whole)
+            await at.press("r")
+            await at.sees(str(changes["port"]))
+            await at.press("t")
+            await at.sees("To *")
+            await at.type("ops@example.org")
+            await at.press("ctrl+s")
+            await at.sees("FAILED", said)
+            await at.press("escape")
+        assert (plain.letters, encrypted.letters) == ([], [])
+    mesh.control.put("/smtp", {"host": "", "from": "", "port": 587, "tls": "starttls"})
+
+
 async def test_somebody_is_told_and_told_no_more(visit_mesh: Open, mesh: Mesh) -> None:
     async with visit_mesh("smtp") as at:
         await at.press("2")
