@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from meshctl import view
@@ -26,6 +26,16 @@ CARD: Final = (
     view.Column("for the pool", "pool"),
     view.Column("installed by", "installed_by"),
     view.Column("ends with it", "ends"),
+)
+
+NEVER: Final = (
+    "queries, requests to models, failover, replication",
+    "accounts that exist, and all that they may do",
+)
+WITHOUT: Final = (
+    "everything works, and any number of accounts can be added",
+    "a licence adds what only a vendor can give, such as white-label, and has so many seats",
+    "whose licences count here: the setting licence.vendors; then: meshctl license install FILE",
 )
 
 
@@ -59,17 +69,14 @@ def licence(row: Mapping[str, Any]) -> list[view.Table]:
     card.pop("ends", None)
     tables = [licence_card(card)]
     if found := warnings(row):
-        tables.append(view.Table(("",), tuple((one,) for one in found), title="Warnings"))
+        tables.append(_said("Warnings", found))
     if ends := row.get("ends"):
-        tables.append(view.Table(("",), tuple((str(one),) for one in ends), title="What ends with it"))
-        tables.append(
-            view.Table(
-                ("",),
-                (
-                    ("queries, requests to models, failover, replication",),
-                    ("accounts that exist, and all that they may do",),
-                ),
-                title="What never does",
-            )
-        )
+        tables.append(_said("What ends with it", ends))
+        tables.append(_said("What never does", NEVER))
+    if row.get("state") == "none":
+        tables.append(_said("Without a licence", WITHOUT))
     return tables
+
+
+def _said(title: str, lines: Sequence[str]) -> view.Table:
+    return view.Table(("",), tuple((str(one),) for one in lines), title=title)

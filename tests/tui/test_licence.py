@@ -44,7 +44,7 @@ async def test_a_licence_is_verified_installed_and_removed(
 ) -> None:
     soon = vendor.file("soon", ends=20)
     async with visit_mesh("licence") as at:
-        await at.sees("state", "none", "seats used", "What never does")
+        await at.sees("state", "none", "seats used", "Without a licence", "licence.vendors")
         await at.press("delete")
         await at.told("No licence is installed.")
         await at.press("v")
@@ -60,7 +60,7 @@ async def test_a_licence_is_verified_installed_and_removed(
         await at.sees("Install this licence?", "Example Ltd", "PUT /licence", "meshctl license install")
         await at.press("y")
         await at.told("The licence is installed.")
-        await at.sees("0 of 25", "It ends in 20 days")
+        await at.sees("0 of 25", "It ends in 20 days", "What ends with it", "What never does")
         shown = mesh.control.get("/licence")
         assert (shown["state"], shown["seats"], shown["id"]) == ("valid", 25, "soon")
         assert audited(mesh, "licence.install", name="Example Ltd")
