@@ -95,9 +95,11 @@ async def fill(at: Visit, text: object) -> None:
     await at.press("enter")
 
 
-async def test_pairing_by_files(pools: tuple[Mesh, Mesh], tmp_path: Path) -> None:
+async def test_an_offer_is_answered_over_the_network_and_called_off(
+    pools: tuple[Mesh, Mesh], tmp_path: Path
+) -> None:
     hq, gpu = pools
-    offer, answer, confirm = (tmp_path / f"{name}.json" for name in ("offer", "answer", "confirm"))
+    offer = tmp_path / "offer.json"
     async with (
         at_pool(hq, "federation", tmp_path) as here,
         at_pool(gpu, "federation", tmp_path) as there,
@@ -107,6 +109,44 @@ async def test_pairing_by_files(pools: tuple[Mesh, Mesh], tmp_path: Path) -> Non
         await here.sees("It has no name yet.")
         await here.type("hq")
         await here.press("ctrl+s")
+        await here.sees("Offer to pair", "< true >")
+        await here.press("enter", "enter")
+        await fill(here, offer)
+        await here.press("ctrl+s")
+        await here.sees("This goes on by itself once it is answered")
+        await here.press("delete")
+        await here.told("Nobody has answered it")
+        await there.press("b")
+        await there.sees("Answer an offer")
+        await drop(there, f"file://{offer}")
+        await there.press("ctrl+s")
+        await there.sees("Read this to the admin of hq:")
+        await here.sees("Read this to the admin of gpu:")
+        await here.press("escape", "2")
+        await here.sees("gpu", "offerer", "confirmed")
+        await here.press("enter")
+        await here.sees("Federation › gpu", "Read this to the admin of gpu:")
+        for at, other in ((here, "gpu"), (there, "hq")):
+            await at.press("delete")
+            await at.sees(f"Call the pairing with {other} off?")
+            await at.type(other)
+            await at.press("enter")
+            await at.told(f"The pairing with {other} is called off.")
+            await at.sees("It is over: it was called off here")
+    assert peer(hq, "gpu")["state"] == "unpaired"
+    assert audited(hq, "pool.unpair", lambda one: one["name"] == "gpu")
+    assert audited(hq, "pool.name", lambda one: one["name"] == "hq")
+
+
+async def test_pairing_by_files(pools: tuple[Mesh, Mesh], tmp_path: Path) -> None:
+    hq, gpu = pools
+    offer, answer, confirm = (tmp_path / f"{name}.json" for name in ("offer", "answer", "confirm"))
+    async with (
+        at_pool(hq, "federation", tmp_path) as here,
+        at_pool(gpu, "federation", tmp_path) as there,
+    ):
+        await here.sees("gpu", "unpaired")
+        await here.press("a")
         await here.sees("Offer to pair", "POST /pairings/offer", "= meshctl pool pair offer")
         await here.press("left", "enter", "enter")
         await fill(here, offer)
@@ -168,7 +208,6 @@ async def test_pairing_by_files(pools: tuple[Mesh, Mesh], tmp_path: Path) -> Non
     await eventually(lambda: peer(hq, "gpu")["link"] == "up", "a link")
     assert [row["name"] for row in command(hq, "pool", "list")["peers"]] == ["gpu"]
     assert audited(hq, "pool.trust", lambda one: one["after"]["level"] == 2)
-    assert audited(hq, "pool.name", lambda one: one["name"] == "hq")
     assert audited(gpu, "pool.answer")
 
 

@@ -182,7 +182,6 @@ SECTION: Final = Section(
             (OFFER, ANSWER, CONFIRM, FINISH),
             key="id",
             name="peer.name",
-            topic="pools",
             about=("peer", "pool"),
             every=2.0,
             drill=pairing_pane,
