@@ -176,10 +176,12 @@ async def test_a_person_is_added_changed_disabled_and_given_an_app(visit_mesh: O
         await at.press("ctrl+s")
         await at.told("The app is nobody's now.")
         assert person(mesh, carol["id"])["apps"] == []
-        mesh.control.call("PATCH", f"/people/{carol['id']}", body={"note": "meanwhile"})
         await at.press("e")
         await at.sees("Change: Carol")
-        await at.press("escape")
+        mesh.control.call("PATCH", f"/people/{carol['id']}", body={"note": "meanwhile"})
+        await at.press("enter", "enter", "x", "ctrl+s")
+        await at.told(f"{carol['id']} was changed by uid=")
+        assert (person(mesh, carol["id"])["team"], person(mesh, carol["id"])["note"]) == ("", "meanwhile")
     for what in ("people.add", "people.change", "people.own", "people.disable", "people.enable"):
         assert traced(mesh, what, name=carol["id"])
     assert "carol@" not in json.dumps(mesh.control.items("/audit", {"limit": 500}))
