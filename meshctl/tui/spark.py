@@ -25,6 +25,24 @@ def sparkline(values: Sequence[float | None], width: int, *, ascii_only: bool = 
     return text.rjust(width)
 
 
+def area(values: Sequence[float | None], width: int, height: int, *, ascii_only: bool = False) -> list[str]:
+    """The last ``width`` values as ``height`` lines, the uppermost first, scaled from zero to the largest."""
+    marks = ASCII if ascii_only else BLOCKS
+    shown = list(values)[-width:] if width > 0 else []
+    top = max((value for value in shown if value is not None), default=0.0)
+    steps = len(marks)
+    levels = [
+        0 if value is None or top <= 0 else round(max(0.0, value) / top * height * steps) for value in shown
+    ]
+    lines = []
+    for row in range(height - 1, -1, -1):
+        base = row * steps
+        ground = marks[0] if row == 0 else " "
+        text = "".join(ground if level <= base else marks[min(level - base, steps) - 1] for level in levels)
+        lines.append(text.rjust(width))
+    return lines
+
+
 def bar(share: float | None, width: int, *, ascii_only: bool = False) -> str:
     """A part of one as a bar; nothing known is an empty one."""
     full, rest = ("#", ".") if ascii_only else ("█", "░")

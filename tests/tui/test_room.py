@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,3 +227,20 @@ async def test_a_picture_of_the_screen(visit: Open, tmp_path: Path, monkeypatch:
         await at.press("ctrl+s")
         await at.told("Written")
     assert next(tmp_path.glob("meshctl-overview-*.svg")).read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("size", [(120, 40), (200, 60)])
+async def test_a_large_overview_has_charts_who_asks_most_and_where_everything_is(
+    visit: Open, gate: RoomGate, size: tuple[int, int]
+) -> None:
+    def usage(query: Mapping[str, str], _body: Any) -> tuple[int, Any]:
+        row = {"requests": 120, "cost": "1.20", "currency": "EUR"}
+        return listed(*({**row, "name": f"{query['by']}-{n}"} for n in range(8)))
+
+    gate.answers["GET /usage"] = usage
+    async with visit(size=size) as at:
+        await at.sees("Busiest models", "model-4", "Busiest apps", "app-4", "1.20 EUR")
+        await at.sees("target_dead: lyon", "node.cert ends in", "85%", "B Branding", "P Sign-up")
+        lines = at.text().splitlines()
+        assert "Sign-up" in lines[-2]
+        assert sum("█" in line for line in lines) > size[1] / 3

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from rich.cells import cell_len
 from textual.app import ComposeResult
 
 from meshctl import view
-from meshctl.tui import spark
-from meshctl.tui.declare import OwnPane, Section, state_of
+from meshctl.tui import jumping, sections, spark
+from meshctl.tui.declare import Action, OwnPane, Record, Role, Section, state_of
 from meshctl.tui.fields import t
 from meshctl.tui.layout import clean
 from meshctl.tui.pager import Line, Pager, Piece, plain
 from meshctl.tui.pane import PaneView
 from meshctl.tui.screens.audit import AUDIT
+from tunnel_proto.errors import MeshError
+
+if TYPE_CHECKING:
+    from meshctl.tui.room import Room
 
 WIDE: Final = 110
 """From this width on, two columns."""
-INCIDENTS_SHOWN: Final = 5
+INCIDENTS_SHOWN: Final = 20
+"""Incidents asked for; as many are shown as there is room for."""
+TALL: Final = 34
+"""From this height on, rates are drawn over several lines."""
+BUSIEST_S: Final = 86_400.0
+"""Of how long the busiest models and apps are."""
+BUSIEST_EVERY_S: Final = 60.0
+CERTIFICATES_SHOWN: Final = 4
+CHARTS: Final = frozenset({"requests_s", "queries_s", "tokens_s", "errors_s"})
 
 RATES: Final = (
     ("requests_s", t("requests/s")),
@@ -43,6 +57,15 @@ class OverviewView(PaneView):
         super().__init__(pane)
         self.document: Mapping[str, Any] | None = None
         self.incidents: Sequence[Mapping[str, Any]] = ()
+        self.busiest: dict[str, Sequence[Mapping[str, Any]]] = {}
+
+    def on_mount(self) -> None:
+        """Who uses most is asked for rarely."""
+        self.set_interval(BUSIEST_EVERY_S, self._on_time)
+
+    def _on_time(self) -> None:
+        if self.room.in_front(self):
+            self.reload()
 
     def compose(self) -> ComposeResult:
         """One text."""
@@ -54,6 +77,14 @@ class OverviewView(PaneView):
         self.room.glance(self.document or {})
         reply = await self.room.desk.get("/incidents", {"limit": INCIDENTS_SHOWN})
         self.incidents = reply.get("items", [])[:INCIDENTS_SHOWN]
+        self._show()
+        since = time.time() - BUSIEST_S
+        for by in ("model", "app"):
+            with contextlib.suppress(MeshError):  # a gate without it
+                reply = await self.room.desk.get(
+                    "/usage", {"by": by, "since": since, "limit": 8, "sort": "-requests"}
+                )
+                self.busiest[by] = reply.get("items", [])
         self._show()
 
     def told(self, topic: str, data: Any) -> None:
@@ -74,8 +105,8 @@ class OverviewView(PaneView):
     def _show(self) -> None:
         if self.document is None or not self.is_mounted:
             return
-        picture = Picture(self, self.document, self.incidents, time.time())
-        self.query_one(Pager).fill(picture.lines(max(40, self.size.width - 4)))
+        picture = Picture(self, self.document, self.incidents, time.time(), self.busiest)
+        self.query_one(Pager).fill(picture.lines(max(40, self.size.width - 4), self.size.height))
 
     def extract(self) -> tuple[str, str]:
         """As it is drawn."""
@@ -96,22 +127,98 @@ class Picture:
     """The overview as lines; ``now`` in unix seconds."""
 
     def __init__(
-        self, pane: PaneView, document: Mapping[str, Any], incidents: Sequence[Mapping[str, Any]], now: float
+        self,
+        pane: PaneView,
+        document: Mapping[str, Any],
+        incidents: Sequence[Mapping[str, Any]],
+        now: float,
+        busiest: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
         self._say = pane.say
         self._ascii = pane.room.ascii_only
         self._of = document
         self._incidents = incidents
         self._now = now
+        self._busiest = busiest
 
-    def lines(self, width: int) -> list[Line]:
-        """All of it, in one column or two."""
+    def lines(self, width: int, height: int) -> list[Line]:
+        """All of it, in one column or two; the keys of the sections at the bottom where there is room."""
         left_width = width if width < WIDE else (width - 3) // 2
-        left = [*self._gate(), (), *self._rates(left_width), (), *self._workers(left_width)]
-        right = [*self._troubles(), (), *self._burn_down(min(left_width, 70)), (), *self._gates()]
+        right_width = min(left_width, 90)
+        tall = 1 if width < WIDE or height < TALL else min(5, 3 + (height - TALL) // 12)
+        left = [*self._gate(), (), *self._rates(left_width, tall), (), *self._workers(left_width)]
+        right = [
+            *self._troubles(INCIDENTS_SHOWN if height >= TALL else 5),
+            (),
+            *self._burn_down(right_width),
+            (),
+            *self._certificates(),
+            *self._gates(),
+        ]
         if width < WIDE:
-            return [*left, (), *right]
-        return beside(left, right, left_width)
+            return [*left, (), *right, (), *self._busy_ones(left_width), *self._legend(width)]
+        right += ((), *self._busy_ones(right_width))
+        lines = beside(left, right, left_width)
+        legend = self._legend(width)
+        free = height - len(lines) - len(legend)
+        return [*lines, *([()] * max(1, free)), *legend]
+
+    def _busy_ones(self, width: int) -> list[Line]:
+        """Who asked for most in the last day, models and apps."""
+        lines: list[Line] = []
+        room = max(8, min(24, width - 50))
+        titles = {"model": self._say("Busiest models"), "app": self._say("Busiest apps")}
+        for by, title in titles.items():
+            rows = self._busiest.get(by) or ()
+            if not rows:
+                continue
+            most = max(float(one.get("requests") or 0) for one in rows) or 1.0
+            lines.append(((title + "  ", "title"), (self._say("in the last day"), "muted")))
+            for one in rows[:5]:
+                count = float(one.get("requests") or 0)
+                cost = f"  {one.get('cost')} {one['currency']}" if one.get("currency") else ""
+                lines.append(
+                    (
+                        (f"  {_left(clean(str(one.get('name') or '-'))[:20], 20)} ", ""),
+                        (spark.bar(count / most, room, ascii_only=self._ascii), "busy"),
+                        (f" {_figure(count):>7}", ""),
+                        (cost, "muted"),
+                    )
+                )
+            lines.append(())
+        return lines
+
+    def _certificates(self, *, soon: bool = False) -> list[Line]:
+        """Those that end first; ``soon``: those that have to be renewed now, which are troubles."""
+        ends = sorted(
+            (
+                one
+                for one in self._of.get("certificates") or ()
+                if one.get("expires_at") and bool(one.get("expiring")) is soon
+            ),
+            key=lambda one: float(one["expires_at"]),
+        )
+        lines: list[Line] = []
+        for one in ends[:CERTIFICATES_SHOWN]:
+            left = view.span(max(0.0, float(one["expires_at"]) - self._now))
+            text = self._say("{name} ends in {span}", name=clean(str(one.get("name"))), span=left)
+            lines.append(((f"  {text}", "warn" if soon else "muted"),))
+        return lines if soon or not lines else [((self._say("Certificates"), "title"),), *lines, ()]
+
+    def _legend(self, width: int) -> list[Line]:
+        """Where everything is, for whoever is new here."""
+        lines: list[Line] = [()]
+        pieces: list[Piece] = []
+        used = 0
+        for entry in sections.present():
+            title = self._say(entry.title)
+            size = cell_len(title) + 4
+            if used + size > width and pieces:
+                lines.append(tuple(pieces))
+                pieces, used = [], 0
+            pieces += [(entry.key, "key"), (f" {title}  ", "muted")]
+            used += size
+        return [*lines, tuple(pieces)]
 
     def _gate(self) -> list[Line]:
         pool, gate, peers = (self._of.get(key) or {} for key in ("pool", "gate", "peers"))
@@ -127,7 +234,7 @@ class Picture:
             )
         ]
 
-    def _rates(self, width: int) -> list[Line]:
+    def _rates(self, width: int, tall: int) -> list[Line]:
         series = self._of.get("series") or {}
         names = [(key, self._say(name)) for key, name in RATES]
         label = max(cell_len(name) for _, name in names)
@@ -139,7 +246,11 @@ class Picture:
             if not isinstance(value, int | float):
                 value = values[-1] if values else 0
             bad = key == "errors_s" and value > 0
-            drawn = spark.sparkline(values, room, ascii_only=self._ascii)
+            if tall > 1 and key in CHARTS:
+                *above, drawn = spark.area(values, room, tall, ascii_only=self._ascii)
+                lines += [((" " * (label + 10), ""), (one, "bad" if bad else "busy")) for one in above]
+            else:
+                drawn = spark.sparkline(values, room, ascii_only=self._ascii)
             lines.append(
                 (
                     (_left(name, label) + " ", "key"),
@@ -187,7 +298,7 @@ class Picture:
                 )
         return lines
 
-    def _troubles(self) -> list[Line]:
+    def _troubles(self, most: int) -> list[Line]:
         counts = self._of.get("incidents") or {}
         opened, acknowledged = counts.get("open", 0), counts.get("acknowledged", 0)
         lines: list[Line] = [
@@ -197,21 +308,29 @@ class Picture:
                 (f"   {self._say('{count} looked after', count=acknowledged)}", ""),
             )
         ]
-        for one in self._incidents:
+        for one in self._incidents[:most]:
             text = f"{one.get('kind')}: {one.get('subject')}"
             lines.append(
-                ((f"  {one.get('id'):>5} ", "muted"), (clean(text), _role(str(one.get("severity")))))
+                (
+                    (f"  {one.get('id'):>5} ", "muted"),
+                    (f"{self._age(one.get('opened_at')):>9}  ", "muted"),
+                    (clean(text), _role(str(one.get("severity")))),
+                )
             )
         for name, problem in (self._of.get("problems") or {}).items():
             lines.append(((f"  {clean(name)}: {clean(str(problem))}", "bad"),))
         if store := self._of.get("store"):
             lines.append(((f"  {self._say('the store: {problem}', problem=clean(str(store)))}", "bad"),))
-        for one in self._of.get("certificates") or ():
-            if one.get("expiring"):
-                left = view.span(max(0, float(one.get("expires_at") or 0) - self._now))
-                text = self._say("{name} ends in {span}", name=one.get("name"), span=left)
-                lines.append(((f"  {text}", "warn"),))
-        return lines
+        return [*lines, *self._certificates(soon=True)]
+
+    def _age(self, opened_at: Any) -> str:
+        """How long something has been so."""
+        if isinstance(opened_at, str):
+            try:
+                opened_at = datetime.fromisoformat(opened_at).timestamp()
+            except ValueError:
+                return ""
+        return view.span(max(0.0, self._now - opened_at)) if isinstance(opened_at, int | float) else ""
 
     def _burn_down(self, width: int) -> list[Line]:
         cost = "  ".join(
@@ -291,11 +410,35 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
+def leads(key: str, label: str, word: str, cli: str) -> Action:
+    """A key that goes to where more is known of a part of this picture, as ``:word`` does."""
+
+    def go(room: Room, _records: Sequence[Record]) -> None:
+        room.run_worker(jumping.go(room, word), group="move")
+
+    return Action(
+        f"overview.{word}", key, label, "GET", f"/{word}", cli, Role.VIEWER, opens=go, row=False, bulk=False
+    )
+
+
+LEADS: Final = (
+    leads("w", t("Workers"), "workers", "meshctl worker list"),
+    leads("i", t("Incidents"), "incidents", "meshctl incident list"),
+    leads("b", t("Budgets"), "budgets", "meshctl budget list"),
+    leads("v", t("Receipts"), "receipts", "meshctl receipt list"),
+    leads("p", t("Apps"), "apps", "meshctl app list"),
+    leads("e", t("Databases"), "databases", "meshctl db list"),
+    leads("o", t("Sidecars"), "sidecars", "meshctl sidecar list"),
+)
+
 SECTION: Final = Section(
     "overview",
     "Overview",
     "O",
-    (OwnPane("overview", t("Overview"), OverviewView, topic="overview", cli="meshctl status"), AUDIT),
+    (
+        OwnPane("overview", t("Overview"), OverviewView, LEADS, topic="overview", cli="meshctl status"),
+        AUDIT,
+    ),
     about=t("How the pool is, at a glance, and how that went in the last minute."),
     page="operations.md",
 )
