@@ -124,7 +124,9 @@ def jobs(row: Record) -> str:
 
 
 def worker(row: Record) -> dict[str, Any]:
-    """A worker of any pool as a line."""
+    """A worker of any pool as a line; a pool that did not answer has nothing but its reason."""
+    if row.get("missing"):
+        return dict(row)
     draining = row.get("draining") and row.get("state") == "present"
     return {**row, "jobs": jobs(row), "state": "draining" if draining else row.get("state")}
 
