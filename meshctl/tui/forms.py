@@ -120,7 +120,9 @@ class FormScreen(Modal):
                 return Input(text, select_on_focus=False)
 
     def on_mount(self) -> None:
-        """Begin at the first field, or at the one that the gate complains of."""
+        """Begin at what the gate complains of, else at the first field, past what is filled in for one
+        that has to be: nobody types a password behind a name that stands there.
+        """
         super().on_mount()
         for field in self.form.fields:
             if re.search(rf"(?<![\w.]){re.escape(field.name)}:", self.problem):
@@ -128,8 +130,14 @@ class FormScreen(Modal):
                 break
         else:
             if self.form.fields:
-                self.widgets[self.form.fields[0].name].focus()
+                self.widgets[self._first().name].focus()
         self._show_request()
+
+    def _first(self) -> Field:
+        """Where to begin."""
+        fields = self.form.fields
+        empty = next((one for one in fields if not _text(self.widgets[one.name])), None)
+        return empty if empty is not None and empty.required else fields[0]
 
     def on_resize(self) -> None:
         """The fields scroll where there is no room, so that the request and the keys are always seen."""
