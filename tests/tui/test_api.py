@@ -229,8 +229,9 @@ async def test_a_key_its_scopes_a_budget_and_what_was_used(visit_mesh: Open, mes
 async def test_a_sidecar_is_looked_at_and_an_app_revoked(visit_mesh: Open, mesh: Mesh) -> None:
     mesh.add_database("kept", "postgresql://nobody:x@127.0.0.1:9/kept", check=False)
     mesh.control.post("/apps", {"name": "old", "databases": ["kept"], "policy": {"models": ["*"]}})
-    async with visit_mesh("api", size=(120, 40)) as at:
-        await at.press("4")
+    async with visit_mesh("overview", size=(120, 40)) as at:
+        await at.sees("w Workers", "o Sidecars")
+        await at.press("o")
         await at.sees("app-host", "sidecar", "active")
         await at.press("v")
         await at.sees("app-host: Tunnels", "RTT")
