@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
+import unicodedata
 from pathlib import Path
 
 from meshctl.errors import RefusedError, UsageError
@@ -15,6 +16,11 @@ SECRET_MAX = 1 << 20
 def printable(text: str) -> str:
     """Text of any origin, fit for a terminal: a worker's or a pool's words may hold no escape sequence."""
     return "".join(one if one.isprintable() or one in "\n\t" else "·" for one in text)
+
+
+def uncontrolled(text: str) -> str:
+    """Text that is somebody's content, without control characters but for line ends and tabs."""
+    return "".join("·" if unicodedata.category(one) == "Cc" and one not in "\n\t" else one for one in text)
 
 
 def note(message: str) -> None:

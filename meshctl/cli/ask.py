@@ -14,7 +14,7 @@ from meshctl.client import find_socket
 from meshctl.errors import UnreachableError, UsageError
 from meshctl.render import Output, machine_text, write
 from meshctl.surface import Surface
-from meshctl.terminal import note, read_secret
+from meshctl.terminal import note, read_secret, uncontrolled
 from tunnel_proto.request import RequestSyntaxError, canonical, is_request, parse
 from tunnel_proto.tasks import TASKS
 
@@ -178,6 +178,7 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def _stream(surface: Surface, path: str, body: dict[str, Any], *, verbose: bool) -> None:
+    """Print an answer as it comes; a terminal gets no control sequence that a model made up."""
     last: dict[str, Any] = {}
     finish, ended = "", True
     for event in surface.events(path, body):
@@ -189,7 +190,7 @@ def _stream(surface: Surface, path: str, body: dict[str, Any], *, verbose: bool)
             piece = delta.get("content") or choice.get("text") or ""
             if piece:
                 ended = piece.endswith("\n")
-                sys.stdout.write(piece)
+                sys.stdout.write(uncontrolled(piece) if sys.stdout.isatty() else piece)
                 sys.stdout.flush()
     if not ended:
         write("")

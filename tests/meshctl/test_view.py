@@ -4,7 +4,7 @@ import pytest
 
 from meshctl import view
 from meshctl.render import plain, print_table
-from meshctl.terminal import note
+from meshctl.terminal import note, uncontrolled
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,9 @@ def test_no_escape_sequence_reaches_a_terminal(
     shown, told = capsys.readouterr()
     assert "Epyc·]0;owned·· 9654" in shown
     assert told == "the worker said ·2J, and went on:\n\tso\n"
+
+
+def test_a_models_words_bring_no_control_sequence_to_a_terminal() -> None:
+    assert uncontrolled("\x1b]0;title\x07a\tb\n\x9b2J") == "·]0;title·a\tb\n·2J"
+    family = "\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN} naïve 漢字"
+    assert uncontrolled(family) == family
