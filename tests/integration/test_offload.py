@@ -50,6 +50,20 @@ def pools() -> Iterator[tuple[Mesh, Mesh, str]]:
             yield hq, gpu, hq.add_models_app("web")
 
 
+def stay_at_home(hq: Mesh, gpu: Mesh) -> None:
+    """Keep hq's sidecar from asking gpu itself where hq's gate is away."""
+    hq.control.put("/failover/mode", {"mode": "manual"})
+    wait_until(
+        lambda: (
+            ("app-host", "manual")
+            in {(row["node"], row["mode"]) for row in gpu.control.get("/failover")["nodes"]}
+        ),
+        timeout_s=30,
+        what="the sidecar that has heard that it waits for an order",
+        every_s=0.05,
+    )
+
+
 def chat(hq: Mesh, key: str, **fields: Any) -> Streaming:
     body = {
         "model": MODEL,
@@ -110,10 +124,11 @@ def test_the_gate_that_had_asked_dies_in_the_middle(pools: tuple[Mesh, Mesh, str
     trust(hq, "gpu", 2)
     trust(gpu, "hq", 2)
     wait_offered(hq, "offered")
+    stay_at_home(hq, gpu)
     stream = chat(hq, key, max_tokens=300).until(4)
     hq.gate.kill()
-    stream.end().check_broken()
     hq.gate.start()
+    stream.end().check_broken()
     wait_until(
         lambda: any("recovered" in one for one in hq.control.items("/receipts")),
         timeout_s=60,
