@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.error import HTTPError
@@ -18,6 +19,7 @@ from tests.kit.model_server import running_apis
 from tests.kit.process import wait_until
 from tests.qgate.model_api import ModelApi
 from tests.tui.conftest import Open
+from tests.tui.terminal import MESHCTL
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,12 @@ async def eventually(condition: Callable[[], bool], what: str) -> None:
 def rows(mesh: Mesh, path: str) -> dict[str, dict[str, Any]]:
     """A list of the control API by name."""
     return {str(row.get("name") or row.get("id")): row for row in mesh.control.items(path)}
+
+
+def printed(mesh: Mesh, *words: str) -> Any:
+    """What a command prints as JSON."""
+    argv = [str(MESHCTL), *words, "-o", "json", "--socket", str(mesh.gate.directory / "admin.sock")]
+    return json.loads(subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout)
 
 
 def asked(mesh: Mesh, key: str) -> int:
@@ -221,6 +229,9 @@ async def test_a_key_its_scopes_a_budget_and_what_was_used(visit_mesh: Open, mes
             await at.told("is genuine: the pool signed it")
             await at.press("enter")
             await at.sees("tokens")
+    (used,) = printed(mesh, "receipt", "usage", "--by", "model")
+    assert (used["name"], used["requests"]) == ("tiny", 1)
+    assert [one["name"] for one in printed(mesh, "secret", "list") if one["kind"] == "provider"] == ["acme"]
     assert audited(mesh, "provider.add")["name"] == "acme"
     for what in ("app.policy", "app.key.revoke", "budget.set"):
         assert audited(mesh, what)
