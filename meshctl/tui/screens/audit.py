@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshctl import view
-from meshctl.client import Gate
+from meshctl.client import API, Gate
 from meshctl.errors import CheckError, UsageError
 from meshctl.tui.data import in_thread
 from meshctl.tui.declare import Action, Call, Column, Record, Result, Role, Switch, TablePane, items_of
@@ -48,8 +48,8 @@ def newest_first(reply: Any) -> list[Record]:
 def flat(entry: Record) -> Record:
     """An entry with what was done and by whom beside the rest."""
     detail = entry.get("detail") or {}
-    done = " ".join(str(detail[key]) for key in ("what", "name") if detail.get(key))
-    what = entry.get("fingerprint") or done or detail.get("reason") or detail.get("operation")
+    done = " ".join(str(detail[key]) for key in ("what", "name") if detail.get(key)).replace(API, "")
+    what = entry.get("fingerprint") or done or detail.get("reason") or detail.get("subject")
     if detail.get("why"):
         what = f"{what}: {detail['why']}"
     return {**entry, "what": what, "by": detail.get("by") or entry.get("app")}
@@ -58,17 +58,17 @@ def flat(entry: Record) -> Record:
 def entry(record: Record) -> list[view.Table]:
     """One entry as one reads it: its head, what changed from what to what, and its place in the chain."""
     detail = record.get("detail") or {}
-    times = {key: view.moment(record.get(key)) for key in HEAD if key.endswith("_at")}
+    times = {key: view.moment(record[key]) for key in HEAD if key.endswith("_at") and record.get(key)}
     head = {**{key: record.get(key) for key in HEAD}, **times}
     head |= {key: detail.get(key) for key in TOLD[:3]}
-    tables = [view.card({key.replace("_", " "): one for key, one in head.items() if one not in {None, ""}})]
+    tables = [view.card({key.replace("_", " "): one for key, one in head.items() if one})]
     if record.get("fingerprint"):
         tables.append(view.Table(("",), ((str(record["fingerprint"]),),), title="statement"))
     if rows := _changes(detail):
         tables.append(view.Table(("", "BEFORE", "AFTER"), rows, title="changed"))
     if rest := {key: value for key, value in detail.items() if key not in TOLD}:
         tables.append(view.card(rest, title="detail"))
-    tables.append(view.card({"hash": record.get("hash"), "after": record.get("prev")}, title="chain"))
+    tables.append(view.card({"hash": record.get("hash")}, title="chain"))
     return tables
 
 
