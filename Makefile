@@ -19,7 +19,7 @@ define llama
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-compiled check format compat sim fuzz-api reference soak bench bench-wire bench-idle bench-slow bench-capability bench-tui clean
+.PHONY: help dev test test-compiled check format compat sim fuzz-api reference soak bench bench-wire bench-idle bench-slow bench-capability bench-tui screenshots clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -102,6 +102,9 @@ bench-capability: $(BENCH)/.installed ## gateway, summaries, llama.cpp and the s
 
 bench-tui: $(STAMP) ## the control room through a pty: keys, section switches, idle CPU, memory
 	$(BIN)/python -m tests.bench.tui
+
+screenshots: $(STAMP) ## draw docs/screens/*.svg: the control room with generated data
+	$(BIN)/python tools/screenshots.py
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
