@@ -66,10 +66,10 @@ def licence(row: Mapping[str, Any]) -> list[view.Table]:
     seats, used = row.get("seats"), row.get("seats_used")
     if row.get("state") not in {None, "none"} and used is not None:
         card["seats_used"] = f"{used} of {seats}" if seats is not None else f"{used} of any number"
+        card.pop("seats", None)
     card.pop("ends", None)
-    tables = [licence_card(card)]
-    if found := warnings(row):
-        tables.append(_said("Warnings", found))
+    tables = [_said("Warnings", found)] if (found := warnings(row)) else []
+    tables.append(licence_card(card))
     if ends := row.get("ends"):
         tables.append(_said("What ends with it", ends))
         tables.append(_said("What never does", NEVER))
