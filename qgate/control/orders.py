@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from qgate.control.access import Role, require
+from qgate.control.access import require
 from qgate.control.bodies import Body
 from qgate.control.resources import By
 from qgate.control.seen import Reason
@@ -55,8 +55,7 @@ def routers(orders: Orders) -> tuple[APIRouter, ...]:
     @router.post("", status_code=201)
     async def add_order(body: OrderBody, request: Request, by: By) -> dict[str, Any]:
         """Have something done at a time; with ``dry_run`` say whether it could be done now."""
-        if body.what == "mode":
-            require(request, Role.ADMIN)
+        require(request, orders.role(body.what))
         now = orders.office.clock()
         at = body.at if body.at is not None else now + (body.in_s or 0.0)
         return await orders.add(
@@ -66,8 +65,7 @@ def routers(orders: Orders) -> tuple[APIRouter, ...]:
     @router.delete("/{number}")
     async def cancel_order(number: Number, request: Request, by: By) -> dict[str, Any]:
         """Let it not be done."""
-        if (await orders.show(number))["what"] == "mode":
-            require(request, Role.ADMIN)
+        require(request, orders.role((await orders.show(number))["what"]))
         return await orders.cancel(number, by=by)
 
     return (router,)

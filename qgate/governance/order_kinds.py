@@ -10,6 +10,7 @@ from qgate.federation.movement import Movement
 from qgate.governance.office import Office
 from qgate.governance.orders import Kind
 from qgate.governance.preferences import Preferences
+from qgate.governance.principal import Role
 from qgate.governance.problems import InvalidRequestError, UnknownNameError
 from tunnel_proto.roster import ORDER_NODES_MAX
 
@@ -100,7 +101,8 @@ class _Mode:
         self._preferences = preferences
 
     def kind(self) -> Kind:
-        return Kind("mode", "let nodes move by themselves, or not", self.check, self.able, self.do)
+        described = "let nodes move by themselves, or not"
+        return Kind("mode", described, self.check, self.able, self.do, role=Role.ADMIN)
 
     def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         _only(arguments, "mode")

@@ -7,7 +7,8 @@
 A gate that may carry an order out takes a lock that lives as long as its connection to the store, looks once
 more, and begins. Where it ends in the middle, the lock is free and the order still "running": whoever sees
 that notes it as failed, for what it did nobody knows; nothing is carried out twice. An order that no gate
-could carry out in time is not carried out late: what was meant for the night must not happen at noon.
+could carry out in time is not carried out late: what was meant for the night must not happen at noon. Nor is
+one of somebody who may not have it done any more by then (`qgate.governance.authors`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 
+from qgate.governance.authors import author_problem
 from qgate.governance.office import Office, iso
+from qgate.governance.principal import Role
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
 from qgate.store import StoreUnavailableError
 from qgate.store.orders import (
@@ -62,6 +65,7 @@ class Kind:
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
     able: Callable[[Mapping[str, Any]], str]
     do: Callable[[Mapping[str, Any], str], Awaitable[str]]
+    role: Role = Role.OPERATOR
 
 
 @dataclass(slots=True)
@@ -83,6 +87,11 @@ class Orders:
     last: LastLook = field(default_factory=LastLook)
 
     # --- for people
+
+    def role(self, what: str) -> Role:
+        """The least role for ordering that, and for calling it off."""
+        kind = self.kinds.get(what)
+        return Role.OPERATOR if kind is None else kind.role
 
     async def list(self, *, all_: bool = False, limit: int = 100, before: int | None = None) -> Rows:
         """Orders that are to come; all of them with ``all_``."""
@@ -199,7 +208,7 @@ class Orders:
         for row in (row for row in pressing if row["state"] == "waiting"):
             if office.clock() > row["at"].timestamp() + office.directory.setting("order.late_s"):
                 await self._miss(row, "" if on else "automation.orders is off")
-            elif on and not self._problem(row) and await self._carry_out(row["number"]):
+            elif on and not self._problem(row) and await self._carry_out(row):
                 begun.append(int(row["number"]))
         return begun
 
@@ -216,12 +225,15 @@ class Orders:
         except MeshError as error:
             return error.message
 
-    async def _carry_out(self, number: int) -> bool:
-        office = self.office
+    async def _carry_out(self, due: Mapping[str, Any]) -> bool:
+        office, number = self.office, int(due["number"])
         async with office.store.connection() as connection:
             if not await hold_order(connection, number):
                 return False
             try:
+                if why := await self._author_problem(connection, due):
+                    await self._miss(due, why)
+                    return False
                 begun = await advance_order(
                     connection, number, was="waiting", state="running", at=office.now(), gate=self.gate
                 )
@@ -246,6 +258,11 @@ class Orders:
         if state == "failed":
             await self.raise_incident("order_failed", f"order {number}", {"saw": outcome})
         return True
+
+    async def _author_problem(self, connection: Any, row: Mapping[str, Any]) -> str:
+        return await author_problem(
+            self.office, connection, row["ordered_by"], since=row["ordered_at"], need=self.role(row["what"])
+        )
 
     async def _note_abandoned(self, connection: Any, row: Mapping[str, Any]) -> None:
         """A gate that ended in the middle holds no lock any more."""

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from qgate.federation.peer import Peer
+from qgate.governance.authors import author_problem
 from qgate.governance.orders import Kind, Orders
+from qgate.governance.principal import Role
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.store.admins import add_admin
 from tests.qgate.gates import control, gate_settings, make_directory, running, until
 from tests.qgate.pool import BY, DAY, Pool
 from tunnel_proto.enrolment import make_offer
@@ -164,6 +168,58 @@ async def test_a_gate_that_ends_in_the_middle_leaves_it_failed(tower: Tower) -> 
     assert (row["state"], len(tower.bell.rung)) == ("failed", 1)
     assert "gate-1 ended in the middle" in row["outcome"]
     assert tower.incidents[0][0] == "order_failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("UPDATE admins SET disabled_at = now() WHERE name = 'alice'", "was disabled since"),
+        ("UPDATE admins SET role = 'viewer' WHERE name = 'alice'", "is viewer now"),
+        ("DELETE FROM admins WHERE name = 'alice'", "no admin of this pool any more"),
+        ("UPDATE admins SET created_at = created_at + interval '1 day'", "no admin of this pool any more"),
+        ("", ""),
+    ],
+)
+async def test_one_of_somebody_who_may_not_any_more_is_missed(tower: Tower, change: str, words: str) -> None:
+    now = tower.pool.office.now()
+    async with tower.pool.store.transaction() as connection:
+        assert await add_admin(connection, "alice", "operator", "no verifier", at=now, by=BY)
+    orders = tower.gates[0]
+    row = await orders.add("ring", {"times": 1}, at=tower.pool.clock.now + 60, by="alice")
+    if change:
+        async with tower.pool.store.transaction() as connection:
+            await connection.execute(change)
+    tower.pool.clock.now += 61
+    await asyncio.gather(*(one.look() for one in tower.gates))
+    after = await orders.show(row["number"])
+    if not words:
+        assert (after["state"], len(tower.bell.rung), tower.incidents) == ("done", 1, [])
+        return
+    assert (after["state"], tower.bell.rung) == ("missed", [])
+    assert words in after["outcome"]
+    assert [(kind, evidence["saw"]) for kind, _, evidence in tower.incidents] == [
+        ("order_missed", after["outcome"])
+    ]
+
+
+async def test_one_of_a_paired_pools_admin_needs_that_pools_trust(tower: Tower) -> None:
+    office = tower.pool.office
+    given = office.now()
+    paired = Peer(bytes(32), "hq", level=4, paired_at=given.timestamp() - DAY)
+
+    async def problem(peer: Peer | None, need: Role = Role.OPERATOR) -> str:
+        peers = {} if peer is None else {peer.pool_key: peer}
+        office.directory.replace(dataclasses.replace(office.directory.snapshot, peers=peers))
+        async with tower.pool.store.connection() as connection:
+            return await author_problem(office, connection, "alice@hq", since=given, need=need)
+
+    assert await problem(paired) == ""
+    assert "is not paired any more" in await problem(None)
+    assert "is not paired any more" in await problem(dataclasses.replace(paired, state="unpaired"))
+    later = dataclasses.replace(paired, paired_at=given.timestamp() + 60)
+    assert "is not paired any more" in await problem(later)
+    assert "is not trusted" in await problem(dataclasses.replace(paired, level=3))
+    assert "admins of hq are operator here" in await problem(paired, Role.ADMIN)
 
 
 async def test_it_can_be_cancelled_until_it_begins(tower: Tower) -> None:
