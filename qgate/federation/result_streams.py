@@ -66,6 +66,10 @@ QUEUE_MAX: Final = 10_000
 RETRY_S: Final = 1.0
 REFUSED_RETRY_S: Final = 30.0
 FRAME_MAX: Final = 128 << 10
+STREAMS_MAX: Final = 4
+"""Streams on which a pool may ask one gate for results at once: each looks into the store, and one of them is
+enough, for whichever gate hears a result records it."""
+
 FORGET_EVERY_S: Final = 3600.0
 
 log = structlog.get_logger(__name__)
@@ -258,13 +262,19 @@ class Results:
         key = asked.peer.pool_key
         if self._asked.get(key) is asked:
             del self._asked[key]
-        if error is not None and error.code == StreamCode.REFUSED:
+        if error is not None and error.code in {StreamCode.REFUSED, StreamCode.LIMIT}:
             self._refused_until[key] = time.monotonic() + REFUSED_RETRY_S
 
     def _accept(self, peer: Peer, carrier: Carrier, stream: Stream) -> None:
         del carrier
+        held = self._told.setdefault(peer.pool_key, [])
+        if len(held) >= STREAMS_MAX:
+            stream.reset(
+                StreamCode.LIMIT, f"a pool asks for results on at most {STREAMS_MAX} streams at once"
+            )
+            return
         told = _Told(self, peer.pool_key, stream)
-        self._told.setdefault(peer.pool_key, []).append(told)
+        held.append(told)
         stream.receiver = told
 
     def told_over(self, told: _Told) -> None:

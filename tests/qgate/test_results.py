@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qgate.federation.result_streams import STREAMS_MAX
 from qgate.federation.results import (
     AGAIN_S,
     GATE_GONE_S,
@@ -35,6 +36,10 @@ from qgate.store.results import ResultRow, add_results, list_results
 from qgate.vault import VaultError
 from tests.qgate.gates import until
 from tests.qgate.test_compute import ask, key, two
+from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
+from tunnel_proto.link import Stream, StreamError
+from tunnel_proto.messages import KIND_RESULTS
 from tunnel_proto.receipt import spell
 
 DOCKET = Docket("web", "chat", "gate-1", "run-1", 1.8e9)
@@ -115,6 +120,16 @@ def test_a_peers_receipt_cannot_put_anything_but_words_and_numbers_into_ours() -
     assert fields["tokens_in"] is fields["tokens_out"] is fields["tokens_cached"] is None
     assert set(fields["nodes"][0]) == {"node", "kind", "model", "version", "tokens_in", "tokens_out"}
     assert (fields["app"], fields["recovered"]) == ("web", {"from": "req_x", "by": "gate-1"})
+
+
+class Asked(Ignore):
+    """A stream on which results are asked for; how it was refused."""
+
+    stream: Stream
+    code: int | None = None
+
+    def stream_closed(self, error: StreamError | None) -> None:
+        self.code = StreamCode.CANCELLED if error is None else error.code
 
 
 # --- two gates ----------------------------------------------------------------------------------------------
@@ -216,6 +231,27 @@ async def test_what_a_gate_that_died_had_asked_for_is_recorded_once(
         assert (hop["node"], hop["worker"]) == ("branch", "gpu0")
         assert receipt["recovered"]["by"] == hq.settings.name
         assert hq.compute.results.recovered == 1
+
+
+async def test_a_pool_asks_on_a_few_streams_at_once_and_no_more(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with two(tmp_path, store_server) as (hq, branch, _):
+        held = branch.compute.results._told
+        await until(lambda: held.get(key(hq)))
+        asked: list[Asked] = []
+        for _ in range(2 * STREAMS_MAX):
+            one = Asked()
+            one.stream = hq.compute.results._links.open(key(branch), KIND_RESULTS, {}, one)
+            asked.append(one)
+        await until(lambda: sum(one.code == StreamCode.LIMIT for one in asked) == STREAMS_MAX + 1)
+        assert len(held[key(hq)]) == STREAMS_MAX
+        next(one for one in asked if one.code is None).stream.reset(StreamCode.CANCELLED, "")
+        await until(lambda: len(held[key(hq)]) == STREAMS_MAX - 1)
+        again = Asked()
+        again.stream = hq.compute.results._links.open(key(branch), KIND_RESULTS, {}, again)
+        await until(lambda: len(held[key(hq)]) == STREAMS_MAX)
+        assert again.code is None
 
 
 async def test_a_request_that_goes_on_is_not_recorded_for_its_first_attempt(
