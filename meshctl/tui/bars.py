@@ -37,7 +37,7 @@ class Bar(Static):
         """Show this."""
         if self._said is None or content.markup != self._said.markup:
             self._said = content
-            self.update(content)
+            self.update(content, layout=False)  # one line stays one line
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from textual import on
+from textual.content import Content
 from textual.widgets import Static
 
 from meshctl.tui import filtering
@@ -51,6 +52,7 @@ class TableView(PaneView):
         self._next: str | None = None
         self._pages: list[str | None] = [None]
         self._land_last = False
+        self._below = ""
         if pane.sort:
             self.order, self.descending = pane.sort.lstrip("-"), pane.sort.startswith("-")
 
@@ -227,14 +229,14 @@ class TableView(PaneView):
         line = self.query_one(".table--line", Static)
         line.set_class(bool(self.problem), "-stale")
         if self.problem:
-            line.update(clean(self.problem))
+            self._say_below(clean(self.problem))
             return
         if not self.loaded:
-            line.update(self.say("loading ..."))
+            self._say_below(self.say("loading ..."))
             return
         seen = len(self.grid.rows)
         if not self.records and not self.filter:
-            line.update(self.say(self.table.empty) if self.table.empty else self.say("nothing here"))
+            self._say_below(self.say(self.table.empty) if self.table.empty else self.say("nothing here"))
             return
         first = (len(self._pages) - 1) * int(self.table.query.get("limit") or PAGE)
         parts = [
@@ -249,7 +251,13 @@ class TableView(PaneView):
             parts.append(self.say("{count} marked", count=len(self.grid.marked)))
         if self.switch is not None:
             parts.append(self.say(self.switch.label))
-        line.update(clean("  ".join(parts)))
+        self._say_below(clean("  ".join(parts)))
+
+    def _say_below(self, text: str) -> None:
+        """Only where it says something else: the whole screen is laid out anew for one."""
+        if text != self._below:
+            self._below = text
+            self.query_one(".table--line", Static).update(Content(text), layout=False)
 
     def became_stale(self) -> None:
         """Say why on the line below the rows."""

@@ -21,7 +21,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ from tests.kit.process import cpu, rss
 from tests.tui.gate import RoomGate, overview, serving, worker
 
 ROWS: Final = 10_000
+ENTRIES: Final = 100_000
+POOLS: Final = 50
 SIZE: Final = (120, 40)
 QUIET_S: Final = 0.03
 PRESSES: Final = 60
@@ -51,6 +53,15 @@ class Bare(App):
         table.add_columns(*(f"COLUMN{n}" for n in range(9)))
         table.add_rows([[f"w{row:05d}"] + [f"{row * n % 100}%" for n in range(8)] for row in range(1000)])
         table.focus()
+        if "live" in sys.argv:
+            self.set_interval(1.0, self.tick)
+            self.number = 0
+
+    def tick(self):
+        self.number += 1
+        table = self.query_one(DataTable)
+        for column in range(1, 4):
+            table.update_cell_at((1, column), f"{self.number % 100}%")
 
 Bare().run()
 """
@@ -121,6 +132,36 @@ def paged(count: int) -> Any:
     return answer
 
 
+def audited(query: Mapping[str, str], _body: Any) -> tuple[int, Any]:
+    """The audit by pages, the newest first or from a sequence number on."""
+    limit = int(query.get("limit", 200))
+    if "after" in query:
+        first = int(query["after"]) + 1
+        seqs = range(first, min(first + limit, ENTRIES + 1))
+    else:
+        newest = int(query.get("before", ENTRIES + 1)) - 1
+        seqs = range(newest, max(newest - limit, 0), -1)
+    detail = {"what": "setting.set", "by": "alice"}
+    entry = {"kind": "admin", "outcome": "ok", "started_at": 1_790_000_000.0}
+    rows = [{**entry, "seq": seq, "detail": {**detail, "name": f"n{seq}"}} for seq in seqs]
+    more = str(seqs[-1]) if rows and seqs[-1] not in {1, ENTRIES} else None
+    return 200, {"items": rows, "next": more, "total": ENTRIES}
+
+
+def pools() -> dict[str, Any]:
+    """Paired pools."""
+    row = {"kind": "pool", "state": "up", "level": 2, "permissions": {}, "named": True, "version": 1}
+    items = [{**row, "name": f"pool-{n:02}", "fingerprint": f"{n:016x}", "position": n} for n in range(POOLS)]
+    return {"items": items, "next": None, "total": POOLS}
+
+
+def user_ms(pid: int, what: Callable[[], int]) -> float:
+    """User CPU of a process for each of the things that ``what`` counts, in milliseconds."""
+    before = cpu([pid]).user_s
+    count = what()
+    return round((cpu([pid]).user_s - before) / max(1, count) * 1e3, 1)
+
+
 def telling(gate: RoomGate, ended: threading.Event) -> None:
     """One piece of news a second on both topics, as a busy gate has them."""
     number = 0
@@ -145,6 +186,8 @@ def main() -> None:
     meshctl = Path(sys.executable).parent / "meshctl"
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "admin.sock") as gate:
         gate.answers["GET /workers"] = paged(ROWS)
+        gate.answers["GET /audit"] = audited
+        gate.answer("GET /pools", pools())
         began = time.monotonic()
         room = Screen([str(meshctl), "tui", "--socket", str(gate.socket)], Path(folder))
         room.painted(first_s=20)
@@ -153,9 +196,21 @@ def main() -> None:
         room.press(b"W")
         settled(room)
         found["key_in_table"] = figures(pressed(room, [b"j", b"k", b"j"] * (PRESSES // 3)))
+        found["key_user_ms"] = user_ms(room.pid, lambda: len(pressed(room, [b"j", b"k"] * 20)))
+        room.press(b"O")
+        room.press(b"2")
+        settled(room)
+        found["key_in_audit"] = figures(pressed(room, [b"j", b"j", b"k"] * (PRESSES // 3)))
+        room.press(b"1")
+        room.press(b"F")
+        settled(room)
+        found["key_in_pools"] = figures(pressed(room, [b"j", b"k", b"j"] * (PRESSES // 3)))
+        room.press(b"I")
         room.press(b"S")
         room.press(b"W")
+        settled(room)
         found["section_switch"] = figures(pressed(room, [b"O", b"W", b"I", b"S"] * (PRESSES // 8)))
+        found["switch_user_ms"] = user_ms(room.pid, lambda: len(pressed(room, [b"O", b"W", b"I", b"S"] * 4)))
         room.press(b"W")
         settled(room)
         found["idle_cpu_percent"] = idle(room.pid)
@@ -175,8 +230,15 @@ def main() -> None:
         found["bare_datatable_key"] = figures(
             pressed(bare, [b"\x1b[B", b"\x1b[A", b"\x1b[B"] * (PRESSES // 3))
         )
+        found["bare_key_user_ms"] = user_ms(bare.pid, lambda: len(pressed(bare, [b"\x1b[B", b"\x1b[A"] * 20)))
         found["bare_memory_mib"] = round(rss(bare.pid) / 2**20)
         bare.close()
+        live = Screen([sys.executable, "-c", BARE, "live"], Path(folder))
+        live.painted(first_s=20)
+        for _ in range(3):
+            live.painted()
+        found["bare_live_cpu_percent"] = idle(live.pid)
+        live.close()
     print(json.dumps(found, indent=2))
 
 
