@@ -30,6 +30,7 @@ from qgate.control import (
     route,
     workers,
 )
+from qgate.governance.proving import Proving
 
 if TYPE_CHECKING:
     from qgate.gate import Gate
@@ -67,8 +68,9 @@ def control_api(gate: Gate) -> FastAPI:
         openapi_url=f"{PREFIX}/openapi.json",
     )
     problems.install(application)
+    proving = Proving()
     application.include_router(_health(gate))
-    for router in (_gate(gate), _audit(gate)):
+    for router in (_gate(gate), _audit(gate, proving)):
         application.include_router(router, prefix=PREFIX)
     for router in gate.governing.routers():
         application.include_router(router, prefix=PREFIX)
@@ -83,7 +85,7 @@ def control_api(gate: Gate) -> FastAPI:
         application.include_router(router, prefix=PREFIX)
     for router in (
         *catalogue.routers(gate.catalogue),
-        *replication.routers(gate.logs, gate.files.state_dir),
+        *replication.routers(gate.logs, gate.files.state_dir, proving),
     ):
         application.include_router(router, prefix=PREFIX)
     for router in route.routers(gate.capabilities.engine, gate.parts.directory, ADMINISTRATOR):
@@ -137,7 +139,7 @@ def _gate(gate: Gate) -> APIRouter:
     return router
 
 
-def _audit(gate: Gate) -> APIRouter:
+def _audit(gate: Gate, proving: Proving) -> APIRouter:
     router = APIRouter(prefix="/audit", tags=["audit"])
     trail = gate.parts.trail
 
@@ -180,8 +182,9 @@ def _audit(gate: Gate) -> APIRouter:
 
     @router.post("/verify")
     async def verify() -> dict[str, Any]:
-        """Recompute the chain and check every signed head."""
-        return await trail.verify()
+        """Recompute the chain and check every signed head. 429 "busy" while this gate proves something."""
+        with proving.turn("the audit"):
+            return await trail.verify()
 
     @router.get("/head")
     async def head() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from qgate.governance.logs import LIST_MAX, streams
 
 if TYPE_CHECKING:
     from qgate.governance.logs import Logs
+    from qgate.governance.proving import Proving
 
 ARCHIVE: Final = "application/vnd.qgate-mesh.log"
 ARCHIVE_MAX: Final = 16 * 1024**3
@@ -38,8 +39,10 @@ class EraseBody(Body):
     reason: Annotated[str, Field(max_length=256)] = ""
 
 
-def routers(logs: Logs, spool: Path) -> tuple[APIRouter, ...]:
-    """The routes of logs; archives that come are kept in ``spool`` while they are looked through."""
+def routers(logs: Logs, spool: Path, proving: Proving) -> tuple[APIRouter, ...]:
+    """The routes of logs; archives that come are kept in ``spool`` while they are looked through. Logs are
+    proved in the turns of ``proving``.
+    """
     router = APIRouter(prefix="/logs", tags=["replication"])
 
     @router.get("")
@@ -71,8 +74,9 @@ def routers(logs: Logs, spool: Path) -> tuple[APIRouter, ...]:
 
     @router.post("/verify")
     async def verify(body: PoolBody) -> dict[str, Any]:
-        """Check every byte of one log, or of all."""
-        return await logs.verify(body.pool)
+        """Check every byte of one log, or of all. 429 "busy" while this gate proves something."""
+        with proving.turn("a log"):
+            return await logs.verify(body.pool)
 
     @router.post("/{pool}/repair")
     async def repair(pool: Name, by: By) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from qgate.federation.log.vector import EMPTY, Head
 from qgate.federation.peer import Peer
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import UnknownNameError
+from qgate.governance.proving import Turns
 from qgate.store import log as table
 from qgate.store.log import Row
 from qgate.store.outbox import waiting
@@ -43,6 +44,7 @@ from tunnel_proto.identity import fingerprint
 from tunnel_proto.log_messages import Certificates, Decoder, Entries, Item, LogMessage, Snapshot, encode
 
 CHUNK: Final = 500
+PROVED_CHUNK: Final = 100
 CHUNK_BYTES: Final = 1024 * 1024
 LIST_MAX: Final = 1000
 PIECE: Final = 256 * 1024
@@ -193,9 +195,11 @@ class Logs:
             check = ChainCheck(
                 origin, {key: one for key, (one, _) in known.items()}, read_snapshot(raw) if raw else None
             )
-            after, going = 0, True
+            after, going, turns = 0, True, Turns()
             while going and (
-                rows := await table.entries_after(connection, origin, after, count=CHUNK, size=CHUNK_BYTES)
+                rows := await table.entries_after(
+                    connection, origin, after, count=PROVED_CHUNK, size=CHUNK_BYTES
+                )
             ):
                 for row in rows:
                     after = row.entry.seq
@@ -203,6 +207,7 @@ class Logs:
                     if not check.feed(row.entry, row.contents, withheld=withheld and origin != self._pool):
                         going = False
                         break
+                    await turns.pause()
             finding = check.end(head)
             peer = self._replication.peers.peer(origin)
             differs: list[str] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qgate.governance.audit import AuditEvent, AuditLog, read_head_file, spell_time
+from qgate.governance.proving import Turns
 from qgate.store import Store
 from qgate.store import audit as table
 from tunnel_proto.audit_chain import ChainCheck, SignedHead, sign_marker
@@ -133,14 +134,17 @@ class AuditTrail:
             marker = await table.last_marker(connection)
             stored = await table.signed_heads(connection)
             last_seq, last_hash = await table.head(connection)
-            check = ChainCheck(self._pool_key, (*stored, *heads), marker)
+            # Every signed head is a signature, and there may be thousands.
+            check = await asyncio.to_thread(ChainCheck, self._pool_key, (*stored, *heads), marker)
             # Not "after the marker": an entry put in front of it would go unseen.
-            after = 0
-            while rows := await table.read(connection, after=after, limit=_CHUNK):
-                if not all(check.entry(row.seq, row.entry, row.hash) for row in rows):
-                    break
-                after = rows[-1].seq
-                await asyncio.sleep(0)
+            after, going, turns = 0, True, Turns()
+            while going and (rows := await table.read(connection, after=after, limit=_CHUNK)):
+                for row in rows:
+                    after = row.seq
+                    if not check.entry(row.seq, row.entry, row.hash):
+                        going = False
+                        break
+                    await turns.pause()
         finding = check.end(last_seq, last_hash)
         if finding is None:
             await self._log.sign()

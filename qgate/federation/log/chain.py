@@ -119,7 +119,7 @@ class ChainCheck:
         assert self._snapshot is not None
         self._chained = True
         try:
-            check_kept(self._snapshot, self._kept)
+            check_kept(self._snapshot, self._kept, proved=True)
         except LogProblem as problem:
             self.finding = (seq, problem.message)
             return

@@ -47,11 +47,16 @@ def expected(entries: Iterable[tuple[bytes, Mapping[str, Any]]]) -> dict[bytes, 
     """Record id → digest, from (record, payload) in the order of the log."""
     found: dict[bytes, bytes] = {}
     for record, payload in entries:
-        if is_gone(payload):
-            found.pop(record, None)
-        else:
-            found[record] = record_digest(payload)
+        take(found, record, payload)
     return found
+
+
+def take(found: dict[bytes, bytes], record: bytes, payload: Mapping[str, Any]) -> None:
+    """Let the next entry of the log count in what `expected` has found."""
+    if is_gone(payload):
+        found.pop(record, None)
+    else:
+        found[record] = record_digest(payload)
 
 
 def buckets(rows: Mapping[bytes, bytes]) -> tuple[bytes, ...]:

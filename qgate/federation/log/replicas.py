@@ -7,6 +7,7 @@ the chain and the other streams go on.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from qgate.federation.log import hlc
-from qgate.federation.log.digest import GONE, buckets, differing, expected, without_superseded
+from qgate.federation.log.digest import GONE, buckets, differing, take, without_superseded
 from qgate.federation.log.entry import Contents, Entry, check_contents, read_entry
 from qgate.federation.log.erasure import erased_places
 from qgate.federation.log.incarnation import named_cut
@@ -39,6 +40,7 @@ from qgate.federation.log.replica import (
 )
 from qgate.federation.log.snapshot import Snapshot, check_kept, read_snapshot
 from qgate.federation.log.streams import ERASURE, INCARNATION, Stream, StreamRule
+from qgate.governance.proving import Turns
 from qgate.store import Store
 from qgate.store import log as table
 from qgate.store.database import Connection
@@ -55,6 +57,10 @@ log = structlog.get_logger(__name__)
 Masters = Callable[[Connection], Awaitable[Mapping[str, Mastership]]]
 
 AUTHORITY: Final = "authority"
+
+PIECE: Final = 100
+PIECE_BYTES: Final = 1024 * 1024
+"""Entries, and about how many bytes of them, that are looked at between two turns of the event loop."""
 """The stream whose entries change who may write others."""
 
 
@@ -422,18 +428,25 @@ class Replicas:
         for name, rule in self.rules.items():
             if rule.rows is None:
                 continue
-            entries = await table.entries_after(
-                connection, peer.pool_key, 0, count=1 << 30, size=1 << 50, stream=name
-            )
-            said = expected(
-                (row.entry.record, row.contents.value() if row.contents is not None else {GONE: True})
-                for row in entries
-                if row.state in {"apply", "erased"}
-            )
-            log_says, table_says = without_superseded(said, await rule.rows(connection, peer))
-            if differing(buckets(log_says), buckets(table_says)):
+            said = await self._said(connection, peer, name)
+            if await asyncio.to_thread(_differ, said, await rule.rows(connection, peer)):
                 found.append(name)
         return found
+
+    async def _said(self, connection: Connection, peer: Peer, stream: str) -> dict[bytes, bytes]:
+        """What a peer's log says: record id → digest. In pieces and in turns: a log may be long."""
+        said: dict[bytes, bytes] = {}
+        after, turns = 0, Turns()
+        while rows := await table.entries_after(
+            connection, peer.pool_key, after, count=PIECE, size=PIECE_BYTES, stream=stream
+        ):
+            for row in rows:
+                after = row.entry.seq
+                if row.state in {"apply", "erased"}:
+                    payload = row.contents.value() if row.contents is not None else {GONE: True}
+                    take(said, row.entry.record, payload)
+                await turns.pause()
+        return said
 
     async def free(self, peer: Peer) -> ReplicaState:
         """End a peer's quarantine: its next entries are judged by the chain that we hold."""
@@ -463,6 +476,11 @@ def own_certificates(origin: bytes, certificates: Iterable[bytes]) -> list[tuple
             raise LogProblem("certificate", "a certificate of another pool came with the log")
         checked.append((online, raw))
     return checked
+
+
+def _differ(said: Mapping[bytes, bytes], rows: Mapping[bytes, bytes]) -> bool:
+    log_says, table_says = without_superseded(said, rows)
+    return bool(differing(buckets(log_says), buckets(table_says)))
 
 
 async def _no_masters(connection: Connection) -> Mapping[str, Mastership]:
