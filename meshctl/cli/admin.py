@@ -218,7 +218,7 @@ def second_factor(
     """Ask for a code of an authenticator app at log-in (TOTP, RFC 6238): shows the secret once, takes a code.
 
     Without a terminal there are two steps: -o json prints the secret and stops; a second call with
-    --code-file confirms it.
+    --code-file confirms it. Replacing one's own takes the present password (--current-file) at both.
     """
     gate = options.connect(gate_dir, socket)
     path = f"{_path(name)}/second-factor"
@@ -229,8 +229,11 @@ def second_factor(
         gate.call("DELETE", path, body={"current": given} if given is not None else None)
         note(f"{name} logs in with the password alone.")
         return
+    proof: dict[str, Any] = {}
+    if current_file is not None or (_is_oneself(gate, name) and gate.get(_path(name)).get("second_factor")):
+        proof["current"] = read_secret("Present password", current_file, option="--current-file")
     if code_file is None:
-        made = gate.post(path, {})
+        made = gate.post(path, proof)
         if output is not Output.TABLE:
             emit(made, [], output)
             return
@@ -238,7 +241,7 @@ def second_factor(
         write(str(made["uri"]))
         note(f"secret {made['secret']}")
     code = read_secret("Code that the app shows", code_file, option="--code-file").strip().replace(" ", "")
-    _told(gate.put(path, {"code": code}), f"{name} needs a code at log-in from now on.", output)
+    _told(gate.put(path, {"code": code, **proof}), f"{name} needs a code at log-in from now on.", output)
 
 
 @commands.command("enroll")

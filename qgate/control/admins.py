@@ -7,8 +7,9 @@
     DELETE /admins/{name}                 204
     POST   /admins/{name}/unlock          204
     PUT    /admins/{name}/password        {password, current?}              204; the admin's sessions end
-    POST   /admins/{name}/second-factor   {name, secret, uri}               shown once; counts once confirmed
-    PUT    /admins/{name}/second-factor   {code}                            account
+    POST   /admins/{name}/second-factor   {current?}                        {name, secret, uri}
+                                          shown once; counts once confirmed
+    PUT    /admins/{name}/second-factor   {code, current?}                  account
     DELETE /admins/{name}/second-factor   {current?}                        204
     GET    /admins/{name}/keys            {items: [{name, fingerprint, serial, state, expires_at, …}]}
     POST   /admins/{name}/keys            {offer, valid_days?}
@@ -19,7 +20,8 @@
               password_changed_at, logged_in_at, disabled_at, locked_until, version}
 
 An admin may change their own password and second factor, and look at themselves; their password is asked for
-(``current``). An owner may do all of it for everybody, without.
+(``current``), for a second factor where one is set already. An owner may do all of it for everybody else,
+without.
 """
 
 from __future__ import annotations
@@ -65,9 +67,10 @@ class PasswordBody(Body):
 
 
 class CodeBody(Body):
-    """What the authenticator app shows."""
+    """What the authenticator app shows, and the present password where it replaces one's own."""
 
     code: Code = Field(repr=False)
+    current: Password | None = Field(default=None, repr=False)
 
 
 class CurrentBody(Body):
@@ -137,16 +140,17 @@ def _secrets(admins: Admins) -> APIRouter:
         await admins.set_password(name, body.password, current=current, by=by)
 
     @router.post("/{name}/second-factor", operation_id="admins_second_factor_begin")
-    async def begin(request: Request, name: str, by: By) -> dict[str, Any]:
+    async def begin(request: Request, name: str, by: By, body: CurrentBody | None = None) -> dict[str, Any]:
         """A new secret for an authenticator app; it counts once a code of it came back."""
-        _own_or(request, name, Role.OWNER)
-        return await admins.begin_second_factor(name, by=by)
+        own = _own_or(request, name, Role.OWNER).is_admin(name)
+        current = body.current if body is not None else None
+        return await admins.begin_second_factor(name, current=current, own=own, by=by)
 
     @router.put("/{name}/second-factor", operation_id="admins_second_factor_set")
     async def confirm(request: Request, name: str, body: CodeBody, by: By) -> dict[str, Any]:
         """Let the new secret count."""
-        _own_or(request, name, Role.OWNER)
-        return await admins.confirm_second_factor(name, body.code, by=by)
+        own = _own_or(request, name, Role.OWNER).is_admin(name)
+        return await admins.confirm_second_factor(name, body.code, current=body.current, own=own, by=by)
 
     @router.delete("/{name}/second-factor", status_code=204, operation_id="admins_second_factor_drop")
     async def drop(request: Request, name: str, by: By, body: CurrentBody | None = None) -> None:

@@ -160,11 +160,15 @@ class Admins:
         await office.changed("admin.password", name, by, {"sessions_ended": len(ended)})
         await self._logins.told_over(ended, by=by)
 
-    async def begin_second_factor(self, name: str, *, by: str) -> dict[str, Any]:
+    async def begin_second_factor(
+        self, name: str, *, current: str | None, own: bool, by: str
+    ) -> dict[str, Any]:
         """A new secret, shown once: `{name, secret, uri}`. It counts once a code of it was given.
 
-        What was there before goes on to count until then.
+        What was there before goes on to count until then. ``current`` is the present password, without which
+        nobody replaces a second factor of their ``own``. InvalidRequestError, AccessError.
         """
+        await self._may_replace(name, current=current, own=own)
         office = self._office
         secret = self._entropy(SECRET_BYTES)
         async with office.store.transaction() as connection:
@@ -177,8 +181,13 @@ class Admins:
         issuer = office.directory.own_pool().name
         return {"name": name, "secret": spelled(secret), "uri": key_uri(secret, account=name, issuer=issuer)}
 
-    async def confirm_second_factor(self, name: str, code: str, *, by: str) -> dict[str, Any]:
-        """Let the new secret count, proved by a code of it. ConflictError where none was begun."""
+    async def confirm_second_factor(
+        self, name: str, code: str, *, current: str | None, own: bool, by: str
+    ) -> dict[str, Any]:
+        """Let the new secret count, proved by a code of it. ConflictError where none was begun; ``current``
+        and ``own`` as above.
+        """
+        await self._may_replace(name, current=current, own=own)
         office = self._office
         async with office.store.transaction() as connection:
             row = await self._found(connection, name, lock=True)
@@ -206,6 +215,20 @@ class Admins:
             await self._found(connection, name, lock=True)
             await table.set_factors(connection, name, current=None, pending=None, step=0)
         await office.changed("admin.second-factor.drop", name, by)
+
+    async def _may_replace(self, name: str, *, current: str | None, own: bool) -> None:
+        """A session alone does not replace a second factor that is set."""
+        async with self._office.store.connection() as connection:
+            row = await self._found(connection, name)
+        if row.second_factor is None:
+            return
+        if own and current is None:
+            raise InvalidRequestError(
+                "a second factor is set already: give the present password too (current)",
+                hint=f"meshctl admin second-factor {name}",
+            )
+        if current is not None:
+            await self._logins.prove(name, current)
 
     # --- client keys
 

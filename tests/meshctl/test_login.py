@@ -236,6 +236,21 @@ def test_a_second_factor_is_shown_once_and_confirmed(at_gate: Run, gate: FakeGat
     assert [call for call, _, _ in gate.asked].count("POST /admins/bob/second-factor") == 1
 
 
+def test_replacing_a_second_factor_takes_the_present_password(
+    at_gate: Run, gate: FakeGate, tmp_path: Path
+) -> None:
+    gate.answer("POST /admins/bob/second-factor", {"name": "bob", "secret": "ABC", "uri": "otpauth://totp/x"})
+    gate.answer("PUT /admins/bob/second-factor", ACCOUNT)
+    (tmp_path / "now").write_text("the present one\n")
+    words = ("admin", "second-factor", "bob", "--current-file", str(tmp_path / "now"))
+    assert at_gate(*words, "-o", "json")[0] == 0
+    assert gate.body_of("POST /admins/bob/second-factor") == {"current": "the present one"}
+    code, _, err = at_gate(*words, "--code-file", "-", stdin="123456")
+    assert code == 0, err
+    sent = gate.body_of("PUT /admins/bob/second-factor")
+    assert sent == {"code": "123456", "current": "the present one"}
+
+
 def test_lists_and_one_admin(at_gate: Run, gate: FakeGate) -> None:
     gate.answer("GET /admins", {"items": []})
     assert "meshctl admin create" in at_gate("admin", "list")[2]

@@ -384,6 +384,22 @@ async def test_a_second_factor_is_asked_for_once_it_was_shown(
     assert used.code == "unauthenticated"  # each code once
     assert (await alice.login("alice", totp=code_at(secret, step + 1))).status == 201
     assert "second_factor" not in str(await refusals(local, gate))
+    # A session alone does not replace it; the owner of the gate's files does.
+    factor = "/admins/alice/second-factor"
+    for method, body in (("POST", None), ("POST", {}), ("PUT", {"code": "000000"})):
+        bare = await alice.call(method, factor, body)
+        assert (bare.status, "present password" in bare.body["detail"]) == (422, True)
+    wrong = await alice.call("POST", factor, {"current": "not the password"})
+    assert (wrong.status, wrong.code) == (403, "wrong-password")
+    before = (await _row(gate))["pending_factor"]
+    assert before is None
+    again = await alice.call("POST", factor, {"current": PASSWORD})
+    secret = base64.b32decode(again.body["secret"] + "=" * (-len(again.body["secret"]) % 8))
+    code = code_at(secret, int(time.time()) // STEP_S)
+    assert (await alice.call("PUT", factor, {"code": code})).status == 422
+    assert (await alice.call("PUT", factor, {"code": code, "current": "not the password"})).status == 403
+    assert (await alice.call("PUT", factor, {"code": code, "current": PASSWORD})).status == 200
+    assert (await local.post(factor)).status_code == 200
     # A new vault key opens it too.
     assert (await local.post("/vault/rekey")).json()["secrets"] >= 1
     row = await _row(gate)
