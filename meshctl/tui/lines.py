@@ -43,7 +43,7 @@ class Lines:
             trail = (say(section.section.title), *section.trail)
             panes = [say(pane.title) for pane in section.section.panes]
             separator = ">" if room.ascii_only else "›"
-            line.tell(crumbs(trail, panes, section.number, separator=separator))
+            line.tell(crumbs(trail, panes, section.number, separator=separator, width=width))
         keys.tell(footer(self._hints(), self._always(), width))
 
     def _link_note(self) -> str:
