@@ -303,7 +303,8 @@ class PeerLinks:
     def session_opened(self, session: PeerSession) -> None:
         """A peer's gate dialled us."""
         self._taken.setdefault(session.peer.pool, []).append(session)
-        self._stirred(session.peer.pool)
+        # The session is told of before its link is attached to it; only then can it carry anything.
+        asyncio.get_running_loop().call_soon(self._stirred, session.peer.pool)
 
     def session_closed(self, session: PeerSession) -> None:
         """That tunnel is over."""

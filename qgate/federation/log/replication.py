@@ -135,6 +135,7 @@ class Replication:
         self._clock = clock
         self._heads: dict[bytes, Head] = {}
         self._disbelieved: dict[bytes, float] = {}
+        self._fetching = True
         self._seen: dict[bytes, Peer] = {}
         self._stir = asyncio.Event()
         self._changed = asyncio.Event()
@@ -373,10 +374,14 @@ class Replication:
             for key in self._tasks.keys() - paired:
                 self._tasks.pop(key).cancel()
                 del self.pullers[key]
+            fetching = bool(self._setting("automation.replication"))
             for key in paired:
+                if fetching and not self._fetching:
+                    self.pullers[key].look()
                 if (peer := self.peers.peer(key)) != self._seen.get(key) and peer is not None:
                     self._seen[key] = peer
                     self._link_changed(key)
+            self._fetching = fetching
             await self._release(paired)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
