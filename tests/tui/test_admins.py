@@ -141,6 +141,14 @@ async def test_a_second_factor_counts_after_a_right_code(visit_mesh: Open, mesh:
             await log_in(mesh, "bea", PASSWORD)
         assert refused.value.problem == "second-factor-needed"
         await at.sees("yes")
+        await at.press("f")
+        await at.sees("The present one counts until", "Present password")
+        await at.press("ctrl+s")  # an owner needs none for others
+        await at.sees("Put this into an authenticator app:")
+        await at.press("escape")
+        await at.sees("Second factor: bea")
+        await at.press("escape")
+        await at.told("Nothing has changed: the new second factor does not count.")
         await at.press("b")
         await at.sees("The password alone does again")
         await at.press("ctrl+s")

@@ -82,11 +82,23 @@ CODE: Final = Form(
 )
 
 
+REPLACE: Final = Form(
+    t("Second factor"), (CURRENT,), t("The present one counts until a code proves the new one")
+)
+
+
 async def begin(room: Room, admin: Record) -> None:
     """A new second factor: its secret, shown once, then a code that proves that it arrived."""
     command = filled("meshctl admin second-factor {name}", admin, plain=True)
+    present: dict[str, Any] = {}
+    if admin.get("second_factor"):  # only who knows the password may put another in its place
+        screen = FormScreen(REPLACE, title=f"{room.say('Second factor')}: {admin['name']}")
+        given = await room.push_screen_wait(screen)
+        if not isinstance(given, dict):
+            return
+        present = {"current": given["current"]} if given.get("current") else {}
     try:
-        made = await room.desk.send(Call("POST", filled(FACTOR, admin), {}, cli=command))
+        made = await room.desk.send(Call("POST", filled(FACTOR, admin), present, cli=command))
     except MeshError as error:
         room.fail(error)
         return
@@ -106,7 +118,7 @@ async def begin(room: Room, admin: Record) -> None:
             return
         code = str(answer["code"]).replace(" ", "")
         try:
-            await room.desk.send(Call("PUT", filled(FACTOR, admin), {"code": code}))
+            await room.desk.send(Call("PUT", filled(FACTOR, admin), {"code": code} | present))
         except MeshError as error:
             problem = f"{error.message}\n{error.hint}" if error.hint else error.message
         else:
