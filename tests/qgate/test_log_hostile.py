@@ -242,7 +242,7 @@ async def test_a_peer_that_asks_for_a_third_pools_log_gets_nothing(new_pool: New
 
     class Asker:
         def data_received(self, data: bytes, boundary: bool) -> None:
-            answers.extend(Decoder().feed(data))
+            answers.extend(one for one in Decoder().feed(data) if not isinstance(one, News))
 
         def stream_closed(self, error: object) -> None: ...
         def eof_received(self) -> None: ...
