@@ -39,7 +39,7 @@ async def test_the_steps_are_gone_through(visit_mesh: Open, mesh: Mesh) -> None:
 
     async with visit_mesh("onboarding") as at:  # broken off, and gone on with
         await at.sees("Step 2: make the first owner", "2 of 6 done or skipped")
-        await at.press("a", "enter")
+        await at.press("a")
         await at.type("correct-horse-battery")
         await at.press("enter")
         await at.type("correct-horse-batterx")
@@ -59,7 +59,6 @@ async def test_the_steps_are_gone_through(visit_mesh: Open, mesh: Mesh) -> None:
         await at.sees("Step 4: add the first database")
         await at.press("b")
         await at.sees("Add a database", "POST /databases")
-        await at.press("enter")
         await at.type("postgresql://nobody@127.0.0.1:1/none")
         await at.press("ctrl+s")
         await at.until(lambda: bool(at.room.screen.query(".modal--bad")), "why it cannot be reached")
