@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
+import structlog
 
 
 def pytest_configure() -> None:
-    """A run in a shell's background ignores SIGINT, and so would every process that a test interrupts."""
+    """Log to stderr: what a command prints is read while a gate logs in the same process.
+
+    A run in a shell's background ignores SIGINT, and so would every process that a test interrupts.
+    """
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -46,10 +46,6 @@ async def test_the_commands_of_the_log(tmp_path: Path, store_server: EmbeddedPos
         assert (await document(hq, "catalog", "promote", "--reason", "first"))["master"] == "hq"
         shown = await meshctl(hq, "catalog", "set", "llama", "quant=Q4_K_M", "context=8192", "note=a b")
         assert "context=8192" in shown
-        code, text = await refused(branch, "catalog", "set", "x", "a=1")
-        assert code == ExitCode.REFUSED
-        assert "written at hq" in text
-        assert "promote" in text
         code, text = await refused(hq, "catalog", "set", "x", "novalue")
         assert code == ExitCode.USAGE
 
@@ -57,6 +53,10 @@ async def test_the_commands_of_the_log(tmp_path: Path, store_server: EmbeddedPos
             return "llama" in await meshctl(branch, "catalog", "list")
 
         await until(arrived)
+        code, text = await refused(branch, "catalog", "set", "x", "a=1")
+        assert code == ExitCode.REFUSED
+        assert "written at hq" in text
+        assert "promote" in text
         listed = await document(branch, "catalog", "list")
         assert listed[0]["document"] == {"quant": "Q4_K_M", "context": 8192, "note": "a b"}
         rows = (await document(branch, "pool", "log"))["items"]

@@ -20,11 +20,12 @@ from tunnel_proto.logs import REDACTED, configure_logs, redact, redact_text
 @pytest.fixture(autouse=True)
 def _restored_logging() -> Iterator[None]:
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, before = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 @pytest.mark.parametrize("style", ["json", "console"])
