@@ -27,12 +27,25 @@ from qdaemon.settings import SETTINGS_FILE, QdaemonSettings
 from tunnel_proto.errors import ConfigError, MeshError
 from tunnel_proto.logs import configure_logs
 from tunnel_proto.monitor import ListenError
-from tunnel_proto.process import ExitCode, Notifier, Signals, print_error, raise_open_files, run
+from tunnel_proto.node_command import NodeCommand
+from tunnel_proto.process import (
+    ExitCode,
+    Notifier,
+    Signals,
+    attended,
+    print_error,
+    raise_open_files,
+    run,
+)
 from tunnel_proto.settings import load
 
 PROGRAM = "qdaemon"
-DEFAULT_DIRECTORY = Path("/var/lib/qdaemon")
-DEFAULT_CONFIG = Path("/etc/qdaemon/qdaemon.toml")
+COMMAND = NodeCommand(
+    PROGRAM,
+    description="Runs models on this machine for the gates of a pool.",
+    enroll="meshctl worker enroll",
+    checked="settings, key, bundle and store",
+)
 OPEN_FILES = 1024
 """Libraries, links, children and external engines' connections; jobs are streams and cost none."""
 
@@ -48,9 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match parsed.command:
             case "offer":
-                return _offer(parsed.dir, parsed.name)
+                COMMAND.tell_offer(*node(parsed.dir).write_offer(name=parsed.name, now=time.time()))
+                return ExitCode.OK
             case "install":
-                return _install(parsed.dir, parsed.bundle)
+                bundle = install(parsed.dir, parsed.bundle, now=time.time())
+                COMMAND.tell_installed(bundle, parsed.dir / SETTINGS_FILE)
+                return ExitCode.OK
         settings = load(parsed.config, QdaemonSettings)
         if parsed.command == "add":
             return _add(settings, parsed.file, parsed.name)
@@ -90,56 +106,30 @@ async def _serve(config: Path, settings: QdaemonSettings, notifier: Notifier) ->
         raise
 
     async def reload() -> None:
-        try:
-            await daemon.reload(load(config, QdaemonSettings))
-        except MeshError as error:
-            log.error("reload refused, going on as before", cause=error.message, next=error.hint or None)
+        await daemon.reload(load(config, QdaemonSettings))
 
     notifier.ready(f"worker {daemon.inventory.worker}")
-    background = [
-        loop.create_task(signals.reload_on_request(reload, notifier)),
-        loop.create_task(notifier.keep_watchdog()),
-    ]
     asked = loop.create_task(signals.drain.wait())
     code = ExitCode.OK
     try:
-        either: set[asyncio.Future[Any]] = {asked, daemon.fault}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if daemon.fault.done():
-            log.error("a task of the daemon died", exc_info=daemon.fault.result())
-            code = ExitCode.SOFTWARE
-        else:
-            notifier.stopping("draining")
-            notifier.extend(settings.drain_s + STOP_S)
-            log.info("draining", running=daemon.jobs.running, queued=daemon.jobs.queued)
-            await signals.wait_or_stop_now(daemon.drain())
+        async with attended(signals, notifier, reload):
+            either: set[asyncio.Future[Any]] = {asked, daemon.fault}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if daemon.fault.done():
+                log.error("a task of the daemon died", exc_info=daemon.fault.result())
+                code = ExitCode.SOFTWARE
+            else:
+                notifier.stopping("draining")
+                notifier.extend(settings.drain_s + STOP_S)
+                log.info("draining", running=daemon.jobs.running, queued=daemon.jobs.queued)
+                await signals.wait_or_stop_now(daemon.drain())
     finally:
-        for task in (*background, asked):
-            task.cancel()
-        await asyncio.gather(*background, asked, return_exceptions=True)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
         await daemon.close()
         signals.uninstall(loop)
     log.info("stopped")
     return code
-
-
-def _offer(directory: Path, name: str) -> int:
-    path, fingerprint = node(directory).write_offer(name=name, now=time.time())
-    sys.stdout.write(
-        f"{path}\nfingerprint {fingerprint}\n"
-        f"next: carry {path.name} to the gate, there: meshctl worker enroll {path.name}; "
-        f"bring the bundle back, here: {PROGRAM} install BUNDLE --dir {directory}\n"
-    )
-    return ExitCode.OK
-
-
-def _install(directory: Path, bundle_file: Path) -> int:
-    bundle = install(directory, bundle_file, now=time.time())
-    gates = ", ".join(f"{gate.name} at {gate.host}:{gate.port}" for gate in bundle.gates)
-    sys.stdout.write(
-        f"enrolled as {bundle.name}; gates: {gates}\nnext: {PROGRAM} --config {directory / SETTINGS_FILE}\n"
-    )
-    return ExitCode.OK
 
 
 def _add(settings: QdaemonSettings, file: Path, name: str | None) -> int:
@@ -162,28 +152,7 @@ def _add(settings: QdaemonSettings, file: Path, name: str | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="Runs models on this machine for the gates of a pool."
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=DEFAULT_CONFIG,
-        metavar="FILE",
-        help=f"settings, {DEFAULT_CONFIG} if not given",
-    )
-    parser.add_argument(
-        "--check-config", action="store_true", help="read settings, key, bundle and store, then exit"
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    offer = commands.add_parser("offer", help="make this node's key and the offer that a gate enrols")
-    offer.add_argument("--name", required=True, help="what this node is called at the gate")
-    offer.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="the node's state folder")
-    bundle = commands.add_parser("install", help="put the bundle that came back from the gate in place")
-    bundle.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="the file that `meshctl worker enroll` wrote"
-    )
-    bundle.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="the node's state folder")
+    parser, commands = COMMAND.parser()
     add = commands.add_parser("add", help="put a GGUF file into this node's model store")
     add.add_argument("file", type=Path, metavar="FILE", help="the model")
     add.add_argument("--name", help="what it is called; without it, the file's name")

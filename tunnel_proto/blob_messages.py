@@ -14,11 +14,11 @@ docs/replication.md.
 from __future__ import annotations
 
 import hashlib
-import struct
 from dataclasses import dataclass, field
 from typing import Final
 
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
+from tunnel_proto.framing import Frames, framed
 from tunnel_proto.packing import pack, unpack
 
 KIND_CHUNKS: Final = "chunks"
@@ -35,7 +35,6 @@ FRAME_MAX: Final = CHUNK_MAX + 4096
 TEXT_MAX: Final = 400
 
 _PERSON: Final = b"qgate-blob-chunk"
-_LENGTH: Final = struct.Struct(">I")
 
 
 def chunk_hash(data: bytes) -> bytes:
@@ -111,29 +110,20 @@ def encode(message: BlobMessage) -> bytes:
             body = pack([word, root, index, reason[:TEXT_MAX]])
     if len(body) > FRAME_MAX:
         raise LocalProtocolError("a message about a file is too long")
-    return _LENGTH.pack(len(body)) + body
+    return framed(body)
 
 
-class Frames:
+class Decoder:
     """Parts what comes into messages. RemoteProtocolError for what is none."""
 
+    __slots__ = ("_frames",)
+
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._frames = Frames(FRAME_MAX, "a message about a file")
 
     def feed(self, data: bytes) -> list[BlobMessage]:
         """The messages that ``data`` completes."""
-        self._buffer += data
-        found: list[BlobMessage] = []
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
-            if length > FRAME_MAX:
-                raise RemoteProtocolError("a message about a file is too long", code=3)
-            if len(self._buffer) < _LENGTH.size + length:
-                break
-            body = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
-            del self._buffer[: _LENGTH.size + length]
-            found.append(_read(body))
-        return found
+        return [_read(body) for body in self._frames.feed(data)]
 
 
 def _read(body: bytes) -> BlobMessage:

@@ -14,7 +14,6 @@ kept.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,7 +49,6 @@ CERTIFICATES_MAX: Final = 64
 ENTRY_MAX: Final = 4096
 PAYLOAD_MAX: Final = 512 * 1024
 
-_HEADER = struct.Struct(">I")
 _KEY = raw(32)
 _HASH = raw(32)
 _INCARNATION = raw(16)
@@ -170,82 +168,20 @@ TYPES: Final[Mapping[str, type]] = {
     "sorry": Sorry,
 }
 
-_PLANS: Final = {name: plan_of(cls) for name, cls in TYPES.items()}
-_NAMES: Final = {cls: name for name, cls in TYPES.items()}
+_VOCABULARY: Final = Vocabulary[LogMessage](
+    TYPES,
+    frame_max=FRAME_MAX,
+    bounds=Bounds(text=4096, raw=PAYLOAD_MAX, items=ITEMS_MAX, keys=64),
+    what="a log message",
+)
+encode = _VOCABULARY.encode
+decode = _VOCABULARY.decode
 
 
-def encode(message: LogMessage) -> bytes:
-    """One frame. Raises LocalProtocolError for a message that the other side would refuse."""
-    name = _NAMES[type(message)]
-    try:
-        packed: bytes = msgpack.packb({"t": name, **_PLANS[name].write(message)}, use_bin_type=True)
-    except (ShapeError, ValueError, TypeError, OverflowError) as error:
-        raise LocalProtocolError(f"this {name} cannot be sent: {error}") from None
-    if len(packed) > FRAME_MAX:
-        raise LocalProtocolError(f"this {name} cannot be sent: it has {len(packed)} bytes of {FRAME_MAX}")
-    return _HEADER.pack(len(packed)) + packed
-
-
-def decode(data: bytes) -> LogMessage | None:
-    """A frame's payload as a message, None where it is of an optional type that we do not know."""
-    try:
-        document = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=4096,
-            max_bin_len=PAYLOAD_MAX,
-            max_array_len=ITEMS_MAX,
-            max_map_len=64,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
-        raise RemoteProtocolError("a log message is malformed or larger than allowed") from None
-    name = document.get("t") if type(document) is dict else None
-    if type(name) is not str:
-        raise RemoteProtocolError("a log message without a type")
-    plan = _PLANS.get(name)
-    if plan is None:
-        if name.endswith(OPTIONAL):
-            return None
-        raise RemoteProtocolError(f"a log message of the unknown type {name[:40]!r}")
-    try:
-        message: Any = plan.read(document, "t")
-    except ShapeError as error:
-        raise RemoteProtocolError(f"a bad {name}: {error}") from None
-    return message  # type: ignore[no-any-return]
-
-
-class Decoder:
+class Decoder(MessageDecoder[LogMessage]):
     """Cuts bytes into messages; holds at most one incomplete frame, and none that is too long."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    @property
-    def clean(self) -> bool:
-        """Whether the bytes may end here."""
-        return not self._buffer
-
-    def feed(self, data: bytes) -> list[LogMessage]:
-        """Take bytes and return the messages they complete. Raises RemoteProtocolError."""
-        self._buffer += data
-        messages: list[LogMessage] = []
-        position = 0
-        while len(self._buffer) - position >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._buffer, position)
-            if length > FRAME_MAX:
-                raise RemoteProtocolError(
-                    f"a log message of {length} bytes where {FRAME_MAX} are allowed", code=3
-                )
-            start = position + _HEADER.size
-            if len(self._buffer) < start + length:
-                break
-            message = decode(bytes(self._buffer[start : start + length]))
-            if message is not None:
-                messages.append(message)
-            position = start + length
-        del self._buffer[:position]
-        return messages
+        super().__init__(_VOCABULARY)

@@ -16,7 +16,6 @@ Gates of paired pools (docs/federation.md) say the same of jobs on streams of th
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,8 +24,6 @@ import msgpack
 
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.shapes import (
-    OPTIONAL,
-    ShapeError,
     either,
     flag,
     has,
@@ -35,11 +32,11 @@ from tunnel_proto.shapes import (
     maybe,
     one_of,
     pair,
-    plan_of,
     raw,
     real,
     record,
     text,
+from tunnel_proto.vocabulary import Bounds, MessageDecoder, Vocabulary
     token_ids,
     whole,
 )
@@ -73,7 +70,6 @@ VERBS: Final = (
     *("probe", "fit", "drain", "undrain", "interrogate"),  # of the worker
 )
 
-_HEADER = struct.Struct(">I")
 _NODE = text(63, r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _JOB = text(64, r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MODEL_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}"
@@ -503,91 +499,23 @@ TYPES: Final[Mapping[str, type]] = {
     "job-recorded": JobRecorded,
 }
 
-_PLANS: Final = {name: plan_of(cls) for name, cls in TYPES.items()}
-_NAMES: Final = {cls: name for name, cls in TYPES.items()}
+_VOCABULARY: Final = Vocabulary[Message](
+    TYPES,
+    frame_max=FRAME_MAX,
+    bounds=Bounds(text=FRAME_MAX, raw=VECTOR_MAX, items=TOKENS_MAX, keys=65_536),
+    what="a message",
+)
+encode = _VOCABULARY.encode
+decode = _VOCABULARY.decode
 
 
-def encode(message: Message) -> bytes:
-    """One frame. Raises LocalProtocolError for a message that the other side would refuse."""
-    name = _NAMES[type(message)]
-    try:
-        packed = msgpack.packb({"t": name, **_PLANS[name].write(message)}, use_bin_type=True)
-    except ShapeError as error:
-        raise LocalProtocolError(f"this {name} cannot be sent: {error}") from None
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        raise LocalProtocolError(f"this {name} cannot be sent: a value in it cannot be packed") from None
-    if len(packed) > FRAME_MAX:
-        raise LocalProtocolError(f"this {name} cannot be sent: it has {len(packed)} bytes of {FRAME_MAX}")
-    return _HEADER.pack(len(packed)) + bytes(packed)
-
-
-def decode(data: bytes) -> Message | None:
-    """A frame's payload as a message, None where it is of an optional type that we do not know."""
-    try:
-        document = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_str_len=FRAME_MAX,
-            max_bin_len=VECTOR_MAX,
-            max_array_len=TOKENS_MAX,
-            max_map_len=65_536,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
-        raise RemoteProtocolError("a message is malformed") from None
-    name = document.get("t") if type(document) is dict else None
-    if type(name) is not str:
-        raise RemoteProtocolError("a message without a type")
-    plan = _PLANS.get(name)
-    if plan is None:
-        if name.endswith(OPTIONAL):
-            return None
-        raise RemoteProtocolError(f"a message of the unknown type {name[:40]!r}")
-    try:
-        message: Message = plan.read(document, "t")
-    except ShapeError as error:
-        raise RemoteProtocolError(f"a bad {name}: {error}") from None
-    return message
-
-
-class Decoder:
+class Decoder(MessageDecoder[Message]):
     """Cuts a stream's bytes into messages; holds at most one incomplete frame.
 
     ``frame_max`` may be lower than the protocol's bound, where no long message is due.
     """
 
-    __slots__ = ("_buffer", "_frame_max", "_wanted")
+    __slots__ = ()
 
     def __init__(self, frame_max: int = FRAME_MAX) -> None:
-        self._buffer = bytearray()
-        self._frame_max = frame_max
-        self._wanted = _HEADER.size
-
-    @property
-    def clean(self) -> bool:
-        """Whether the stream may end here: no part of a message is waiting for its rest."""
-        return not self._buffer
-
-    def feed(self, data: bytes) -> list[Message]:
-        """Take bytes and return the messages they complete. Raises RemoteProtocolError."""
-        self._buffer += data
-        messages: list[Message] = []
-        position = 0
-        while len(self._buffer) - position >= self._wanted:
-            start = position + _HEADER.size
-            (length,) = _HEADER.unpack_from(self._buffer, position)
-            if length > self._frame_max:
-                raise RemoteProtocolError(
-                    f"a message of {length} bytes where {self._frame_max} are allowed", code=3
-                )
-            if len(self._buffer) < start + length:
-                self._wanted = _HEADER.size + length
-                break
-            message = decode(bytes(self._buffer[start : start + length]))
-            if message is not None:
-                messages.append(message)
-            position = start + length
-            self._wanted = _HEADER.size
-        del self._buffer[:position]
-        return messages
+        super().__init__(_VOCABULARY, frame_max)

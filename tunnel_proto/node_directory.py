@@ -45,7 +45,9 @@ class NodeDirectory:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot make {self.root}: {_reason(error)}") from None
+            raise ConfigError(
+                f"cannot make {self.root}: {_reason(error)}", hint="--dir DIR names a folder of your own"
+            ) from None
         key = self.root / KEY_FILE
         if key.exists():
             identity = load_identity(key)
@@ -64,11 +66,18 @@ class NodeDirectory:
         Raises `ConfigError` when the bundle is damaged, expired, for another node, or from another pool than
         the one in place.
         """
-        identity = load_identity(self.root / KEY_FILE)
         try:
             text = bundle_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {bundle_file}: {_reason(error)}") from None
+            raise ConfigError(
+                f"cannot read {bundle_file}: {_reason(error)}",
+                hint=f"the bundle is the file that {self.enroll} wrote at the gate",
+            ) from None
+        return self.install_text(text, now=now, source=str(bundle_file))
+
+    def install_text(self, text: str, *, now: float, source: str = "the bundle") -> Bundle:
+        """The same for a bundle's text; errors call it ``source``."""
+        identity = load_identity(self.root / KEY_FILE)
         bundle = read_bundle(text, identity, now=now)
         path = self.root / BUNDLE_FILE
         if (
@@ -76,7 +85,7 @@ class NodeDirectory:
             and read_bundle(path.read_text(encoding="utf-8"), identity).pool_key != bundle.pool_key
         ):
             raise ConfigError(
-                f"{bundle_file} belongs to another pool than {path}",
+                f"{source} belongs to another pool than {path}",
                 hint=f"to move this node there, remove {path} first",
             )
         replace_file(path, text, 0o600)

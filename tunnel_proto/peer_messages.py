@@ -8,11 +8,11 @@ they are.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tunnel_proto.errors import AuthenticationFailed, LocalProtocolError, RemoteProtocolError
+from tunnel_proto.framing import framed
 from tunnel_proto.identity import KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 from tunnel_proto.packing import pack, unpack
 from tunnel_proto.shapes import ShapeError, has, listed, one_of, plan_of, raw, real, record, text, whole
@@ -27,7 +27,6 @@ GATES_MAX: Final = 16
 HEALTH: Final = ("ok", "degraded", "draining")
 
 _DOMAIN: Final = "heartbeat"
-_HEADER: Final = struct.Struct(">I")
 _NAME = text(63, r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HOST = text(253, r"[!-~]+")
 
@@ -91,7 +90,7 @@ def sign_heartbeat(beat: Heartbeat, online: Identity) -> bytes:
     frame = pack([body, online.sign(_DOMAIN, body)])
     if len(frame) > HEARTBEAT_MAX:
         raise LocalProtocolError(f"this heartbeat cannot be sent: it has {len(frame)} bytes")
-    return _HEADER.pack(len(frame)) + frame
+    return framed(frame)
 
 
 def read_heartbeat(frame: bytes, verify_key: bytes) -> Heartbeat:
@@ -112,29 +111,3 @@ def read_heartbeat(frame: bytes, verify_key: bytes) -> Heartbeat:
     except ShapeError as error:
         raise RemoteProtocolError(f"a bad heartbeat: {error}") from None
     return beat
-
-
-class Frames:
-    """Cuts a stream's bytes into frames; holds at most one incomplete frame."""
-
-    __slots__ = ("_buffer", "_most")
-
-    def __init__(self, most: int = HEARTBEAT_MAX) -> None:
-        self._buffer = bytearray()
-        self._most = most
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes; the frames that they complete. RemoteProtocolError for one that is too long."""
-        self._buffer += data
-        frames = []
-        while len(self._buffer) >= _HEADER.size:
-            (length,) = _HEADER.unpack_from(self._buffer)
-            if length > self._most:
-                raise RemoteProtocolError(
-                    f"a message of {length} bytes where {self._most} are allowed", code=3
-                )
-            if len(self._buffer) < _HEADER.size + length:
-                break
-            frames.append(bytes(self._buffer[_HEADER.size : _HEADER.size + length]))
-            del self._buffer[: _HEADER.size + length]
-        return frames

@@ -16,12 +16,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
+
 from tunnel_proto.errors import ConfigError, MeshError
 from tunnel_proto.memory import keep_trimmed
+
+log = structlog.get_logger()
 
 _PR_SET_DUMPABLE: Final = 4
 
@@ -189,6 +193,33 @@ class Signals:
                 task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.asynccontextmanager
+async def attended(
+    signals: Signals, notifier: Notifier, reload: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Obey SIGHUP and keep the watchdog fed while the body runs.
+
+    A ``reload`` that raises a `MeshError` is refused in the log; the program goes on as before.
+    """
+
+    async def reload_or_refuse() -> None:
+        try:
+            await reload()
+        except MeshError as error:
+            log.error("reload refused, going on as before", cause=error.message, next=error.hint or None)
+
+    tasks = [
+        asyncio.create_task(signals.reload_on_request(reload_or_refuse, notifier)),
+        asyncio.create_task(notifier.keep_watchdog()),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run(program: str, main: Callable[[], Awaitable[int]]) -> int:

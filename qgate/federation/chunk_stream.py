@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from tunnel_proto.blob_messages import BlobMessage, Frames, encode
+from tunnel_proto.blob_messages import BlobMessage, Decoder, encode
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.errors import RemoteProtocolError, TunnelError
 from tunnel_proto.link import Stream, StreamError
@@ -24,7 +24,7 @@ class ChunkStream:
     def __init__(self, stirred: Callable[[], None] | None = None) -> None:
         self.stream: Stream | None = None
         self._stirred = stirred
-        self._frames = Frames()
+        self._decoder = Decoder()
         self._queue: asyncio.Queue[BlobMessage | TunnelError] = asyncio.Queue()
         self._room = asyncio.Event()
         self._room.set()
@@ -64,7 +64,7 @@ class ChunkStream:
         if self._stirred is not None:
             self._stirred()
         try:
-            messages = self._frames.feed(data)
+            messages = self._decoder.feed(data)
             if self._queue.qsize() + len(messages) > QUEUED_MAX:
                 raise RemoteProtocolError("more messages about files than are answered at a time", code=3)
         except RemoteProtocolError as error:

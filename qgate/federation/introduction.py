@@ -13,7 +13,6 @@ two strings are still read out and typed by people. What it saves is two errands
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -25,8 +24,8 @@ from qgate.federation.transcript import FILE_MAX, read_answer, read_offer
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import MeshError, RemoteProtocolError, TunnelError
+from tunnel_proto.framing import Frames, framed
 from tunnel_proto.link import PeerSession, Stream, StreamError
-from tunnel_proto.peer_messages import Frames
 
 KIND_PAIRING: Final = "pairing"
 
@@ -41,7 +40,6 @@ AT_ONCE: Final = 8
 WAITING_MAX: Final = 4
 """Files that wait to be read on one stream; nobody says more than two."""
 
-_HEADER: Final = struct.Struct(">I")
 
 log = structlog.get_logger(__name__)
 
@@ -133,7 +131,7 @@ class Talk:
         """Send a file."""
         data = text.encode()
         if self.stream is not None:
-            self.stream.write(_HEADER.pack(len(data)) + data)
+            self.stream.write(framed(data))
 
     async def hear(self, timeout: float) -> str:
         """The next file. TunnelError where the stream ended, or nothing came within ``timeout`` s."""

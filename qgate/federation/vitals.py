@@ -33,11 +33,12 @@ from tunnel_proto.certificate import OnlineCertificate, OnlineKey
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import LocalProtocolError, MeshError, TunnelError
+from tunnel_proto.framing import Frames
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.peer_messages import (
     HEADS_MAX,
+    HEARTBEAT_MAX,
     KIND_HEARTBEAT,
-    Frames,
     Heartbeat,
     Load,
     LogHead,
@@ -423,7 +424,7 @@ class _In:
     pool_key: bytes
     stream: Stream
     certificate: OnlineCertificate
-    frames: Frames = field(default_factory=Frames)
+    frames: Frames = field(default_factory=lambda: Frames(HEARTBEAT_MAX))
 
     def data_received(self, data: bytes, boundary: bool) -> None:
         del boundary

@@ -15,11 +15,12 @@ from tests.qgate.gates import until
 from tests.qgate.peering import hasten, know, pair, peer_of, pools
 from tunnel_proto.certificate import issue_online, read_online
 from tunnel_proto.enrolment import GateAddress
-from tunnel_proto.errors import AuthenticationFailed, LocalProtocolError, RemoteProtocolError
+from tunnel_proto.errors import AuthenticationFailed, LocalProtocolError, RemoteProtocolError, TunnelError
+from tunnel_proto.framing import Frames
 from tunnel_proto.identity import Identity
 from tunnel_proto.packing import pack
 from tunnel_proto.peer_messages import (
-    Frames,
+    HEARTBEAT_MAX,
     GatePlace,
     Heartbeat,
     Load,
@@ -64,7 +65,7 @@ class Sender:
         )
 
     def frame(self, beat: Heartbeat | None = None) -> bytes:
-        return Frames().feed(sign_heartbeat(beat or self.beat(), self.online))[0]
+        return Frames(HEARTBEAT_MAX).feed(sign_heartbeat(beat or self.beat(), self.online))[0]
 
 
 def test_a_heartbeat_survives_its_way() -> None:
@@ -73,7 +74,7 @@ def test_a_heartbeat_survives_its_way() -> None:
     taken = check_heartbeat(sender.frame(beat), sender.peer, read_online(sender.certificate))
     assert taken == beat
     assert taken.gates == (GatePlace("gate-1", "gate.example", 11437, bytes(range(32))),)
-    frames = Frames()
+    frames = Frames(HEARTBEAT_MAX)
     wire = b"".join(sign_heartbeat(sender.beat(), sender.online) for _ in range(3))
     assert sum(len(frames.feed(wire[i : i + 1])) for i in range(len(wire))) == 3
 
@@ -94,7 +95,7 @@ def test_what_is_not_the_peers_own_is_refused() -> None:
         with pytest.raises((AuthenticationFailed, RemoteProtocolError)):
             read_heartbeat(nonsense, sender.online.verify_key)
     with pytest.raises(RemoteProtocolError, match="where 16384 are allowed"):
-        Frames().feed(b"\x7f\xff\xff\xff")
+        Frames(HEARTBEAT_MAX).feed(b"\x7f\xff\xff\xff")
     with pytest.raises(LocalProtocolError, match="cannot be sent"):
         sign_heartbeat(dataclasses.replace(sender.beat(), health="splendid"), sender.online)
 
