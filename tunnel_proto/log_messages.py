@@ -16,26 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import msgpack
-
-from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
-from tunnel_proto.shapes import (
-    OPTIONAL,
-    ShapeError,
-    flag,
-    has,
-    listed,
-    maybe,
-    one_of,
-    pair,
-    plan_of,
-    raw,
-    record,
-    text,
-    whole,
-)
+from tunnel_proto.shapes import flag, has, listed, maybe, one_of, pair, raw, record, text, whole
+from tunnel_proto.vocabulary import Bounds, MessageDecoder, Vocabulary
 
 KIND_LOG: Final = "log"
 

@@ -20,9 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgpack
-
-from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.shapes import (
     either,
     flag,
@@ -36,10 +33,10 @@ from tunnel_proto.shapes import (
     real,
     record,
     text,
-from tunnel_proto.vocabulary import Bounds, MessageDecoder, Vocabulary
     token_ids,
     whole,
 )
+from tunnel_proto.vocabulary import Bounds, MessageDecoder, Vocabulary
 
 FRAME_MAX: Final = 16 * 1024 * 1024
 """Bytes of one message; a prompt of a million tokens has about 5 MB, larger ones are refused at the gate."""
