@@ -35,8 +35,12 @@ dev: $(STAMP) ## start the whole mesh in this terminal
 	@$(BIN)/meshctl dev
 
 # Files side by side, a process a core: many tests wait for a patience to end. PYTEST_ADDOPTS=-n0 runs them one after the other.
+# Real processes and real clocks on a machine that others use too: up to three failures are run once more, alone, and named.
 test: $(STAMP) ## every test that can run on this machine
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile; code=$$?; [ $$code -eq 1 ] || exit $$code; \
+	[ $$($(BIN)/python -m pytest -n0 --last-failed --last-failed-no-failures=none --collect-only | grep -c ::) -le 3 ] || exit 1; \
+	echo "once more, alone:"; \
+	$(BIN)/python -m pytest -n0 --last-failed --last-failed-no-failures=none -rA --show-capture=no
 
 # The same tests against the compiled modules: from a folder where only the tests lie, so that nothing shadows them.
 test-compiled: $(BENCH)/.installed ## the tests of the compiled modules, compiled

@@ -312,7 +312,7 @@ def test_only_apps_that_may_come_and_keys_that_were_made_here_open_the_next_pool
     wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1)
     try:
         for good in (rotated, fresh):
-            wait_until(partial(opens, good), timeout_s=10, what="both passwords to be known here")
+            wait_until(partial(opens, good), timeout_s=60, what="both passwords to be known here")
             assert query(good) == ("hq/rotated@hq/app-host",)
         for bad in (stays, gone, replace(login, password="wrong")):
             with pytest.raises(psycopg.OperationalError, match="password authentication failed"):

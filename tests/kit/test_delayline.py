@@ -32,7 +32,7 @@ print(connection.recv(100).decode())
 @pytest.mark.root
 def test_delay_and_rate() -> None:
     with DelayLine(mbit=20, delay_s=0.020) as line:
-        assert 0.040 <= line.round_trip() < 0.048
+        assert 0.040 <= min(line.round_trip() for _ in range(5)) < 0.048
         sink = subprocess.Popen(
             [*line.far.command, sys.executable, "-c", _SINK, line.far.address], stdout=subprocess.PIPE
         )
