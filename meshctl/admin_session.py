@@ -282,7 +282,11 @@ class ContextDialler:
         try:
             session = session_of(reply, self.bundle.pool_key)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GateError(f"The answer to the log-in cannot be read: {error}", status=502) from None
+            raise GateError(
+                f"The answer to the log-in cannot be read: {error}",
+                status=502,
+                hint="is the gate older than this meshctl? meshctl --version, meshctl status",
+            ) from None
         pools = pools_of(reply.get("pools"))
         with self._lock:
             self.settings = ContextSettings(name, read_only, pools or self.settings.pools)

@@ -154,18 +154,26 @@ def sidecars(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
     return found
 
 
-def workers(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
+def workers(
+    rows: Iterable[Mapping[str, Any]], now: float, elsewhere: Mapping[str, str] | None = None
+) -> list[Verdict]:
     """Whether the enrolled workers are connected, what each finds wrong with its own machine, and whose
-    certificate runs out.
+    certificate runs out. ``elsewhere`` names the paired pool that each worker of ours works at now.
     """
     known = list(rows)
     if not known:
         return [passed("workers", "none is enrolled")]
+    away = elsewhere or {}
     there = [row for row in known if row.get("connected")]
-    found = [passed("workers", f"{len(there)} of {len(known)} connected")]
+    guests = f", {len(away)} at other pools" if away else ""
+    found = [passed("workers", f"{len(there)} of {len(known)} connected{guests}")]
     for row in known:
         name = f"worker {row.get('name')}"
-        if not row.get("connected"):
+        host = away.get(str(row.get("name")))
+        if host is not None and not row.get("connected"):
+            home = f"meshctl worker move {row.get('name')}   (calls it home)"
+            found.append(Verdict("PASSED", name, f"works at the pool {host} now", home))
+        elif not row.get("connected"):
             state = row.get("state")  # a gate that was started again does not know who was there before
             detail = (
                 "not connected since this gate began"
@@ -243,3 +251,12 @@ def unix_time(value: Any) -> float | None:
         return dt.datetime.fromisoformat(str(value)).timestamp()
     except ValueError:
         return None
+
+
+def guests_elsewhere(moves: Iterable[Mapping[str, Any]], own: str) -> dict[str, str]:
+    """The pool that each node of ours went to last, where that is another: from the moves, newest first."""
+    last: dict[str, str] = {}
+    for move in moves:
+        if move.get("home") == own:
+            last.setdefault(str(move.get("node")), str(move.get("to")))
+    return {node: to for node, to in last.items() if to != own}

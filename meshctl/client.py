@@ -130,7 +130,10 @@ class Gate:
         try:
             source = file.open("rb")
         except OSError as error:
-            raise CommandError(f"{file} cannot be read: {(error.strerror or str(error)).lower()}.") from None
+            raise CommandError(
+                f"{file} cannot be read: {(error.strerror or str(error)).lower()}.",
+                hint="name a file that you may read",
+            ) from None
         with source:
             size = os.fstat(source.fileno()).st_size
 
@@ -218,7 +221,11 @@ class Gate:
         except OSError as error:
             raise self.dialler.explain(place, error, None) from error
         except ValueError as error:
-            raise GateError(f"The gate's answer is not JSON: {error}", status=502) from error
+            raise GateError(
+                f"The gate's answer is not JSON: {error}",
+                status=502,
+                hint="is the gate older than this meshctl? meshctl --version, meshctl status",
+            ) from error
         finally:
             connection.close()
 
@@ -324,7 +331,11 @@ def _json(body: bytes) -> Any:
     try:
         return json.loads(body) if body.strip() else None
     except ValueError as error:
-        raise GateError(f"The gate's answer is not JSON: {error}", status=502) from error
+        raise GateError(
+            f"The gate's answer is not JSON: {error}",
+            status=502,
+            hint="is the gate older than this meshctl? meshctl --version, meshctl status",
+        ) from error
 
 
 class Listening:

@@ -24,7 +24,10 @@ HISTORY: Final = (
 def parsed_document(text: str, source: str) -> dict[str, Any]:
     """A document in JSON or YAML; ``source`` is what errors call it. Raises UsageError, with the line."""
     if len(text) > DOCUMENT_MAX:
-        raise UsageError(f"The document has more than {DOCUMENT_MAX // 1024 // 1024} MiB.")
+        raise UsageError(
+            f"The document has more than {DOCUMENT_MAX // 1024 // 1024} MiB.",
+            hint="meshctl config export shows what a document looks like",
+        )
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -35,7 +38,10 @@ def parsed_document(text: str, source: str) -> dict[str, Any]:
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             where = getattr(error, "problem_mark", None)
             at = f" at line {where.line + 1}" if where is not None else ""
-            raise UsageError(f"{source} is neither JSON nor YAML{at}.") from None
+            raise UsageError(
+                f"{source} is neither JSON nor YAML{at}.",
+                hint="meshctl config export shows what a document looks like",
+            ) from None
     if not isinstance(found, dict):
         raise UsageError(
             f"{source} holds no document.", hint="meshctl config export --file FILE writes one to begin with"

@@ -239,7 +239,9 @@ class Contexts:
         if "/" in name:
             return Context(Path(name).absolute())
         if problem := name_problem(name):
-            raise UsageError(f'"{name}" cannot name a context: {problem}.')
+            raise UsageError(
+                f'"{name}" cannot name a context: {problem}.', hint="use letters, digits, - and _"
+            )
         return Context(self.folder / name)
 
     def existing(self, name: str) -> Context:
@@ -286,7 +288,9 @@ class Contexts:
             else:
                 context.clear()
         except OSError as error:
-            raise CommandError(f"{context.root} cannot be removed: {error.strerror}") from error
+            raise CommandError(
+                f"{context.root} cannot be removed: {error.strerror}", hint="remove the folder by hand"
+            ) from error
         with contextlib.suppress(OSError):
             held = (self.base / "current").read_text().strip()
             if split(held)[0] == name:

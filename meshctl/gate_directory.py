@@ -147,7 +147,9 @@ def _prepared(root: Path, *, mend: bool) -> GateDirectory:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.keys.mkdir(mode=0o700)
     except OSError as error:
-        raise CommandError(f"{root} cannot be made: {error.strerror}") from error
+        raise CommandError(
+            f"{root} cannot be made: {error.strerror}", hint="--dir DIR names a folder of your own"
+        ) from error
     return directory
 
 
@@ -280,4 +282,6 @@ def write_file(path: Path, content: bytes, *, mode: int) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}") from error
+        raise CommandError(
+            f"{path} cannot be written: {error.strerror}", hint="name a file in a folder of your own"
+        ) from error

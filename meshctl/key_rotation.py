@@ -35,7 +35,10 @@ def rotate_online(root: Path, *, now: float) -> Rotation:
     pool = load_identity(directory.pool_key)
     _, node = read_chain(directory.node_cert.read_bytes())
     if node.pool != pool.verify_key:
-        raise RefusedError(f"{directory.pool_key} is the key of another pool than this gate's.")
+        raise RefusedError(
+            f"{directory.pool_key} is the key of another pool than this gate's.",
+            hint="put this pool's own pool.key there: meshctl key show tells its fingerprint",
+        )
     newest = read_online(directory.online_cert.read_bytes()).serial
     serial = max(int(now), newest + 1)  # peers refuse chains of an older online certificate
     online = Identity.generate()
@@ -67,7 +70,8 @@ def rotate_online(root: Path, *, now: float) -> Rotation:
         fresh.replace(directory.online_key)
     except OSError as error:
         raise CommandError(
-            f"{directory.online_key} cannot be replaced: {os.strerror(error.errno or 0)}"
+            f"{directory.online_key} cannot be replaced: {os.strerror(error.errno or 0)}",
+            hint="run it as the user who owns the gate's directory",
         ) from error
     write_file(directory.online_cert, certificate, mode=0o644)
     write_file(directory.node_cert, chain, mode=0o644)

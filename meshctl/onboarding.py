@@ -40,9 +40,11 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
+        raise UsageError(
+            f"{path} cannot be read: {error}", hint="meshctl docs show onboarding has an example"
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {error}", hint="meshctl docs show onboarding has an example") from None
     for step, answers in found.items():
         if step not in KEYS or not isinstance(answers, dict):
             raise UsageError(f"{path}: there is no step [{step}].", hint=f"steps: {', '.join(STEPS)}")
@@ -237,11 +239,16 @@ def _file_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
+        raise UsageError(
+            f"{path} cannot be read: {error}", hint="meshctl docs show onboarding has an example"
+        ) from None
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from None
+        raise CommandError(
+            f"{path} cannot be written: {(error.strerror or str(error)).lower()}.",
+            hint="name a file in a folder of your own",
+        ) from None

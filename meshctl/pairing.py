@@ -31,7 +31,7 @@ def converse(gate: Gate) -> None:
     elif side.strip().lower().startswith("o"):
         _offer(gate, own)
     else:
-        raise UsageError(f'"{side}" is neither o nor a.')
+        raise UsageError(f'"{side}" is neither o nor a.', hint="type o to make the offer, a to accept one")
 
 
 def _offer(gate: Gate, own: dict[str, Any]) -> None:

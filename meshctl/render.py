@@ -37,6 +37,14 @@ def emit(value: Any, tables: Table | Sequence[Table], output: Output, *, empty: 
         write(machine_text(value, output))
 
 
+def tell(message: str, value: Any, output: Output) -> None:
+    """Say to a person what was done; print the gate's reply ``value`` for a program."""
+    if output is Output.TABLE:
+        note(message)
+    else:
+        emit(value, [], output)
+
+
 def machine_text(value: Any, output: Output) -> str:
     """``value`` as text that a program reads; keys keep the gate's order."""
     if output is Output.YAML:

@@ -36,7 +36,9 @@ def offer_of(root: Path, *, name: str, now: float) -> tuple[str, str]:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CommandError(f"{root} cannot be made: {error.strerror}") from error
+        raise CommandError(
+            f"{root} cannot be made: {error.strerror}", hint="--dir DIR names a folder of your own"
+        ) from error
     if directory.key.exists():
         identity = load_identity(directory.key)
     else:

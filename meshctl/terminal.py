@@ -76,7 +76,10 @@ def read_secret(what: str, source: str | None, *, option: str, twice: bool = Fal
                 note(f"Warning: {path} can be read by others; chmod 600 {path}")
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{what} cannot be read from {path}: {_why(error)}") from error
+            raise UsageError(
+                f"{what} cannot be read from {path}: {_why(error)}.",
+                hint=f"{option} FILE, or {option} - to read standard input",
+            ) from error
     text = text.removesuffix("\n").removesuffix("\r")
     if not text:
         raise UsageError(f"{what} is empty.", hint=f"{option} FILE, or {option} - to read standard input")
@@ -90,7 +93,10 @@ def read_text(source: str, what: str) -> str:
     try:
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} cannot be read from {source}: {_why(error)}") from error
+        raise UsageError(
+            f"{what} cannot be read from {source}: {_why(error)}.",
+            hint="name the file, or - for standard input",
+        ) from error
 
 
 def _why(error: OSError | UnicodeDecodeError) -> str:
@@ -104,7 +110,7 @@ def _prompted(what: str, option: str, *, twice: bool) -> str:
 
     entered = getpass.getpass(f"{what}: ", stream=sys.stderr)
     if not entered:
-        raise UsageError(f"{what} is empty.")
+        raise UsageError(f"{what} is empty.", hint="type it at the prompt")
     if twice and getpass.getpass(f"{what}, again: ", stream=sys.stderr) != entered:
-        raise UsageError("The two entries differ.")
+        raise UsageError("The two entries differ.", hint="type the same twice")
     return entered

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -11,10 +11,19 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.cli.enrolling import deliver, enrol_offer
+from meshctl.cli.enrolling import (
+    Expected,
+    OfferFile,
+    Out,
+    Readmit,
+    ValidDays,
+    enrol_offer,
+    hand_out,
+)
 from meshctl.cli.login import CodeFile, PasswordFile
 from meshctl.client import Gate
-from meshctl.render import Output, emit, write
+from meshctl.errors import UsageError
+from meshctl.render import Output, emit, tell, write
 from meshctl.terminal import confirm, note, read_secret
 
 commands = options.group("Admins of this pool: accounts, roles, second factors, client keys and sessions.")
@@ -29,11 +38,7 @@ class Role(StrEnum):
     OWNER = "owner"
 
 
-def admin_names(incomplete: str) -> list[str]:
-    """Completion of admins' names."""
-    return [name for name in options.names_in("/admins") if name.startswith(incomplete)]
-
-
+admin_names = options.names_in("/admins")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The admin's name.", autocompletion=admin_names)]
 RoleArgument = Annotated[
     Role, typer.Argument(metavar="ROLE", help="viewer, operator, admin or owner.", show_default=False)
@@ -89,7 +94,8 @@ def create(
     gate = options.connect(gate_dir, socket)
     password = read_secret(f"Password of {name}", password_file, option="--password-file", twice=True)
     reply = gate.post("/admins", {"name": name, "role": str(role), "password": password})
-    _told(reply, f"Admin {name} is {role}. Next: meshctl context create NAME --admin {name}", output)
+    following = options.named_again(f"meshctl context create NAME --admin {name}", gate_dir, socket)
+    tell(f"Admin {name} is {role}. Next: {following}", reply, output)
 
 
 @commands.command("list")
@@ -132,7 +138,7 @@ def role(
 ) -> None:
     """Give an admin another role; sessions that are open have it at once."""
     reply = _change(options.connect(gate_dir, socket), name, {"role": str(role)})
-    _told(reply, f"Admin {name} is {role}.", output)
+    tell(f"Admin {name} is {role}.", reply, output)
 
 
 @commands.command("disable")
@@ -146,7 +152,7 @@ def disable(
     """Let an admin in no more and end their sessions, here and at paired pools; nothing is deleted."""
     gate = options.connect(gate_dir, socket)
     confirm(f"Disable the admin {name} and end their sessions?", yes=yes)
-    _told(_change(gate, name, {"disabled": True}), f"Admin {name} is disabled.", output)
+    tell(f"Admin {name} is disabled.", _change(gate, name, {"disabled": True}), output)
 
 
 @commands.command("enable")
@@ -158,7 +164,7 @@ def enable(
 ) -> None:
     """Let a disabled admin in again."""
     reply = _change(options.connect(gate_dir, socket), name, {"disabled": False})
-    _told(reply, f"Admin {name} is enabled.", output)
+    tell(f"Admin {name} is enabled.", reply, output)
 
 
 @commands.command("remove")
@@ -241,32 +247,20 @@ def second_factor(
         write(str(made["uri"]))
         note(f"secret {made['secret']}")
     code = read_secret("Code that the app shows", code_file, option="--code-file").strip().replace(" ", "")
-    _told(gate.put(path, {"code": code, **proof}), f"{name} needs a code at log-in from now on.", output)
+    tell(f"{name} needs a code at log-in from now on.", gate.put(path, {"code": code, **proof}), output)
 
 
 @commands.command("enroll")
 def enroll(
-    offer_file: Annotated[
-        str, typer.Argument(metavar="OFFER", help="The offer file, or - for standard input.")
-    ],
+    offer_file: OfferFile,
     admin: Annotated[
         str,
         typer.Option("--admin", metavar="NAME", help="Whose key it is.", autocompletion=admin_names),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Write it to a file instead of standard output."),
-    ] = None,
-    days: Annotated[
-        int | None,
-        typer.Option("--days", min=1, help="How long its certificate is valid.", show_default=False),
-    ] = None,
-    expected: Annotated[
-        str | None,
-        typer.Option(
-            "--fingerprint", metavar="FP", help="Refuse any other key than the one of this fingerprint."
-        ),
-    ] = None,
+    out: Out = None,
+    days: ValidDays = None,
+    expected: Expected = None,
+    readmit: Readmit = False,
     yes: options.Yes = False,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
@@ -283,12 +277,10 @@ def enroll(
         expected=expected,
         yes=yes,
         gate=lambda: options.connect(gate_dir, socket),
+        readmit=readmit,
         path=f"{_path(admin)}/keys",
     )
-    if output is Output.TABLE or out is not None:
-        deliver(reply["bundle"], out, mode=0o600)
-    else:
-        emit(reply, [], output)
+    hand_out(reply, out, output)
 
 
 @commands.command("revoke")
@@ -336,15 +328,29 @@ def _is_oneself(gate: Gate, name: str) -> bool:
     return who.get("name") == name and not who.get("pool")
 
 
+def _draw(uri: str) -> None:
+    """The address as a QR code, where a person looks at a terminal that can show one."""
+    if not sys.stderr.isatty() or "utf" not in (sys.stderr.encoding or "").lower():
+        return
+    from rich.console import Console
+
+    from meshctl import qr
+
+    console = Console(stderr=True)
+    try:
+        size = console.size
+        drawn = qr.on_terminal(
+            uri, columns=size.width, lines=size.height, colour=console.color_system is not None
+        )
+    except UsageError as error:
+        note(error.message)
+    else:
+        sys.stderr.write(drawn + "\n")
+        sys.stderr.flush()
+
+
 def _change(gate: Gate, name: str, body: dict[str, Any]) -> Any:
     return gate.call("PATCH", _path(name), body=body).body
-
-
-def _told(reply: Any, message: str, output: Output) -> None:
-    if output is Output.TABLE:
-        note(message)
-    else:
-        emit(reply, [], output)
 
 
 def _path(name: str) -> str:

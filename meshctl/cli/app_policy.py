@@ -123,7 +123,10 @@ def given(
         fields["data"] = "local-only" if local_only else "any"
     if isolation is not None:
         if isolation not in {"shared", "dedicated"}:
-            raise UsageError(f'--isolation: "{isolation}" is neither shared nor dedicated.')
+            raise UsageError(
+                f'--isolation: "{isolation}" is neither shared nor dedicated.',
+                hint="--isolation shared or --isolation dedicated",
+            )
         fields["isolation"] = isolation
     if team is not None:
         fields["team"] = None if team == "none" else team
@@ -174,7 +177,9 @@ def policy(
         reuse=reuse,
     )
     if remove and changes:
-        raise UsageError("--remove goes with no other option.")
+        raise UsageError(
+            "--remove goes with no other option.", hint="leave the other options out, or --remove"
+        )
     gate = options.connect(gate_dir, socket)
     path = f"/apps/{quote(name, safe='')}/policy"
     if remove:

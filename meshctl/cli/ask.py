@@ -124,7 +124,10 @@ def _input(kind: str, text: str, system: str | None) -> dict[str, Any]:
 def _surface(url: str | None, key_file: str | None, gate_dir: Path | None, socket: Path | None) -> Surface:
     if url is None:
         if key_file is not None:
-            raise UsageError("--key-file belongs to --url: the gate's socket needs no key.")
+            raise UsageError(
+                "--key-file belongs to --url: the gate's socket needs no key.",
+                hint="leave --key-file out, or say --url URL",
+            )
         try:
             return Surface(socket=find_socket(gate_dir, socket, here=Path.cwd()))
         except UnreachableError as error:
@@ -147,7 +150,10 @@ def _text(words: list[str] | None, file: Path | None, key_file: str | None) -> s
         try:
             text = _decoded(file.read_bytes(), str(file))
         except OSError as error:
-            raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+            raise UsageError(
+                f"{file} cannot be read: {error.strerror}",
+                hint="name a file of text, or - for standard input",
+            ) from error
     else:
         if key_file == "-":
             raise UsageError("Standard input gives the key, so it cannot give the text.", hint="--file FILE")
@@ -163,7 +169,9 @@ def _text(words: list[str] | None, file: Path | None, key_file: str | None) -> s
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UsageError("The text is not UTF-8.") from None
+        raise UsageError(
+            "The text is not UTF-8.", hint="iconv -t UTF-8, or -f FILE of another text"
+        ) from None
     return text
 
 

@@ -83,7 +83,9 @@ def export(
                 count += 1
         beside.replace(out)
     except OSError as error:
-        raise CommandError(f"{out} cannot be written: {error.strerror}") from error
+        raise CommandError(
+            f"{out} cannot be written: {error.strerror}", hint="--out FILE in a folder of your own"
+        ) from error
     note(f"{count} lines in {out}")
 
 
@@ -104,7 +106,8 @@ def verify(
     """Recompute the chain and check the signed head; exit code 6 at a changed, missing or moved entry."""
     if (file is None) != (pool is None):
         raise UsageError(
-            "--file and --pool come together: an export proves nothing without the key it trusts."
+            "--file and --pool come together: an export proves nothing without the key it trusts.",
+            hint="meshctl key show tells the pool's fingerprint",
         )
     if file is not None and pool is not None:
         reply = _check_file(file, pool)
@@ -122,7 +125,10 @@ def verify(
     }
     emit(reply, view.card({k: v for k, v in shown.items() if v not in {None, ""}}), output)
     if not reply.get("ok"):
-        raise CheckError(f"The audit trail was altered: {reply.get('problem')}")
+        raise CheckError(
+            f"The audit trail was altered: {reply.get('problem')}",
+            hint="keep the store as it is, and compare: meshctl audit export --out FILE with an earlier one",
+        )
 
 
 def _check_file(file: Path, pool: str) -> dict[str, Any]:
@@ -133,11 +139,18 @@ def _check_file(file: Path, pool: str) -> dict[str, Any]:
         with file.open(encoding="utf-8") as lines, file.open(encoding="utf-8") as again:
             found = check_export(lines, again, pool=pool)
     except OSError as error:
-        raise CommandError(f"{file} cannot be read: {error.strerror}") from error
+        raise CommandError(
+            f"{file} cannot be read: {error.strerror}", hint="name the file that meshctl audit export wrote"
+        ) from error
     except ValueError as error:
-        raise UsageError(f"{file} is no export of an audit trail: {error}.") from error
+        raise UsageError(
+            f"{file} is no export of an audit trail: {error}.",
+            hint="name the file that meshctl audit export wrote",
+        ) from error
     except AuthenticationFailed as error:
-        raise CheckError(f"{file} cannot be trusted: {error.message}.") from error
+        raise CheckError(
+            f"{file} cannot be trusted: {error.message}.", hint="is --pool the right pool? meshctl key show"
+        ) from error
     return {
         "ok": found.finding is None,
         "entries": found.entries,

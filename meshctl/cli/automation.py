@@ -25,12 +25,12 @@ COLUMNS = (
 )
 
 
-def names(incomplete: str) -> list[str]:
-    """Completion of automations' names."""
-    return [name for name in options.names_in("/automations") if name.startswith(incomplete)]
-
-
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The automation's name.", autocompletion=names)]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="The automation's name.", autocompletion=options.names_in("/automations")
+    ),
+]
 
 
 def _path(name: str) -> str:

@@ -20,17 +20,12 @@ _NONE = "No budgets: nothing limits what is spent. Next: meshctl budget set WHO/
 _SCOPES = "app:NAME, team:NAME, provider:NAME or pool"
 
 
-def budget_names(incomplete: str) -> list[str]:
-    """Completion of budgets' names."""
-    return [one for one in options.names_in("/budgets", key="id") if one.startswith(incomplete)]
-
-
 Budget = Annotated[
     str,
     typer.Argument(
         metavar="BUDGET",
         help="WHO/PERIOD, as app:web/month, team:red/week, provider:acme/day, pool/hour.",
-        autocompletion=budget_names,
+        autocompletion=options.names_in("/budgets", key="id"),
         show_default=False,
     ),
 ]

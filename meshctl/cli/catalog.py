@@ -21,9 +21,7 @@ Pool = Annotated[
     typer.Argument(
         metavar="[POOL]",
         help="The pool; left out, this one.",
-        autocompletion=lambda incomplete: [
-            name for name in options.names_in("/pools") if name.startswith(incomplete)
-        ],
+        autocompletion=options.pool_names,
         show_default=False,
     ),
 ]
@@ -136,7 +134,7 @@ def set_record(
     for pair in values:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise UsageError(f'"{pair}" is not KEY=VALUE.')
+            raise UsageError(f'"{pair}" is not KEY=VALUE.', hint="write it as KEY=VALUE")
         try:
             document[key] = json.loads(value)
         except ValueError:
@@ -178,7 +176,7 @@ def review(
     """Show writes of a replaced master that nobody had in time, or decide one of them."""
     gate = options.connect(gate_dir, socket)
     if (pool is None) != (number is None):
-        raise UsageError("POOL and NUMBER come together.")
+        raise UsageError("POOL and NUMBER come together.", hint="meshctl catalog entries tells both")
     if pool is not None:
         rows = gate.post(f"/catalogue/reviews/{quote(pool, safe='')}/{number}", {"accept": accept})["items"]
     else:

@@ -40,7 +40,10 @@ def export(
     try:
         file.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"{file} cannot be written: {(error.strerror or str(error)).lower()}.") from None
+        raise CommandError(
+            f"{file} cannot be written: {(error.strerror or str(error)).lower()}.",
+            hint="--file FILE in a folder of your own",
+        ) from None
     note(f"The configuration is in {file}.")
 
 
@@ -90,7 +93,8 @@ def apply(
     body = {"document": {**document, "etag": base}, "reason": reason, "force": force}
     reply = gate.post("/configuration/apply", body)
     if output is Output.TABLE:
-        note(f"Revision {reply['revision']}. Undo it: meshctl config revert {reply['revision'] - 1}")
+        undo = options.named_again(f"meshctl config revert {reply['revision'] - 1}", gate_dir, socket)
+        note(f"Revision {reply['revision']}. Undo it: {undo}")
         return
     emit(reply, [], output)
 

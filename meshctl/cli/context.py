@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import re
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -13,7 +12,7 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.cli.enrolling import deliver
+from meshctl.cli.enrolling import Out, deliver
 from meshctl.cli.login import PasswordFile, dialler_of, log_in, shown
 from meshctl.errors import CommandError, RefusedError, UnreachableError, UsageError
 from meshctl.render import Output, emit
@@ -54,10 +53,7 @@ CONTEXT_COLUMNS = (
 def offer(
     name: Name,
     node: Node = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Write it to a file instead of standard output."),
-    ] = None,
+    out: Out = None,
 ) -> None:
     """On your machine: make a key (once) and print the offer that an owner of the pool enrolls."""
     context = _contexts().named(name)
@@ -137,7 +133,8 @@ def create(
     context.write_settings(ContextSettings(admin, pools=pools_of(reply.get("pools"))))
     _use_first(context)
     if password_file is None:
-        emit(described(context), view.card(described(context)), output)
+        made = described(context, current=_contexts().current())
+        emit(made, view.card(made), output)
         note(f"Next: meshctl login --context {context.typed}")
         return
     password = read_secret(f"Password of {admin}", password_file, option="--password-file")
@@ -285,7 +282,9 @@ def _claim(
     if admin is None:
         raise UsageError("Who becomes the first owner?", hint="--admin NAME")
     if STDIN == token_file == password_file:
-        raise UsageError("Standard input can give the token or the password, not both.")
+        raise UsageError(
+            "Standard input can give the token or the password, not both.", hint="put one of them into a file"
+        )
     token = read_secret("Set-up token", token_file, option="--setup-token-file")
     password = read_secret(
         f"Password for {admin}", password_file, option="--password-file", twice=password_file is None

@@ -129,7 +129,10 @@ def add(
         ),
     }
     if dsn_file is not None and (host or user or dbname):
-        raise UsageError("Give either a DSN or --host, --user and --dbname, not both.")
+        raise UsageError(
+            "Give either a DSN or --host, --user and --dbname, not both.",
+            hint="leave out --dsn-file, or the others",
+        )
     if host or user:
         body["dsn"] = dsn_of(host or ["localhost"], user, dbname or name, sslmode, target)
         if not no_password:
@@ -150,7 +153,8 @@ def add(
         if file is not None:
             body[key] = read_text(str(file), f"--{key}")
     row = gate.post("/databases", {key: value for key, value in body.items() if value is not None})
-    note(f"Database {name} is registered. Next: meshctl app create NAME --db {name}")
+    following = options.named_again(f"meshctl app create NAME --db {name}", gate_dir, socket)
+    note(f"Database {name} is registered. Next: {following}")
     emit(row, view.card(row, view.DATABASE_CARD), output)
 
 
@@ -189,7 +193,7 @@ def check(
     reply = options.connect(gate_dir, socket).post(_path(name, "/check"), {})
     emit(reply, view.steps(reply.get("steps") or []), output)
     if not reply.get("ok"):
-        raise CheckError(f"Database {name} did not pass.")
+        raise CheckError(f"Database {name} did not pass.", hint="each line above says what mends it")
     latency = reply.get("latency_ms")
     facts = [f"PostgreSQL {reply.get('server_version')}", str(reply.get("tls") or "no TLS")]
     facts += [f"login by {view.text(reply.get('auth'))}", f"{view.text(latency)} ms"]

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from meshctl.client import Gate
 from meshctl.errors import RefusedError
-from meshctl.render import write
+from meshctl.render import Output, emit, write
 from meshctl.terminal import STDIN, confirm, note, read_text
 
 ROLES = {"client": "sidecar", "daemon": "worker", "admin": "admin"}
 """What a person calls a node of each role."""
+
+OfferFile = Annotated[str, typer.Argument(metavar="OFFER", help="The offer file, or - for standard input.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Write it to a file instead of standard output.", show_default=False
+    ),
+]
+ValidDays = Annotated[
+    int | None, typer.Option("--days", min=1, help="How long its certificate is valid.", show_default=False)
+]
+Expected = Annotated[
+    str | None,
+    typer.Option(
+        "--fingerprint",
+        metavar="FP",
+        help="Refuse any other key than the one of this fingerprint.",
+        show_default=False,
+    ),
+]
+Readmit = Annotated[
+    bool, typer.Option("--readmit", help="Let a key in again that was revoked; without it, it stays refused.")
+]
 
 
 def enrol_offer(
@@ -24,6 +49,7 @@ def enrol_offer(
     yes: bool,
     gate: Callable[[], Gate],
     path: str = "/sidecars",
+    readmit: bool = False,
 ) -> dict[str, Any]:
     """Enrol the offer in a file; returns the gate's reply with the bundle. ``noun`` is a value of `ROLES`."""
     from tunnel_proto.enrolment import read_offer
@@ -38,7 +64,10 @@ def enrol_offer(
     reached = gate()
     if expected is not None:
         if expected.strip().lower() != offered.fingerprint.lower():
-            raise RefusedError(f"The offer's fingerprint is {offered.fingerprint}, not the one expected.")
+            raise RefusedError(
+                f"The offer's fingerprint is {offered.fingerprint}, not the one expected.",
+                hint="ask its host again; where they still differ the offer was changed: do not enroll it",
+            )
     elif offer_file != STDIN or yes:
         note(f"{noun} {offered.name}, fingerprint {offered.fingerprint}")
         confirm(f"Is that the fingerprint which the {noun}'s host showed?", yes=yes)
@@ -50,10 +79,20 @@ def enrol_offer(
     body: dict[str, object] = {"offer": text}
     if days is not None:
         body["valid_days"] = days
+    if readmit:
+        body["readmit"] = True
     reply: dict[str, Any] = reached.post(path, body)
     install = "context add NAME" if noun == "admin" else f"{noun} install"
     note(f"{noun.capitalize()} {reply['name']} is enrolled. On its host: meshctl {install} BUNDLE")
     return reply
+
+
+def hand_out(reply: dict[str, Any], out: Path | None, output: Output) -> None:
+    """Give the bundle out to a file or a person; a program that named no file gets the whole reply."""
+    if output is Output.TABLE or out is not None:
+        deliver(reply["bundle"], out, mode=0o600)
+    else:
+        emit(reply, [], output)
 
 
 def deliver(text: str, out: Path | None, *, mode: int) -> None:

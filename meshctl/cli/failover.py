@@ -36,9 +36,7 @@ PoolName = Annotated[
     typer.Argument(
         metavar="POOL",
         help="Where to.",
-        autocompletion=lambda incomplete: [
-            name for name in options.names_in("/pools") if name.startswith(incomplete)
-        ],
+        autocompletion=options.pool_names,
         show_default=False,
     ),
 ]

@@ -104,7 +104,10 @@ def restore(
         [sys.executable, "-m", "qgate", "--config", str(settings), "--restore", str(file)], check=False
     )
     if done.returncode:
-        raise CommandError(f"Nothing was restored (qgate ended with {done.returncode}).")
+        raise CommandError(
+            f"Nothing was restored (qgate ended with {done.returncode}).",
+            hint="mend what it says above, then give the same command again",
+        )
 
 
 @commands.command("rekey")

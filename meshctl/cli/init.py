@@ -63,12 +63,17 @@ def init(
     from meshctl.gate_directory import gate_settings_text, join_gate, make_gate
 
     if store not in {"embedded", "external"}:
-        raise UsageError(f'--store: "{store}" is neither embedded nor external.')
+        raise UsageError(
+            f'--store: "{store}" is neither embedded nor external.',
+            hint="--store embedded, or --store external --dsn-file FILE",
+        )
     now = time.time()
     origin = _origin(join, name, now) if join is not None else None
     external = store == "external" or origin is not None
     if dsn_file is not None and not external:
-        raise UsageError("--dsn-file belongs to --store external.")
+        raise UsageError(
+            "--dsn-file belongs to --store external.", hint="add --store external, or leave --dsn-file out"
+        )
     host, port = _listen(listen)
     dsn = origin.dsn if origin is not None and dsn_file is None else None
     if external and dsn is None:
@@ -116,7 +121,7 @@ def init(
     note(f"  chown -R {SYSTEM_USER}: {root}   and start the unit of conf.example/systemd/qgate.service")
     note(f"  (or by hand: qgate --config {made.directory.settings})")
     if origin is None:
-        note(f"  meshctl db add NAME --gate-dir {root}")
+        note(f"  meshctl onboard --gate-dir {root}   (asks its way through the first steps)")
     else:
         note(
             "  once it runs, tell each enrolled sidecar of it: meshctl sidecar bundle NAME --out bundle.json"

@@ -55,7 +55,10 @@ def verify(
         row = options.connect(gate_dir, socket).post("/licence/verify", {"token": token})
     emit(row, licence_card(row), output)
     if row["state"] not in {"valid", "grace"}:
-        raise CheckError(f"The licence is {row['state']}: {row['problem']}.")
+        raise CheckError(
+            f"The licence is {row['state']}: {row['problem']}.",
+            hint="meshctl license install FILE puts another in its place",
+        )
 
 
 @commands.command("install")
@@ -182,7 +185,10 @@ def _make_key(path: Path) -> None:
     except FileExistsError:
         raise UsageError(f"{path} exists already.", hint="leave out --new-key to use it") from None
     except OSError as error:
-        raise CommandError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from None
+        raise CommandError(
+            f"{path} cannot be written: {(error.strerror or str(error)).lower()}.",
+            hint="name a file in a folder of your own",
+        ) from None
     with os.fdopen(descriptor, "wb") as file:
         file.write(text)
     note(f"A new key is in {path}; whoever has it can issue licences.")

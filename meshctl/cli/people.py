@@ -20,15 +20,13 @@ from tunnel_proto.errors import AuthenticationFailed
 commands = options.group("People: who may use this pool; export and erasure of what is held about them.")
 
 
-def people_ids(incomplete: str) -> list[str]:
-    """Completion of people's ids."""
-    return [name for name in options.names_in("/people", key="id") if name.startswith(incomplete)]
-
-
 Who = Annotated[
     str,
     typer.Argument(
-        metavar="PERSON", help="Their id (p-...) or address.", autocompletion=people_ids, show_default=False
+        metavar="PERSON",
+        help="Their id (p-...) or address.",
+        autocompletion=options.names_in("/people", key="id"),
+        show_default=False,
     ),
 ]
 Name = Annotated[

@@ -24,9 +24,7 @@ PoolName = Annotated[
     typer.Argument(
         metavar="POOL",
         help="The peer's name here.",
-        autocompletion=lambda incomplete: [
-            name for name in options.names_in("/pools") if name.startswith(incomplete)
-        ],
+        autocompletion=options.pool_names,
         show_default=False,
     ),
 ]

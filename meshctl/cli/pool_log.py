@@ -15,15 +15,13 @@ from meshctl.errors import CheckError, CommandError, UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
 
-
-def _pools(incomplete: str) -> list[str]:
-    return [name for name in options.names_in("/pools") if name.startswith(incomplete)]
-
-
 PoolArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[POOL]", help="One pool; left out, all of them.", autocompletion=_pools, show_default=False
+        metavar="[POOL]",
+        help="One pool; left out, all of them.",
+        autocompletion=options.pool_names,
+        show_default=False,
     ),
 ]
 
@@ -34,7 +32,7 @@ def log(
         typer.Argument(
             metavar="[POOL]",
             help="Show this pool's entries; left out, how far every log has come.",
-            autocompletion=_pools,
+            autocompletion=options.pool_names,
             show_default=False,
         ),
     ] = None,
@@ -65,7 +63,9 @@ def log(
     gate = options.connect(gate_dir, socket)
     if erase:
         if pool is not None:
-            raise UsageError("--erase is for this pool's own log: leave POOL out.")
+            raise UsageError(
+                "--erase is for this pool's own log: leave POOL out.", hint="leave POOL out, or --erase"
+            )
         confirm(f"Erase what {len(erase)} entries say, here and at every pool that has them?", yes=yes)
         reply = gate.post("/logs/erase", {"places": erase, "reason": reason})
         note(f"{reply['erased']} payloads erased; the entries stay, so that the chain still verifies.")
@@ -96,7 +96,9 @@ def verify(
     """Check logs: signatures, links, payloads, holes, tables; exit code 6 where something is wrong."""
     gate = options.connect(gate_dir, socket)
     if (repair or release) and pool is None:
-        raise UsageError("--repair and --release are for one POOL: name it.")
+        raise UsageError(
+            "--repair and --release are for one POOL: name it.", hint="meshctl pool list names them"
+        )
     if release and pool is not None:
         confirm(f"Take entries of {pool} again, although it once contradicted itself?", yes=yes)
         gate.post(f"/logs/{quote(pool, safe='')}/release", {})
@@ -107,7 +109,7 @@ def verify(
     emit(reply, replication_view.checks(reply), output)
     if not reply.get("ok"):
         bad = [f"{row['pool']}: {row['problem']}" for row in reply.get("items") or [] if not row.get("ok")]
-        raise CheckError("; ".join(bad))
+        raise CheckError("; ".join(bad), hint="meshctl pool verify POOL, then --repair where it says so")
 
 
 def redundancy(
@@ -128,7 +130,11 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="POOL", help="Seal it to this pool.", autocompletion=_pools, show_default=False
+            "--to",
+            metavar="POOL",
+            help="Seal it to this pool.",
+            autocompletion=options.pool_names,
+            show_default=False,
         ),
     ],
     out: Annotated[
@@ -154,7 +160,9 @@ def export(
         beside.replace(out)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise CommandError(f"{out} cannot be written: {error.strerror}") from error
+        raise CommandError(
+            f"{out} cannot be written: {error.strerror}", hint="name a file in a folder of your own"
+        ) from error
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -184,13 +192,16 @@ def import_(
     try:
         place.write_text(f"{reply['receipt']}\n")
     except OSError as error:
-        raise CommandError(f"{place} cannot be written: {error.strerror}") from error
+        raise CommandError(
+            f"{place} cannot be written: {error.strerror}", hint="name a file in a folder of your own"
+        ) from error
     note(f"Carry {place} back: meshctl pool import {place.name} tells the sender what need not come again.")
 
 
 def workers(
     pool: Annotated[
-        str, typer.Argument(metavar="POOL", help="A peer.", autocompletion=_pools, show_default=False)
+        str,
+        typer.Argument(metavar="POOL", help="A peer.", autocompletion=options.pool_names, show_default=False),
     ],
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,

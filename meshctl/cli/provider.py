@@ -18,13 +18,11 @@ prices = options.group("What models cost, per million tokens; your prices go bef
 commands.add_typer(prices, name="price")
 
 
-def provider_names(incomplete: str) -> list[str]:
-    """Completion of provider names."""
-    return [name for name in options.names_in("/providers") if name.startswith(incomplete)]
-
-
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="The provider's name.", autocompletion=provider_names)
+    str,
+    typer.Argument(
+        metavar="NAME", help="The provider's name.", autocompletion=options.names_in("/providers")
+    ),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="MODEL, or PROVIDER/MODEL.", show_default=False)]
 KeyFile = Annotated[
@@ -98,7 +96,10 @@ def add(
 ) -> None:
     """Register a model API. The gate asks it for its models, then seals the key in its vault."""
     if kind not in {"openai", "anthropic"}:
-        raise UsageError(f'--kind: "{kind}" is neither openai nor anthropic.')
+        raise UsageError(
+            f'--kind: "{kind}" is neither openai nor anthropic.',
+            hint="--kind openai (or what speaks like it), or --kind anthropic",
+        )
     gate = options.connect(gate_dir, socket)
     listed: list[dict[str, Any]] = [{"name": word} for word in _words(models)]
     listed += [{"name": word, "kinds": ["embedding"]} for word in _words(embeddings)]
@@ -160,7 +161,7 @@ def check(
     reply = options.connect(gate_dir, socket).post(_path(name, "/check"), {})
     emit(reply, view.steps(reply.get("steps") or []), output)
     if not reply.get("ok"):
-        raise CheckError(f"Provider {name} did not pass.")
+        raise CheckError(f"Provider {name} did not pass.", hint="each line above says what mends it")
 
 
 @commands.command("key")

@@ -59,7 +59,7 @@ def usage(
 ) -> None:
     """Add receipts up: requests, tokens and cost by app, team, model, task or day."""
     if by not in USAGE_BY:
-        raise UsageError(f'--by: "{by}" is none of {", ".join(USAGE_BY)}.')
+        raise UsageError(f'--by: "{by}" is none of {", ".join(USAGE_BY)}.', hint=f"--by {USAGE_BY[0]}")
     span = options.seconds(since, "--since") or 0.0
     query = {"by": by, "app": app, "since": time.time() - span}
     rows = options.connect(gate_dir, socket).items("/usage", query)
@@ -110,15 +110,23 @@ def verify(
     try:
         document = read_receipt(read_text(file, "The receipt"))
     except ValueError as error:
-        raise UsageError(f"{file} holds no receipt: {error}.") from error
+        raise UsageError(
+            f"{file} holds no receipt: {error}.",
+            hint="name an answer of the gate, or what meshctl receipt show ID -o json prints",
+        ) from error
     if pool is None:
         pool = _pool(gate_dir, socket)
     try:
         check_receipt(document, pool=pool)
     except ValueError as error:
-        raise CheckError(f"This is no receipt: {error}.") from error
+        raise CheckError(
+            f"This is no receipt: {error}.",
+            hint="name an answer of the gate, or what meshctl receipt show ID -o json prints",
+        ) from error
     except AuthenticationFailed as error:
-        raise CheckError(f"The receipt is not genuine: {error.message}.") from error
+        raise CheckError(
+            f"The receipt is not genuine: {error.message}.", hint="is --pool the right pool? meshctl key show"
+        ) from error
     note("PASSED: the pool signed it as it is.")
     if output is Output.TABLE:
         emit(document, finops_view.receipt(document), output)

@@ -9,7 +9,7 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.render import Output, emit
+from meshctl.render import Output, emit, tell
 from meshctl.terminal import confirm, note
 
 commands = options.group("Settings in the database; qgate.toml is for start-up only.")
@@ -85,8 +85,8 @@ def set_value(
     """Change a setting for the whole pool; it takes effect within a second unless a restart is needed."""
     gate = options.connect(gate_dir, socket)
     row = gate.call("PUT", _path(name), body={"value": value}, query={"reason": reason or None}).body
+    tell(f"{name} is {view.text(row.get('value'))}.", row, output)
     _tell_restart(row)
-    emit(row, view.card(row), output)
 
 
 @commands.command("reset")

@@ -11,7 +11,16 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.cli.enrolling import deliver, enrol_offer
+from meshctl.cli.enrolling import (
+    Expected,
+    OfferFile,
+    Out,
+    Readmit,
+    ValidDays,
+    deliver,
+    enrol_offer,
+    hand_out,
+)
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note, read_text
 
@@ -19,12 +28,6 @@ commands = options.group("Sidecars: offer on the sidecar's host, enroll at the g
 
 SIDECAR_DIR = Path("/var/lib/minigate")
 Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The sidecar's directory.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", metavar="FILE", help="Write it to a file instead of standard output.", show_default=False
-    ),
-]
 
 
 @commands.command("offer")
@@ -46,20 +49,11 @@ def offer(
 
 @commands.command("enroll")
 def enroll(
-    offer_file: Annotated[
-        str, typer.Argument(metavar="OFFER", help="The offer file, or - for standard input.")
-    ],
+    offer_file: OfferFile,
     out: Out = None,
-    days: Annotated[
-        int | None,
-        typer.Option("--days", min=1, help="How long its certificate is valid.", show_default=False),
-    ] = None,
-    expected: Annotated[
-        str | None,
-        typer.Option(
-            "--fingerprint", metavar="FP", help="Refuse any other key than the one of this fingerprint."
-        ),
-    ] = None,
+    days: ValidDays = None,
+    expected: Expected = None,
+    readmit: Readmit = False,
     yes: options.Yes = False,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
@@ -75,12 +69,10 @@ def enroll(
         days=days,
         expected=expected,
         yes=yes,
+        readmit=readmit,
         gate=lambda: options.connect(gate_dir, socket),
     )
-    if output is Output.TABLE or out is not None:
-        deliver(reply["bundle"], out, mode=0o600)
-    else:
-        emit(reply, [], output)
+    hand_out(reply, out, output)
 
 
 @commands.command("bundle")
@@ -98,10 +90,7 @@ def bundle(
     gate = options.connect(gate_dir, socket)
     reply = gate.post(f"/sidecars/{quote(name, safe='')}/bundle", {})
     note(f"On the host of {name}: meshctl sidecar install BUNDLE, then systemctl reload minigate")
-    if output is Output.TABLE or out is not None:
-        deliver(reply["bundle"], out, mode=0o600)
-    else:
-        emit(reply, [], output)
+    hand_out(reply, out, output)
 
 
 @commands.command("install")

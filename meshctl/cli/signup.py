@@ -9,7 +9,7 @@ import typer
 
 from meshctl import people_view, view
 from meshctl.cli import options
-from meshctl.render import Output, emit
+from meshctl.render import Output, emit, tell
 from meshctl.terminal import note
 
 commands = options.group("Self-sign-up: whether people may ask for an account, and who waits for an answer.")
@@ -97,7 +97,4 @@ def settings(
 
 
 def _said(row: dict[str, Any], output: Output, words: str) -> None:
-    if output is Output.TABLE:
-        note(words)
-    else:
-        emit(row, [], output)
+    tell(words, row, output)

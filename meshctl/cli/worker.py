@@ -12,11 +12,20 @@ import typer
 
 from meshctl import worker_view
 from meshctl.cli import options
-from meshctl.cli.enrolling import deliver, enrol_offer
+from meshctl.cli.enrolling import (
+    Expected,
+    OfferFile,
+    Out,
+    Readmit,
+    ValidDays,
+    deliver,
+    enrol_offer,
+    hand_out,
+)
 from meshctl.client import Gate
 from meshctl.errors import UsageError
-from meshctl.render import Output, emit, print_table
-from meshctl.terminal import STDIN, confirm, note
+from meshctl.render import Output, emit, print_table, tell
+from meshctl.terminal import confirm, note, read_text
 
 commands = options.group("Workers: offer on the worker's host, enroll at the gate, install on the host.")
 
@@ -25,21 +34,10 @@ TOP_S = 1.0
 PROBE_S = 120.0
 
 Directory = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The worker's directory.")]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", metavar="FILE", help="Write it to a file instead of standard output.", show_default=False
-    ),
-]
-
-
-def worker_names(incomplete: str) -> list[str]:
-    """Completion of worker names."""
-    return [name for name in options.names_in("/workers") if name.startswith(incomplete)]
 
 
 WorkerName = Annotated[
-    str, typer.Argument(metavar="NAME", help="The worker's name.", autocompletion=worker_names)
+    str, typer.Argument(metavar="NAME", help="The worker's name.", autocompletion=options.worker_names)
 ]
 
 
@@ -60,20 +58,11 @@ def offer(
 
 @commands.command("enroll")
 def enroll(
-    offer_file: Annotated[
-        str, typer.Argument(metavar="OFFER", help="The offer file, or - for standard input.")
-    ],
+    offer_file: OfferFile,
     out: Out = None,
-    days: Annotated[
-        int | None,
-        typer.Option("--days", min=1, help="How long its certificate is valid.", show_default=False),
-    ] = None,
-    expected: Annotated[
-        str | None,
-        typer.Option(
-            "--fingerprint", metavar="FP", help="Refuse any other key than the one of this fingerprint."
-        ),
-    ] = None,
+    days: ValidDays = None,
+    expected: Expected = None,
+    readmit: Readmit = False,
     yes: options.Yes = False,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
@@ -89,12 +78,10 @@ def enroll(
         days=days,
         expected=expected,
         yes=yes,
+        readmit=readmit,
         gate=lambda: options.connect(gate_dir, socket),
     )
-    if output is Output.TABLE or out is not None:
-        deliver(reply["bundle"], out, mode=0o600)
-    else:
-        emit(reply, [], output)
+    hand_out(reply, out, output)
 
 
 @commands.command("install")
@@ -105,20 +92,12 @@ def install(
     directory: Directory = WORKER_DIR,
 ) -> None:
     """On the worker's host: check the bundle against the worker's key and put it in place."""
-    import tempfile
-
     from qdaemon.settings import SETTINGS_FILE, QdaemonSettings
     from tunnel_proto.node_directory import replace_file
     from tunnel_proto.settings import dump
 
     node = _node(directory)
-    if bundle_file == STDIN:
-        with tempfile.NamedTemporaryFile("w", dir=directory, suffix=".json") as given:
-            given.write(sys.stdin.read(1 << 20))
-            given.flush()
-            bundle = node.install(Path(given.name), now=time.time())
-    else:
-        bundle = node.install(Path(bundle_file), now=time.time())
+    bundle = node.install_text(read_text(bundle_file, "The bundle"), now=time.time())
     settings = directory / SETTINGS_FILE
     if not settings.exists():
         replace_file(settings, dump(QdaemonSettings(state_dir=directory.absolute())), 0o644)
@@ -185,7 +164,7 @@ def drain(
 ) -> None:
     """Have a worker take no more jobs; what runs there ends, what waits goes elsewhere."""
     reply = options.connect(gate_dir, socket).post(f"{_path(name)}/drain")
-    _told(reply, f"Worker {name} drains: {reply['running']} jobs still run.", output)
+    tell(f"Worker {name} drains: {reply['running']} jobs still run.", reply, output)
 
 
 @commands.command("undrain")
@@ -197,7 +176,7 @@ def undrain(
 ) -> None:
     """Have a worker take jobs again."""
     reply = options.connect(gate_dir, socket).post(f"{_path(name)}/undrain")
-    _told(reply, f"Worker {name} takes jobs again.", output)
+    tell(f"Worker {name} takes jobs again.", reply, output)
 
 
 @commands.command("label")
@@ -229,7 +208,7 @@ def label(
     if after != before:
         headers = {"If-Match": f'"{row["labels_version"]}"'} if "labels_version" in row else None
         row = gate.call("PUT", f"{_path(name)}/labels", body={"labels": after}, headers=headers).body
-    _told({"name": name, "labels": after}, f"Worker {name}: {worker_view.labels(after)}", output)
+    tell(f"Worker {name}: {worker_view.labels(after)}", {"name": name, "labels": after}, output)
 
 
 @commands.command("move")
@@ -259,12 +238,12 @@ def move(
     }
     plan = gate.post("/failover/orders", {**body, "dry_run": True})
     if not plan["moving"]:
-        _told(plan, f"Worker {name} is at {plan['to']} already.", output)
+        tell(f"Worker {name} is at {plan['to']} already.", plan, output)
         return
     if not dry_run:
         confirm(f"Move worker {name} to {plan['to']}?", yes=yes)
         plan = gate.post("/failover/orders", body)
-    _told(plan, f"Worker {name} {'would go' if dry_run else 'goes'} to {plan['to']}.", output)
+    tell(f"Worker {name} {'would go' if dry_run else 'goes'} to {plan['to']}.", plan, output)
 
 
 @commands.command("probe")
@@ -303,13 +282,6 @@ def revoke(
     confirm(f"Revoke worker {name} and end its jobs?", yes=yes)
     gate.delete(f"/sidecars/{quote(name, safe='')}")
     note(f"Worker {name} is revoked.")
-
-
-def _told(reply: Any, message: str, output: Output) -> None:
-    if output is Output.TABLE:
-        note(message)
-    else:
-        emit(reply, [], output)
 
 
 def _watch(gate: Gate) -> None:

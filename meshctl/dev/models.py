@@ -119,11 +119,17 @@ def ask(port: int, key: str, model: str, text: str, *, timeout: float) -> Answer
         response = connection.getresponse()
         document = json.loads(response.read())
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CommandError(f"The stack is up, but {model} got no answer: {error}") from error
+        raise CommandError(
+            f"The stack is up, but {model} got no answer: {error}",
+            hint="meshctl doctor; meshctl dev stop ends it",
+        ) from error
     finally:
         connection.close()
     if response.status != 200:
         reason = document.get("error", {}).get("message", f"HTTP {response.status}")
-        raise CommandError(f"The stack is up, but {model} was refused: {reason}")
+        raise CommandError(
+            f"The stack is up, but {model} was refused: {reason}",
+            hint="meshctl doctor; meshctl dev stop ends it",
+        )
     said = document["choices"][0]["message"]["content"]
     return Answer(said, response.headers.get("x-qgate-node", ""), time.monotonic() - began)

@@ -78,6 +78,24 @@ def test_workers_connected_gone_ending_and_what_they_say_of_themselves() -> None
     assert "systemctl status qdaemon" in gone[1].next
 
 
+def test_a_worker_that_moved_to_another_pool_is_no_failure() -> None:
+    moves = [
+        {"node": "gpu1", "home": "branch", "to": "gpu"},  # another pool's, of the same name
+        {"node": "gpu1", "home": "hq", "to": "branch"},
+        {"node": "gpu1", "home": "hq", "to": "gpu"},
+        {"node": "gpu2", "home": "hq", "to": "hq"},
+        {"node": "gpu2", "home": "hq", "to": "gpu"},
+    ]
+    away = checks.guests_elsewhere(moves, "hq")
+    assert away == {"gpu1": "branch"}
+    rows = [{"name": name, "state": "absent", "connected": False} for name in ("gpu1", "gpu2")]
+    count, moved, lost = checks.workers(rows, 0, away)
+    assert count.detail == "0 of 2 connected, 1 at other pools"
+    assert (moved.name, moved.verdict) == ("worker gpu1", "PASSED")
+    assert "branch" in moved.detail
+    assert (lost.name, lost.verdict) == ("worker gpu2", "FAILED")
+
+
 @pytest.mark.parametrize(("value", "seconds"), [(5, 5.0), (None, None), ("", None), ("soon", None)])
 def test_times_in_each_form(value: object, seconds: float | None) -> None:
     assert checks.unix_time(value) == seconds

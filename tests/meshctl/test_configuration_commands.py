@@ -285,7 +285,8 @@ def test_a_setting_s_history_and_reason(at_gate: Run, gate: FakeGate) -> None:
     assert "bob" in at_gate("settings", "history", "app.queue")[1]
     assert gate.query_of("GET /settings/history") == {"name": "app.queue", "limit": "50"}
     gate.answer("PUT /settings/app.queue", {"name": "app.queue", "value": 2})
-    assert at_gate("settings", "set", "app.queue", "2", "--reason", "more")[0] == 0
+    code, out, err = at_gate("settings", "set", "app.queue", "2", "--reason", "more")
+    assert (code, out, err) == (0, "", "app.queue is 2.\n")
     assert gate.query_of("PUT /settings/app.queue") == {"reason": "more"}
 
 

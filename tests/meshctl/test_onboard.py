@@ -55,6 +55,18 @@ def ready(gate: FakeGate, tmp_path: Path) -> FakeGate:
     return gate
 
 
+def test_the_next_commands_name_the_gate_that_was_named(at_gate: Run, ready: FakeGate) -> None:
+    row = {"step": "model", "title": "t", "state": "open", "detail": "x"}
+    ready.answer(
+        "GET /onboarding",
+        {"done": False, "next": "model", "steps": [{**row, "next": "meshctl a, or: meshctl b"}]},
+    )
+    shown = at_gate("onboard", "status")[1]
+    assert f"meshctl a --socket {ready.socket}, or: meshctl b --socket {ready.socket}" in shown
+    told = json.loads(at_gate("onboard", "status", "-o", "json")[1])
+    assert told["steps"][0]["next"] == "meshctl a, or: meshctl b", "a program is told what the gate says"
+
+
 def changes(gate: FakeGate) -> list[str]:
     return [call for call, _, _ in gate.asked if not call.startswith("GET")]
 
