@@ -276,8 +276,8 @@ def enroll(
         days=days,
         expected=expected,
         yes=yes,
-        gate=lambda: options.connect(gate_dir, socket),
         readmit=readmit,
+        gate=lambda: options.connect(gate_dir, socket),
         path=f"{_path(admin)}/keys",
     )
     hand_out(reply, out, output)
