@@ -244,6 +244,7 @@ def second_factor(
             emit(made, [], output)
             return
         note("Add this to the authenticator app; it is shown this once:")
+        _draw(str(made["uri"]))
         write(str(made["uri"]))
         note(f"secret {made['secret']}")
     code = read_secret("Code that the app shows", code_file, option="--code-file").strip().replace(" ", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -13,7 +14,7 @@ import typer
 from meshctl import people_view, view
 from meshctl.cli import options
 from meshctl.errors import CheckError, CommandError, UsageError
-from meshctl.render import Output, emit, write
+from meshctl.render import Output, emit, tell, write
 from meshctl.terminal import confirm, note
 from tunnel_proto.errors import AuthenticationFailed
 
@@ -113,10 +114,7 @@ def invite(
         _add(email, name, team, remark, "", None, gate_dir, socket, output, invite=True)
         return
     row = options.connect(gate_dir, socket).post(f"{_path(email)}/invite", {})
-    if output is Output.TABLE:
-        note(f"{row['id']} is mailed a code that is good for a week.")
-    else:
-        emit(row, [], output)
+    tell(f"{row['id']} is mailed a code that is good for a week.", row, output)
 
 
 @commands.command("change")
@@ -207,7 +205,7 @@ def export(
     gate = options.connect(gate_dir, socket)
     row = gate.get(_path(person))
     target = out or Path(f"{row['id']}.zip")
-    _write_new(target, b"".join(gate.pieces(f"{_path(row['id'])}/export")))
+    _write_new(target, gate.pieces(f"{_path(row['id'])}/export"))
     note(f"{target} holds everything about {row['id']}.")
 
 
@@ -235,8 +233,21 @@ def erase(
     target = certificate or Path(f"{row['id']}.erased.json")
     if target.exists():
         raise CommandError(f"{target} exists; nobody was erased.", hint="--certificate FILE")
-    document = gate.post(f"{_path(row['id'])}/erase", {"confirm": row["id"]}, timeout=600)
-    _write_new(target, (json.dumps(document, indent=2) + "\n").encode())
+    _write_new(target, ())  # before it is done: what the gate answers is nowhere else
+    try:
+        document = gate.post(f"{_path(row['id'])}/erase", {"confirm": row["id"]}, timeout=600)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    content = json.dumps(document, indent=2) + "\n"
+    try:
+        target.write_text(content)
+    except OSError as error:
+        write(content.rstrip())
+        raise CommandError(
+            f"{row['id']} is erased, but {target} cannot be written: {error.strerror}.",
+            hint="keep what was printed: no other copy proves whom it is about",
+        ) from None
     note(f"{row['id']} is erased; {target} is the certificate, and no other copy proves whom it is about.")
     if document.get("kept"):
         tables = ", ".join(f"{name} ({count})" for name, count in document["kept"].items())
@@ -279,11 +290,20 @@ def verify_certificate(
         erasure = ErasureCertificate.from_json(document)
         signer = check_erasure(erasure, pool=pool, email=email)
     except OSError as error:
-        raise CommandError(f"{file} cannot be read: {error.strerror}.") from None
+        raise CommandError(
+            f"{file} cannot be read: {error.strerror}.",
+            hint="name the certificate that meshctl people erase wrote",
+        ) from None
     except ValueError:
-        raise UsageError(f"{file} is no certificate of an erasure.") from None
+        raise UsageError(
+            f"{file} is no certificate of an erasure.",
+            hint="name the certificate that meshctl people erase wrote",
+        ) from None
     except AuthenticationFailed as error:
-        raise CheckError(f"{file} cannot be trusted: {error.message}.") from None
+        raise CheckError(
+            f"{file} cannot be trusted: {error.message}.",
+            hint="is it as the gate wrote it, and of this pool?",
+        ) from None
     emit({**document, "ok": True, "pool": signer}, people_view.certificate(document, signer=signer), output)
     if pool is None:
         note("Compare the pool's fingerprint with the one you know, or give it: --pool FP")
@@ -314,21 +334,26 @@ def _add(
 
 
 def _said(row: dict[str, Any], output: Output) -> None:
-    if output is Output.TABLE:
-        note(f"{row['id']} is {row['state']}.")
-    else:
-        emit(row, [], output)
+    tell(f"{row['id']} is {row['state']}.", row, output)
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def _write_new(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file that was not there; where the pieces end in an error, none is left."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
         raise CommandError(f"{path} exists and is not replaced.", hint="name another file") from None
     except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror}.") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+        raise CommandError(
+            f"{path} cannot be written: {error.strerror}.",
+            hint="name a file that is not there yet, in a folder of your own",
+        ) from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(pieces)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _path(person: str) -> str:

@@ -48,9 +48,11 @@ def spelled(secret: bytes) -> str:
 
 
 def key_uri(secret: bytes, *, account: str, issuer: str) -> str:
-    """What an app's camera reads from a QR code (the otpauth scheme)."""
+    """What an app's camera reads from a QR code (the otpauth scheme). Digits and period are the scheme's own
+    defaults; unsaid, the code stays small enough for a terminal of 24 lines.
+    """
     label = quote(f"{issuer}:{account}", safe="")
-    query = urlencode({"secret": spelled(secret), "issuer": issuer, "digits": DIGITS, "period": STEP_S})
+    query = urlencode({"secret": spelled(secret), "issuer": issuer}, quote_via=quote)
     return f"otpauth://totp/{label}?{query}"
 
 

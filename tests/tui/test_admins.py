@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from meshctl import qr
 from meshctl.errors import GateError
 from qgate.governance.second_factor import STEP_S, code_at
 from tests.kit.mesh import Mesh
@@ -35,6 +36,12 @@ def mesh() -> Iterator[Mesh]:
 def admin(mesh: Mesh, name: str) -> dict[str, Any]:
     """As `meshctl admin show NAME -o json` says."""
     return dict(mesh.control.get(f"/admins/{name}"))
+
+
+def drawn(text: str, width: int) -> list[str]:
+    """The lines of a QR code on the screen that hold ink: it stands at the left in its box."""
+    rows = (line.partition("│")[2] for line in text.splitlines())
+    return [row[:width] for row in rows if any(one in row for one in "▀▄█")]
 
 
 async def log_in(mesh: Mesh, name: str, password: str, code: str = "") -> Any:
@@ -121,11 +128,19 @@ async def test_a_second_factor_counts_after_a_right_code(visit_mesh: Open, mesh:
         await at.press("6")
         await at.sees("bea")
         await at.press("g", "f")
-        await at.sees("Second factor", "Put this into an authenticator app:", "shown once")
+        await at.sees("Second factor: bea", "Let an authenticator app", "shown once", "▀▀▀")
         shown = at.text()
         secret = next(
             word for line in shown.splitlines() for word in line.split() if len(word) == 32 and word.isalnum()
         )
+        await at.press("1")
+        await at.told("Copied:")
+        assert at.room.clipboard == secret
+        await at.press("2")
+        await at.until(lambda: at.room.clipboard.startswith("otpauth://totp/"), "the address")
+        picture = qr.in_halves(qr.modules(at.room.clipboard))
+        inked = [line for line in picture if line.strip()]
+        assert drawn(at.text(), len(picture[0])) == inked  # 24 lines show all of it
         await at.press("escape")
         await at.sees("Second factor: bea", "PUT /admins/bea/second-factor")
         await at.type("000000")
@@ -144,9 +159,9 @@ async def test_a_second_factor_counts_after_a_right_code(visit_mesh: Open, mesh:
         await at.press("f")
         await at.sees("The present one counts until", "Present password")
         await at.press("ctrl+s")  # an owner needs none for others
-        await at.sees("Put this into an authenticator app:")
+        await at.sees("shown once", "c copy   esc close")
         await at.press("escape")
-        await at.sees("Second factor: bea")
+        await at.sees("Second factor: bea", "PUT /admins/bea/second-factor")
         await at.press("escape")
         await at.told("Nothing has changed: the new second factor does not count.")
         await at.press("b")

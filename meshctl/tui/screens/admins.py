@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshctl import view
 from meshctl.cli.admin import ADMIN_COLUMNS, KEY_COLUMNS, SESSION_COLUMNS
-from meshctl.tui.confirm import OnceScreen
 from meshctl.tui.declare import (
     Action,
     Call,
@@ -22,6 +21,7 @@ from meshctl.tui.declare import (
 from meshctl.tui.fields import Field, Form, Kind, Values, t
 from meshctl.tui.forms import FormScreen
 from meshctl.tui.offers import fingerprint, offer_form, offered
+from meshctl.tui.second_factor import SecretScreen
 from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
@@ -102,8 +102,9 @@ async def begin(room: Room, admin: Record) -> None:
     except MeshError as error:
         room.fail(error)
         return
-    text = f"{room.say('Put this into an authenticator app:')}\n\n{made['secret']}\n\n{made['uri']}"
-    await room.push_screen_wait(OnceScreen(room.say("Second factor"), text))
+    labels = (room.say("Secret"), room.say("Address"))
+    shown = SecretScreen(f"{room.say('Second factor')}: {admin['name']}", made["secret"], made["uri"], labels)
+    await room.push_screen_wait(shown)
     problem = ""
     while True:
         screen = FormScreen(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshctl import people_view
 from meshctl.client import Gate
 from meshctl.errors import CheckError, UsageError
-from meshctl.tui.confirm import ConfirmScreen
+from meshctl.tui.confirm import ConfirmScreen, OnceScreen
 from meshctl.tui.data import in_thread
 from meshctl.tui.declare import Call, Record, filled
 from meshctl.tui.fields import Field, Form, Kind, dropped, readable, t
@@ -150,13 +150,20 @@ async def erase(room: Room, person: Record) -> None:
     try:
         with room.busy(room.say("Erase")):
             document = await room.desk.send(call)
-            content = (json.dumps(document, indent=2) + "\n").encode()
-            await in_thread(partial(written, path, [content]))
     except MeshError as error:
         await in_thread(partial(path.unlink, missing_ok=True))
         room.fail(error)
         return
-    room.tell(room.say("{name} is erased. The certificate: {path}", name=person["id"], path=path))
+    content = json.dumps(document, indent=2) + "\n"
+    try:
+        await in_thread(partial(written, path, [content.encode()]))
+    except OSError as error:  # what the gate answered is nowhere else
+        room.warn(
+            room.say("{path} cannot be written: {reason}", path=path, reason=error.strerror or str(error))
+        )
+        await room.push_screen_wait(OnceScreen(room.say("Certificate"), content))
+    else:
+        room.tell(room.say("{name} is erased. The certificate: {path}", name=person["id"], path=path))
     if kept := document.get("kept"):
         tables = ", ".join(f"{table} ({count})" for table, count in kept.items())
         room.warn(
