@@ -2,7 +2,9 @@
 
 A dialler knows one or more places where the control API answers: the gate's unix socket, or the pools of a
 context (`meshctl.admin_session`). When a place cannot be reached, or goes away before it has answered a GET,
-the same request goes to the next. A change that may have been carried out is never sent twice.
+the same request goes to the next. A change carries an ``Idempotency-Key``: where its answer was cut off it
+goes out again with the same key, to whichever gate of the same pool answers, and is done once. It never goes
+to another pool after it may have been carried out.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -33,6 +37,16 @@ UPLOAD_PIECE = 1 << 20
 SAFE: Final = frozenset({"GET", "HEAD"})
 """Methods that may be repeated when nobody knows how far the first attempt came (RFC 9110, 9.2.1)."""
 
+KEY: Final = "Idempotency-Key"
+KEY_BYTES: Final = 16
+KEYED_MAX: Final = 1 << 20
+"""Longest body, in bytes, that a gate takes under a key; a longer one goes without."""
+
+REPEAT_S: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0)
+"""Pauses before a change is sent again whose answer was cut off: a gate that restarts is back by then."""
+
+RUNNING_S: Final = 1.0
+"""How often it is asked for again while the first one still runs."""
 
 T = TypeVar("T")
 Send: TypeAlias = "Callable[[HTTPConnection, Mapping[str, str]], HTTPResponse]"
@@ -50,13 +64,14 @@ class Gate:
     """A gate's control API. One connection a call: the socket is local, or a stream of a tunnel that is up.
 
     ``moved`` hears of each change of place: the one given up and the one that calls go to from then on.
-    Calls may come from several threads.
+    ``pause`` waits so many seconds. Calls may come from several threads.
     """
 
     def __init__(self, way: Path | Dialler, *, timeout: float = CALL_TIMEOUT_S) -> None:
         self.dialler: Dialler = UnixDialler(way) if isinstance(way, Path) else way
         self.timeout = timeout
         self.moved: Callable[[str, str], None] = lambda _left, _now: None
+        self.pause: Callable[[float], None] = time.sleep
 
     @property
     def socket_path(self) -> Path:
@@ -105,8 +120,17 @@ class Gate:
         Raises UnreachableError when nobody answers and GateError when the gate answers with an error; the
         latter carries the gate's own next step.
         """
-        send = _request(method, path, body, query, headers)
-        connection, (status, data) = self._open(method, send, timeout or self.timeout, _read)
+        key = secrets.token_urlsafe(KEY_BYTES) if _may_have_key(method, path) else ""
+        send = _request(method, path, body, query, headers, key=key)
+        limit = timeout or self.timeout
+        try:
+            connection, (status, data) = self._open(method, send, limit, _read, keyed=bool(key))
+        except GateError as error:
+            if error.problem != "keys-unavailable":
+                raise
+            # Nothing was done: the gate cannot remember keys now, which is no reason to do nothing.
+            send = _request(method, path, body, query, headers)
+            connection, (status, data) = self._open(method, send, limit, _read)
         connection.close()
         return Reply(status, _json(data))
 
@@ -118,8 +142,11 @@ class Gate:
         *,
         sent: Callable[[int], None] = lambda _count: None,
         timeout: float = UPLOAD_TIMEOUT_S,
+        offset: int | None = None,
     ) -> Any:
         """PUT a file as it is; returns the decoded body. ``sent`` hears of each piece's size in bytes.
+
+        With an ``offset`` its rest from there goes, as Content-Range says.
 
         ``timeout`` is the longest silence of the gate. Raises like `call`, and CommandError where the file
         cannot be read.
@@ -136,14 +163,18 @@ class Gate:
             ) from None
         with source:
             size = os.fstat(source.fileno()).st_size
+            first = offset or 0
+            told = f"{first}-{size - 1}" if first < size else "*"
 
             def send(connection: HTTPConnection, headers: Mapping[str, str]) -> HTTPResponse:
-                source.seek(0)
+                source.seek(first)
                 connection.putrequest("PUT", target)
                 for name, value in headers.items():
                     connection.putheader(name, value)
                 connection.putheader("Content-Type", "application/octet-stream")
-                connection.putheader("Content-Length", str(size))
+                connection.putheader("Content-Length", str(size - first))
+                if offset is not None:
+                    connection.putheader("Content-Range", f"bytes {told}/{size}")
                 connection.endheaders()
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # an early answer: read it
                     while piece := source.read(UPLOAD_PIECE):
@@ -230,15 +261,25 @@ class Gate:
             connection.close()
 
     def _open(
-        self, method: str, send: Send, timeout: float | None, read: Callable[[HTTPResponse], T]
+        self,
+        method: str,
+        send: Send,
+        timeout: float | None,
+        read: Callable[[HTTPResponse], T],
+        *,
+        keyed: bool = False,
     ) -> tuple[HTTPConnection, T]:
-        """Send a request and ``read`` what came, at the first place that answers."""
+        """Send a request and ``read`` what came, at the first place that answers.
+
+        ``keyed``: it has a key, so it may go out again where its answer was cut off.
+        """
         from http.client import IncompleteRead
 
         others = self.dialler.places - 1
         renewed = False
+        again = _Again(REPEAT_S if keyed else (), timeout or self.timeout)
         while True:
-            place = self.dialler.place()
+            place = again.place if again.cut else self.dialler.place()
             self.dialler.check(place, method)
             sent = False
             connection = self._connection(place, timeout)
@@ -251,6 +292,9 @@ class Gate:
                     return connection, read(response)
                 refusal = problem(response.status, response.read())
                 connection.close()
+                if again.cut and refusal.problem == "in-progress" and again.still_runs():
+                    self.pause(RUNNING_S)
+                    continue
                 if response.status != 401 or renewed:
                     raise refusal
                 renewed = True
@@ -261,16 +305,22 @@ class Gate:
                 connection.close()
                 error = broken if isinstance(broken, OSError) else ConnectionResetError(str(broken))
                 # A gate that is only slow is no reason to ask another: a dead link ends otherwise.
-                again = not sent or (method in SAFE and not isinstance(error, TimeoutError))
-                if again and others > 0 and (now := self.dialler.leave(place, error)):
+                slow = sent and isinstance(error, TimeoutError)
+                if (again.cut or (sent and keyed)) and not slow:
+                    again.cut_at(place)
+                    if (seconds := again.next_pause()) is not None:
+                        self.pause(seconds)
+                        continue
+                elsewhere = not again.cut and (not sent or (method in SAFE and not slow))
+                if elsewhere and others > 0 and (now := self.dialler.leave(place, error)):
                     others -= 1
                     renewed = False
                     self.moved(place, now)
                     continue
-                if place and sent and method not in SAFE:
+                if again.cut or (place and sent and method not in SAFE):
                     raise UnreachableError(
-                        f"The pool {place} went away before it answered; whether the change was made there "
-                        "is not known.",
+                        f"{f'The pool {place}' if place else 'The gate'} went away before it answered; "
+                        "whether the change was made there is not known.",
                         hint="look before you repeat it",
                     ) from error
                 raise self.dialler.explain(place, error, timeout) from error
@@ -296,8 +346,10 @@ def _request(
     body: object,
     query: Mapping[str, object] | None,
     extra: Mapping[str, str] | None = None,
+    *,
+    key: str = "",
 ) -> Send:
-    """What sends one request over a connection, as often as it has to be sent."""
+    """What sends one request over a connection, as often as it has to be sent; always under one key."""
     from urllib.parse import urlencode
 
     target = path if path.startswith(("/healthz", "/readyz")) else API + path
@@ -313,6 +365,8 @@ def _request(
     elif body is not None:
         payload = json.dumps(body).encode()
         own["Content-Type"] = "application/json"
+    if key and (payload is None or len(payload) <= KEYED_MAX):
+        own[KEY] = key
 
     def send(connection: HTTPConnection, headers: Mapping[str, str]) -> HTTPResponse:
         if file is not None:
@@ -321,6 +375,35 @@ def _request(
         return connection.getresponse()
 
     return send
+
+
+def _may_have_key(method: str, path: str) -> bool:
+    """Whether gates remember keys of this request: of all changes but log-in and log-out."""
+    return method not in SAFE and path.partition("?")[0].split("/")[1:2] != ["session"]
+
+
+class _Again:
+    """How a change whose answer was cut off is sent again: where, and how often."""
+
+    def __init__(self, pauses: Iterable[float], longest_s: float) -> None:
+        self._pauses = iter(pauses)
+        self._asked_for_s = longest_s
+        self.cut = False
+        self.place = ""
+
+    def cut_at(self, place: str) -> None:
+        """It may have been carried out there, and goes nowhere else from now on."""
+        if not self.cut:
+            self.cut, self.place = True, place
+
+    def next_pause(self) -> float | None:
+        """Seconds until the next attempt, None after the last."""
+        return next(self._pauses, None)
+
+    def still_runs(self) -> bool:
+        """Whether the first one, that still runs, is worth another wait."""
+        self._asked_for_s -= RUNNING_S
+        return self._asked_for_s > 0
 
 
 def _read(response: HTTPResponse) -> tuple[int, bytes]:

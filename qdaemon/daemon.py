@@ -52,6 +52,7 @@ from tunnel_proto.whereabouts import Whereabouts
 log = structlog.get_logger()
 
 CLOSE_S: Final = 2.0
+TIDY_S: Final = 3600.0
 
 
 class Daemon:
@@ -162,6 +163,7 @@ class Daemon:
         await self.machine.start()
         self._keep(self.residency.run())
         self._keep(self._beat())
+        self._keep(self._tidy())
         self._keep(self._begin())
         self.uplink.open(self._bundle.chain, self._bundle.roster)
         self._expiry.watch(self._bundle.chain)
@@ -337,6 +339,13 @@ class Daemon:
             self.uplink.beat()
             await asyncio.sleep(self._settings.probe.report_s)
 
+    async def _tidy(self) -> None:
+        """Let go of files whose rest has not come for long."""
+        while True:
+            if gone := await self._in_thread(self.store.purge, time.time()):
+                log.info("unfinished uploads removed", files=gone)
+            await asyncio.sleep(TIDY_S)
+
     # --- gates
 
     def _connect(
@@ -373,7 +382,7 @@ class Daemon:
         elif stream.kind == KIND_JOB:
             stream.receiver = JobStream(stream, self.jobs)
         elif stream.kind == KIND_BLOB:
-            upload = Upload(stream, self.store, self._arrived)
+            upload = Upload(stream, self.store, self._arrived, lambda: self._uploads)
             self._uploads.add(upload)
             upload.task.add_done_callback(lambda _task: self._uploads.discard(upload))
             stream.receiver = upload

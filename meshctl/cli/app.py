@@ -12,7 +12,7 @@ from urllib.parse import quote
 import typer
 
 from meshctl import view
-from meshctl.cli import app_key, app_policy, options
+from meshctl.cli import app_key, app_policy, app_set, options
 from meshctl.drivers import DEFAULT_PORT, Credential, connection_strings, openai_settings
 from meshctl.errors import NotFoundError, UsageError
 from meshctl.render import Output, emit
@@ -21,6 +21,7 @@ from meshctl.terminal import confirm, note
 commands = options.group("Pseudo-credentials: an app logs in with these, the gate holds the real ones.")
 commands.add_typer(app_key.commands, name="key")
 commands.command("policy")(app_policy.policy)
+commands.command("set")(app_set.set_app)
 
 Host = Annotated[str, typer.Option("--host", help="Where the app reaches its sidecar, for the URLs shown.")]
 Port = Annotated[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +12,10 @@ import typer
 from meshctl import view, worker_view
 from meshctl.cli import options
 from meshctl.errors import CommandError, NotFoundError, UsageError
-from meshctl.render import Output, emit
+from meshctl.model_upload import Told, upload
+from meshctl.render import Output, emit, tell
 from meshctl.terminal import confirm, note
+from meshctl.tui.gguf_file import looked_at
 
 commands = options.group("Models: files in the workers' stores, loaded and unloaded, and which one to take.")
 
@@ -69,7 +70,11 @@ def add(
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
-    """Send a model file to a worker; the worker checks it and makes it available under its name."""
+    """Send a model file to a worker; the worker checks it and makes it available under its name.
+
+    Where it is cut off it goes on by itself once gate and worker are back; given again within a day, it goes
+    on where it was.
+    """
     file, known = find_file(source)
     gate = options.connect(gate_dir, socket)
     chosen = name or known
@@ -79,15 +84,14 @@ def add(
     if sys.stderr.isatty() and size > 1 << 24:
         reply = _with_bar(gate, file, query, size)
     else:
-        reply = gate.send_file("/models/upload", file, query)
-    if output is Output.TABLE:
-        note(
-            f"Model {reply['name']} ({reply['family']}, {reply['quant']}) is on worker {reply['worker']}; "
-            f"it needs {view.size(reply['memory_needed'])} of memory."
-        )
-        note(f"Try it: meshctl ask 'qg://task=chat;model={reply['name']}'")
-    else:
-        emit(reply, [], output)
+        reply = upload(gate, file, query, Told(began=lambda at: _goes_on(at, size), cut=_cut))
+    tell(
+        f"Model {reply['name']} ({reply['family']}, {reply['quant']}) is on worker {reply['worker']}; "
+        f"it needs {view.size(reply['memory_needed'])} of memory.\n"
+        f"Try it: meshctl ask 'qg://task=chat;model={reply['name']}'",
+        reply,
+        output,
+    )
 
 
 @commands.command("list")
@@ -235,11 +239,8 @@ def assign(
     """Copy a model from a worker that has it to another one, through the gate, which keeps nothing of it."""
     body = {"model": model, "worker": worker}
     reply = options.connect(gate_dir, socket).post("/models/assign", body, timeout=ASSIGN_S)
-    if output is Output.TABLE:
-        note(f"Model {reply['name']} is on worker {worker} too.")
-        note(f"Load it there: meshctl model load {model} --worker {worker}")
-    else:
-        emit(reply, [], output)
+    then = f"Load it there: meshctl model load {model} --worker {worker}"
+    tell(f"Model {reply['name']} is on worker {worker} too.\n{then}", reply, output)
 
 
 @commands.command("replicate")
@@ -257,10 +258,8 @@ def replicate(
     Chunks are checked as they come, and a transfer goes on where it was. 0 wants no copies, and removes none.
     """
     reply = options.connect(gate_dir, socket).put("/copies", {"model": model, "copies": copies})
-    if output is Output.TABLE:
-        note(f"{copies} copies of {reply['model']} are wanted at other pools: meshctl pool redundancy")
-    else:
-        emit(reply, [], output)
+    done = f"{copies} copies of {reply['model']} are wanted at other pools: meshctl pool redundancy"
+    tell(done, reply, output)
 
 
 @commands.command("fit")
@@ -296,7 +295,10 @@ def fit(
     an 8-billion-parameter model; smaller models lose more.
     """
     if prefer not in {"speed", "quality", "balanced"}:
-        raise UsageError(f'--prefer: "{prefer}" is none of speed, quality, balanced.')
+        raise UsageError(
+            f'--prefer: "{prefer}" is none of speed, quality, balanced.',
+            hint="--prefer speed, --prefer quality or --prefer balanced",
+        )
     body = {"family": family, "worker": worker, "prefer": prefer, "context": context, "slots": slots}
     reply = options.connect(gate_dir, socket).post(
         "/models/fit", {key: value for key, value in body.items() if value is not None}
@@ -319,13 +321,7 @@ def find_file(source: str) -> tuple[Path, str]:
     if not file.is_file():
         packages = ", ".join(PACKAGED)
         raise NotFoundError(f"{source}: no such file.", hint=f"name a GGUF file, or one of: {packages}")
-    with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise CommandError(
-                f"{source} is no GGUF file.", hint="convert it with llama.cpp's convert_hf_to_gguf.py"
-            )
-    stem = re.sub(r"[^a-z0-9._+-]+", "-", file.name.removesuffix(".gguf").lower()).strip("-._+")
-    return file, stem or "model"
+    return file, looked_at(file).name
 
 
 def _pick(rows: list[dict[str, Any]], wanted: str) -> dict[str, Any]:
@@ -370,14 +366,51 @@ def _say_failures(items: list[dict[str, Any]], *, quiet: bool = False) -> None:
     for item in failed:
         note(f"Worker {item['worker']}: {item['problem']['detail']}")
     if failed and not quiet:
-        raise CommandError(f"{len(failed)} of {len(items)} workers did not do it.")
+        raise CommandError(
+            f"{len(failed)} of {len(items)} workers did not do it.",
+            hint="what it says of each above; meshctl worker list",
+        )
 
 
 def _with_bar(gate: Any, file: Path, query: dict[str, Any], size: int) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=size)
-        return gate.send_file("/models/upload", file, query, sent=lambda count: progress.advance(bar, count))
+        bar = progress.add_task("looking at it", total=size)
+
+        def began(at: int) -> None:
+            progress.reset(bar, total=size, completed=at, description="sending")
+            if at:
+                progress.console.print(f"going on at {view.size(at)}")
+
+        told = Told(
+            hashed=lambda count: progress.advance(bar, count),
+            sent=lambda count: progress.advance(bar, count),
+            began=began,
+            cut=lambda why: progress.console.print(f"{why} Trying again."),
+        )
+        return upload(gate, file, query, told)
+
+
+def _goes_on(at: int, size: int) -> None:
+    if at:
+        note(f"going on at {view.size(at)} of {view.size(size)}")
+
+
+def _cut(why: str) -> None:
+    note(f"{why} Trying again.")

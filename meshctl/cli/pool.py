@@ -155,8 +155,9 @@ def unpair(
 ) -> None:
     """End a pairing, or call off one under way. The other side sees it; `pool trust` takes it up again."""
     gate = options.connect(gate_dir, socket)
+    seen = gate.get(f"/pools/{quote(name, safe='')}")
     confirm(f"Unpair {name}? Its tunnels end now.", yes=yes)
-    gate.post(f"/pools/{quote(name, safe='')}/unpair", {})
+    gate.call("POST", f"/pools/{quote(name, safe='')}/unpair", body={}, headers=_as_seen(seen))
     note(f"{name} is unpaired. Take it back: meshctl pool trust {name} --level LEVEL")
 
 
@@ -169,8 +170,9 @@ def revoke(
 ) -> None:
     """Refuse a pool's key for good, as when it was stolen: its tunnels are cut and it never comes back."""
     gate = options.connect(gate_dir, socket)
-    confirm(f"Revoke {name}? This key can never be paired again.", yes=yes)
-    gate.post(f"/pools/{quote(name, safe='')}/revoke", {})
+    seen = gate.get(f"/pools/{quote(name, safe='')}")
+    confirm(f"Revoke {name} ({seen.get('fingerprint')})? This key can never be paired again.", yes=yes)
+    gate.call("POST", f"/pools/{quote(name, safe='')}/revoke", body={}, headers=_as_seen(seen))
     note(f"{name} is revoked.")
 
 
@@ -207,6 +209,11 @@ def level_of(text: str) -> int:
         return int(word)
     shown = ", ".join(f"{number} {name}" for number, name in enumerate(names))
     raise UsageError(f'"{text}" is no level.', hint=f"one of {shown}")
+
+
+def _as_seen(row: dict[str, Any]) -> dict[str, str] | None:
+    """What makes a change be refused where the row is another one by now."""
+    return {"If-Match": f'"{row["version"]}"'} if "version" in row else None
 
 
 def _flows(value: str) -> list[str]:

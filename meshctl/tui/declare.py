@@ -7,7 +7,7 @@ the parity tests read it from here.
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from meshctl import view
 from meshctl.tui.fields import Form, Values, body_of
+from meshctl.tui.words import enumerated
 
 if TYPE_CHECKING:
     from meshctl.tui.pane import PaneView
@@ -27,6 +28,21 @@ CHANGES: Final = "changes"
 
 TOPICS: Final = frozenset({"overview", "topology", "incidents", "pools", "workers", CHANGES})
 """The feed's topics; a pane that names another one would hear nothing."""
+
+
+def named(changes: Any, kinds: Collection[str]) -> bool:
+    """Whether news of changes name a thing of one of these kinds, or so many that it may be among them."""
+    if not isinstance(changes, Mapping):
+        return False
+    return bool(changes.get("all")) or any(
+        str(name).partition(":")[0] in kinds for name in changes.get("names") or ()
+    )
+
+
+NUMBERED: Final = frozenset(
+    {"id", "seq", "number", "port", "pid", "serial", "epoch", "revision", "version", "index"}
+)
+"""Fields whose numbers are names: nobody groups their digits, so that they can be typed as they stand."""
 
 
 class Role(StrEnum):
@@ -96,7 +112,7 @@ _SPOKEN: Final[Mapping[State, tuple[str, ...]]] = {
     ),
     State.BAD: (
         *("failed", "dead", "down", "open", "critical", "error", "revoked", "quarantined", "invalid"),
-        "refused",
+        *("refused", "gone"),
     ),
     State.OFF: ("off", "disabled", "unknown", "default", "none", "never connected", "unpaired"),
 }
@@ -124,6 +140,16 @@ class Column:
     least: int = 0
     most: int = 48
     state: bool = False
+
+    @property
+    def words(self) -> bool:
+        """Whether its values are words of ours, which are translated."""
+        return self.state or enumerated(self.key)
+
+    @property
+    def counts(self) -> bool:
+        """Whether its values are amounts, whose digits are grouped."""
+        return self.right and self.key.rpartition(".")[2] not in NUMBERED
 
     def cell(self, record: Record) -> str:
         """The value of a record as one line."""
@@ -189,6 +215,7 @@ class Action:
     missed      what of it was not done, as lines, from an answer that says so for its parts
     answer      lays the answer out, where it is described
     versioned   False: it changes something else than the record, whose version says nothing about that
+    matched     True: a POST that takes the version as well, because it ends what was seen
     row         False: it needs no record; ``bulk``: it may be done to all that are marked
     version     the record's field that If-Match names
     opens       a screen of its own in place of all that
@@ -217,6 +244,7 @@ class Action:
     result: Result = Result.TOAST
     answer: Callable[[Any], Sequence[view.Table]] | None = None
     versioned: bool = True
+    matched: bool = False
     row: bool = True
     bulk: bool = True
     name: str = "name"
@@ -244,7 +272,7 @@ class Action:
         else:
             sent = [one for one in form.fields if one.name not in self.query] if form is not None else []
             body = body_of(sent, values) if sent else None
-        changes = self.versioned and self.method in {"PUT", "PATCH", "DELETE"}
+        changes = self.versioned and (self.matched or self.method in {"PUT", "PATCH", "DELETE"})
         version = record.get(self.version) if changes else None
         return Call(
             self.method,

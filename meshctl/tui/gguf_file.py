@@ -35,7 +35,11 @@ def model_file(text: str) -> ModelFile:
     """The file that was typed, picked or dropped. FieldError where none can be read here, CheckError where it
     is no model.
     """
-    path = readable(text)
+    return looked_at(readable(text))
+
+
+def looked_at(path: Path) -> ModelFile:
+    """A file whose beginning is a model's and whose size is no hole. CheckError for any other."""
     try:
         about = path.stat()
         with path.open("rb") as opened:

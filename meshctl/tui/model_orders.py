@@ -389,26 +389,6 @@ EXPLAIN_NAME: Final = Action(
     bulk=False,
 )
 
-DECISION: Final = (
-    Field("pool", t("Pool"), option="", help=t("empty: this one")),
-    Field("reason", t("Reason"), option="--reason", help=t("it is signed and kept")),
-)
-MASTER: Final = Action(
-    "catalogue.promote",
-    "p",
-    t("Promote"),
-    "POST",
-    "/catalogue/promote",
-    "meshctl catalog promote",
-    form=Form(
-        t("Make a pool the master of the catalogue"),
-        DECISION,
-        t("What its predecessor wrote and did not get out goes to review."),
-    ),
-    confirm=Confirm.ASK,
-    row=False,
-    done=t("It is the master."),
-)
 CATALOGUE: Final = (
     Action(
         "catalogue.set",
@@ -452,5 +432,4 @@ CATALOGUE: Final = (
         question=t("Remove {name} from the catalogue of every pool?"),
         done=t("{name} is removed."),
     ),
-    MASTER,
 )

@@ -13,6 +13,8 @@ from textual.widgets import Static
 
 from meshctl import view
 from meshctl.errors import CommandError
+from meshctl.model_upload import PATH, Told, held
+from meshctl.model_upload import upload as send_model
 from meshctl.tui import spark
 from meshctl.tui.confirm import Modal, told
 from meshctl.tui.data import in_thread
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from meshctl.client import Gate
     from meshctl.tui.room import Room
 
-PATH: Final = "/models/upload"
 LOOK_S: Final = 0.25
 """How often the progress is drawn."""
 BAR: Final = 40
@@ -48,32 +49,65 @@ class Transfer:
     name: str
     worker: str
     began: float = field(default_factory=time.monotonic)
+    looked: int = 0
     sent: int = 0
+    had: int = 0
+    sending: bool = False
+    cut: str = ""
     stopped: bool = False
     over: bool = False
 
+    def hashed(self, count: int) -> None:
+        """So many bytes more were looked at. Raises UploadStoppedError where it is to end."""
+        self._go_on()
+        self.looked += count
+
+    def went_on(self, offset: int) -> None:
+        """The worker has so many bytes of it; the others go now."""
+        self._go_on()
+        self.sending, self.sent, self.had, self.cut = True, offset, offset, ""
+        self.began = time.monotonic()
+
     def took(self, count: int) -> None:
         """So many bytes more were sent. Raises UploadStoppedError where it is to end."""
-        if self.stopped:
-            raise UploadStoppedError("The upload was stopped; the worker keeps nothing of it.")
+        self._go_on()
         self.sent += count
 
+    def was_cut(self, why: str) -> None:
+        """Something between here and the worker went away; it is tried again."""
+        self._go_on()
+        self.cut = why
+
+    def _go_on(self) -> None:
+        if self.stopped:
+            raise UploadStoppedError("The upload was stopped; what has arrived waits there for a day.")
+
     def share(self) -> float:
-        """How much of it was sent, of one."""
-        return self.sent / self.file.size if self.file.size else 1.0
+        """How much of it was sent, or before that looked at, of one."""
+        done = self.sent if self.sending else self.looked
+        return min(1.0, done / self.file.size) if self.file.size else 1.0
 
     def rate(self, now: float) -> float:
-        """Bytes a second since it began."""
-        return self.sent / max(now - self.began, 0.001)
+        """Bytes a second since it began, or went on."""
+        done = self.sent - self.had if self.sending else self.looked
+        return done / max(now - self.began, 0.001)
 
     def left_s(self, now: float) -> float:
-        """Seconds until all is sent, at that rate."""
-        return (self.file.size - self.sent) / max(self.rate(now), 1.0)
+        """Seconds until all is sent, or looked at, at that rate."""
+        return self.file.size * (1.0 - self.share()) / max(self.rate(now), 1.0)
 
     def give(self, gate: Gate) -> Any:
         """Send it; the gate's answer."""
         query = {"name": self.name, "worker": self.worker}
-        return gate.send_file(PATH, self.file.path, query, sent=self.took)
+        told = Told(hashed=self.hashed, sent=self.took, began=self.went_on, cut=self.was_cut)
+        return send_model(gate, self.file.path, query, told, pause=self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait so long, but for no stop."""
+        until = time.monotonic() + seconds
+        while not self.stopped and (left := until - time.monotonic()) > 0:
+            time.sleep(min(LOOK_S, left))
+        self._go_on()
 
 
 class ProgressScreen(Modal):
@@ -113,14 +147,21 @@ class ProgressScreen(Modal):
                 self.dismiss(None)
             return
         drawn = spark.bar(one.share(), BAR, ascii_only=self.room.ascii_only)
-        line = f"{drawn} {one.share() * 100:3.0f}%  {view.size(one.sent)} / {view.size(one.file.size)}"
+        done = one.sent if one.sending else one.looked
+        line = f"{drawn} {one.share() * 100:3.0f}%  {view.size(done)} / {view.size(one.file.size)}"
+        rate, left = view.size(one.rate(now)), view.span(one.left_s(now))
         if one.stopped:
             second = self.say("stopping ...")
+        elif one.cut:
+            second = self.say("cut off, trying again: {why}", why=clean(one.cut))
+        elif not one.sending:
+            second = self.say("looking at it before it goes: {left} left", left=left)
         elif one.sent >= one.file.size:
             second = self.say("all is sent; the worker checks it")
         else:
-            rate, left = view.size(one.rate(now)), view.span(one.left_s(now))
             second = self.say("{rate}/s, {left} left", rate=rate, left=left)
+            if one.had:
+                second += "  " + self.say("(went on at {size})", size=view.size(one.had))
         self.query_one("#progress", Static).update(Content(f"{line}\n{second}"))
 
 
@@ -185,7 +226,7 @@ async def upload(room: Room, *, dropped: str = "", worker: str = "") -> Transfer
             problem = said(error)
             continue
         space = free.get(values["worker"])
-        if space is not None and file.size > space:
+        if space is not None and file.size > space + await _here(room, file, values):
             problem = room.say(
                 "The file has {size}; {worker} has room for {free}.",
                 size=view.size(file.size),
@@ -196,13 +237,23 @@ async def upload(room: Room, *, dropped: str = "", worker: str = "") -> Transfer
         return Transfer(file, values.get("name") or file.name, values["worker"])
 
 
+async def _here(room: Room, file: ModelFile, values: Values) -> int:
+    """How much of a file of this size the worker has from an earlier time."""
+    query = {"name": values.get("name") or file.name, "worker": values["worker"]}
+    try:
+        return await room.desk.run(lambda gate: held(gate, query, file.size)) or 0
+    except MeshError:
+        return 0
+
+
 async def send(room: Room, transfer: Transfer) -> Any:
     """Send it while the screen goes on; the gate's answer, None where it failed, which is said."""
     with room.busy(room.say("Upload of {name}", name=transfer.name)):
         try:
             reply = await room.desk.run(transfer.give)
         except UploadStoppedError:
-            room.warn(room.say("The upload of {name} was stopped.", name=transfer.name))
+            text = t("The upload of {name} was stopped. Sent again within a day it goes on where it was.")
+            room.warn(room.say(text, name=transfer.name))
             return None
         except MeshError as error:
             room.fail(error, about=clean(transfer.name))

@@ -4,6 +4,7 @@
     facts/<sha256>.json    what was read from them once
     index.json             names: which bytes, since when, pinned or not
     .new-*                 arriving; removed at the next start
+    .part-<sha256>-<size>  arrived in part and broken off; the rest may follow within `PARTIAL_S`
 
 A file is copied in (as a reflink where the file system can), never hard linked: a link would share its bytes
 with a file that somebody else may write to. A name that is pinned never changes its bytes; any other name
@@ -33,6 +34,13 @@ from tunnel_proto.messages import MODEL_NAME
 from tunnel_proto.node_directory import replace_file
 
 CHUNK: Final = 4 << 20
+PARTIAL_S: Final = 86_400.0
+"""How long the beginning of a file waits for its rest, in seconds since the last byte."""
+
+AHEAD: Final = 8
+"""Bytes of that beginning that are hashed anew for each byte that comes."""
+
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
 NAME: Final = re.compile(MODEL_NAME)
 PREFIX_MIN: Final = 6  # hex digits that name a version
 
@@ -155,8 +163,32 @@ class ModelStore:
             arrival.copy(source)
             return arrival.finish(now=now)
 
-    def arrival(self, name: str, size: int) -> Arrival:
-        """Begin to take ``size`` bytes under ``name``; raises `StoreError` where there is no room."""
+    def held(self, sha256: str, size: int) -> int:
+        """How many bytes of a file are here: all, the beginning that broke off, or none.
+
+        Without a hash the longest beginning of any file of that size.
+        """
+        if sha256 and self.path(sha256).exists():
+            return size
+        found = self.folder.glob(f".part-{sha256 or '*'}-{size}")
+        return max((min(one.stat().st_size, size) for one in found), default=0)
+
+    def purge(self, now: float) -> int:
+        """Remove beginnings whose rest has not followed for `PARTIAL_S`; how many. ``now``: unix seconds."""
+        gone = 0
+        for left in self.folder.glob(".part-*"):
+            with contextlib.suppress(OSError):
+                if now - left.stat().st_mtime > PARTIAL_S and not _held(left):
+                    left.unlink()
+                    gone += 1
+        return gone
+
+    def arrival(self, name: str, size: int, *, sha256: str = "", offset: int | None = None) -> Arrival:
+        """Begin to take ``size`` bytes under ``name``; raises `StoreError` where there is no room.
+
+        With an ``offset`` the file is the one with that hash, and what follows begins there: so many bytes of
+        it are here, and `Arrival.keep` leaves what came for the next time.
+        """
         if NAME.fullmatch(name) is None or "@" in name:
             raise StoreError(
                 "bad_name",
@@ -164,14 +196,20 @@ class ModelStore:
                 hint="choose another: --name NAME",
             )
         free = shutil.disk_usage(self.folder).free
-        if size + self.disk_reserve > free:
+        if size - (offset or 0) + self.disk_reserve > free:
             raise StoreError(
                 "disk_full",
                 f"the file has {size >> 20} MiB and {free >> 20} MiB are free in {self.folder}, of which "
                 f"{self.disk_reserve >> 20} MiB are kept free",
                 hint="meshctl model remove something, or lower models.disk_reserve",
             )
-        return Arrival(self, name, size)
+        if offset is None:
+            return Arrival(self, name, size)
+        if SHA256.fullmatch(sha256) is None or not 0 <= offset <= size:
+            raise StoreError(
+                "invalid", "what goes on later is known by its SHA-256, and begins inside its size"
+            )
+        return Arrival(self, name, size, part=self.folder / f".part-{sha256}-{size}", offset=offset)
 
     def put(self, name: str, sha256: str, size: int, *, now: float) -> Entry:
         """Point ``name`` at bytes that are in place; raises `StoreError` where it is pinned to others."""
@@ -265,16 +303,41 @@ class ModelStore:
 class Arrival:
     """A file that is being taken in; a context manager that leaves nothing behind unless it was finished."""
 
-    def __init__(self, store: ModelStore, name: str, size: int) -> None:
+    def __init__(
+        self, store: ModelStore, name: str, size: int, *, part: Path | None = None, offset: int = 0
+    ) -> None:
         self._store = store
         self._name = name
+        self._part = part
         self.size = size
-        self.received = 0
+        self.received = offset
+        self._hashed = 0
         self._digest = hashlib.sha256()
-        descriptor, path = tempfile.mkstemp(dir=store.folder, prefix=".new-")
-        self._path = Path(path)
-        self._file = os.fdopen(descriptor, "wb")
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells other processes that it is alive
+        if part is None:
+            descriptor, path = tempfile.mkstemp(dir=store.folder, prefix=".new-")
+            self._path = Path(path)
+        else:
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._path = part
+        self._file = os.fdopen(descriptor, "w+b" if part is None else "r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells other processes that it is alive
+            if (here := os.fstat(descriptor).st_size) < offset:
+                raise StoreError(
+                    "offset",
+                    f"{here} bytes of it are here, not {offset}",
+                    hint="ask how many, and go on there",
+                )
+            os.truncate(descriptor, offset)
+            self._file.seek(offset)
+        except BlockingIOError:
+            self._file.close()
+            raise StoreError(
+                "busy", "the same file is arriving already", hint="wait for it: meshctl model list"
+            ) from None
+        except BaseException:
+            self._file.close()
+            raise
 
     def write(self, data: bytes) -> None:
         """Take the next bytes; raises `StoreError` for more than announced, or where the disk is full."""
@@ -282,10 +345,26 @@ class Arrival:
             raise StoreError("size_mismatch", f"more bytes arrived than the {self.size} that were announced")
         try:
             self._file.write(data)
+            behind = self._hashed < self.received
+            self.received += len(data)
+            if behind:
+                self._catch_up(AHEAD * len(data))
+                return
         except OSError as error:
             raise _no_room(error) from None
         self._digest.update(data)
-        self.received += len(data)
+        self._hashed = self.received
+
+    def _catch_up(self, most: int) -> None:
+        """Hash so many bytes of what is in the file and was not hashed."""
+        self._file.flush()
+        end = min(self.received, self._hashed + most)
+        while self._hashed < end:
+            data = os.pread(self._file.fileno(), min(CHUNK, end - self._hashed), self._hashed)
+            if not data:
+                raise OSError(5, "the file has become shorter")
+            self._digest.update(data)
+            self._hashed += len(data)
 
     def copy(self, source: Path) -> None:
         """Take a whole file, sharing its blocks where the file system can."""
@@ -301,6 +380,7 @@ class Arrival:
                 while data := copied.read(CHUNK):
                     self._digest.update(data)
                     self.received += len(data)
+            self._hashed = self.received
         except OSError as error:
             raise _no_room(error) from None
 
@@ -315,6 +395,10 @@ class Arrival:
                 f"{self.received} bytes arrived of the {self.size} that were announced",
                 hint="send it again",
             )
+        try:
+            self._catch_up(self.size)
+        except OSError as error:
+            raise _no_room(error) from None
         sha256 = self._digest.hexdigest()
         if expected and sha256 != expected.lower():
             raise StoreError(
@@ -337,6 +421,14 @@ class Arrival:
             raise _no_room(error) from None
         self._file.close()
         return self._store.put(self._name, sha256, self.size, now=now)
+
+    def keep(self) -> None:
+        """Leave what arrived for the rest to follow, where the file is known by its hash; else `abandon`."""
+        if self._part is None:
+            self.abandon()
+        elif not self._file.closed:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def abandon(self) -> None:
         """Remove what arrived; does nothing after `finish`."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 """Names of databases, apps and sidecars: they appear in DSNs, paths, logs and application_name."""
@@ -126,6 +126,34 @@ class AppBody(Body):
     failover: bool = True
 
 
+class AppChangeBody(Body):
+    """What is to be another one of an app; a key left out keeps what it was.
+
+    Null is any sidecar, any class, no end, or of a limit the gate's default. ``expires_at`` is a moment,
+    ``expires_in_s`` counts from now.
+    """
+
+    databases: Annotated[list[Name], Field(max_length=1000)] = []
+    expires_in_s: Annotated[float, Field(gt=0, le=3.2e9)] | None = None
+    expires_at: AwareDatetime | None = None
+    limits: LimitsBody = LimitsBody()
+    sidecars: Annotated[list[Name], Field(max_length=10_000)] | None = None
+    read_only: bool = False
+    statement_classes: Annotated[list[str], Field(max_length=32)] | None = None
+    replication: bool = False
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if {"expires_in_s", "expires_at"} <= self.model_fields_set:
+            raise ValueError("expires_in_s and expires_at say the same thing: send one of them")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """Only what the caller named."""
+        named = {name: getattr(self, name) for name in self.model_fields_set}
+        return named | ({"limits": self.limits.given()} if "limits" in named else {})
+
+
 class AppRotationBody(Body):
     """How long the old password stays valid; left out, the setting app.rotate_overlap_s decides."""
 
@@ -133,10 +161,13 @@ class AppRotationBody(Body):
 
 
 class SidecarBody(Body):
-    """A sidecar's offer, as `meshctl sidecar offer` or `minigate offer` wrote it."""
+    """A sidecar's offer, as `meshctl sidecar offer` or `minigate offer` wrote it. A key that was revoked is
+    refused unless ``readmit`` is true.
+    """
 
     offer: Annotated[str, Field(max_length=65_536)]
     valid_days: Annotated[int, Field(ge=1, le=3650)] | None = None
+    readmit: bool = False
 
 
 class SettingBody(Body):

@@ -1,4 +1,4 @@
-"""A POST that is sent twice and done once: `Idempotency-Key`, kept in the store for `KEPT_S`.
+"""A change that is sent twice and done once: `Idempotency-Key`, kept in the store for `KEPT_S`.
 
     the key is new                         the request runs; its reply is kept
     the same request came under it         its reply again, with ``Idempotency-Replayed: true``
@@ -6,9 +6,11 @@
     ... and it still runs                  409 "in-progress", with Retry-After
     ... and its gate died over it          409 "outcome-unknown": look, then go on under a new key
     another request came under it          422 "idempotency-mismatch"
+    the store is away                      503 "keys-unavailable": nothing was done; go on without a key
 
 Keys are each principal's own and hold at every gate of the pool. What was refused or failed is not kept: it
-may be tried again under its key. Each request also gets an id (the caller's ``X-Request-Id`` where it has
+may be tried again under its key. A file that streams through (`STREAMED`) has no key; it is known by its
+hash. Each request also gets an id (the caller's ``X-Request-Id`` where it has
 one), which is in the log, in the audit of what it changed, and in the reply.
 """
 
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 KEPT_S: Final = 86_400.0
 RUNS_S: Final = 900.0
 """A request that has run for longer died with its gate: the slowest order takes eleven minutes."""
+
+CHANGES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+STREAMED: Final = "application/octet-stream"
+"""Bodies of this kind are never held here: a key beside one says nothing."""
 
 PRUNE_EVERY: Final = 100
 """Requests under a key after which old keys are forgotten."""
@@ -93,7 +99,7 @@ class Requests:
             if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
                 refusal = _problem(422, "invalid", "an address does not hold the character 0")
                 await refusal(scope, receive, named)
-            elif not key or scope["method"] != "POST" or principal is None:
+            elif not key or not _may_be_kept(scope) or principal is None:
                 await self._application(scope, receive, named)
             elif _KEY.fullmatch(key) is None:
                 await _problem(422, "invalid", "an Idempotency-Key is 1 to 255 printable ASCII characters")(
@@ -128,7 +134,7 @@ class Requests:
                         connection, principal, key, digest=digest, gate=self._gate, at=at
                     )
         except StoreUnavailableError as error:
-            await _problem(503, "store-unavailable", error.message, error.hint)(scope, receive, send)
+            await _problem(503, "keys-unavailable", error.message, error.hint)(scope, receive, send)
             return
         if kept is not None:
             await self._again(kept, digest)(scope, receive, send)
@@ -183,7 +189,7 @@ class Requests:
     def _digest(self, scope: Mapping[str, Any], body: bytes) -> bytes:
         """Of the whole request; keyed, because a body may hold a password that is easy to guess."""
         path = scope.get("raw_path") or scope["path"].encode()
-        told = b"\0".join((path, scope.get("query_string", b""), body))
+        told = b"\0".join((scope["method"].encode(), path, scope.get("query_string", b""), body))
         return hashlib.blake2b(told, key=self._digest_key, digest_size=32).digest()
 
 
@@ -247,6 +253,10 @@ def _has_secret(value: Any) -> bool:
             return any(_has_secret(one) for one in value)
         case _:
             return False
+
+
+def _may_be_kept(scope: Mapping[str, Any]) -> bool:
+    return scope["method"] in CHANGES and not _header(scope, b"content-type").startswith(STREAMED)
 
 
 def _header(scope: Mapping[str, Any], name: bytes) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi.openapi.utils import get_openapi
 
 from qgate.control.access import PREFIX, least_role
+from qgate.control.idempotency import CHANGES
 from qgate.control.problems import MEDIA_TYPE
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ NAMES: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
         ("GET", "/audit/export"): "audit_export",
         ("PUT", "/pools"): "pools_order",
         ("PUT", "/models/upload"): "models_upload",
+        ("GET", "/models/upload"): "models_upload_show",
         ("PUT", "/logs/import"): "logs_import",
         ("GET", "/logs/{pool}/archive"): "logs_archive",
         ("GET", "/people/{person}/export"): "people_export",
@@ -45,6 +47,9 @@ NAMES: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
 )
 """Where method and path say too little."""
 
+
+STREAMED: Final = frozenset({"/models/upload", "/logs/import"})
+"""Where a file streams through: no such request is held under a key."""
 
 VERBS: Final = MappingProxyType({"PUT": "set", "PATCH": "change", "DELETE": "remove"})
 
@@ -137,7 +142,7 @@ def _finish(operation: dict[str, Any], method: str, path: str, *, listing: bool)
         "description": "Refused or failed: a problem document.",
         "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    if method == "POST" and path.startswith(PREFIX):
+    if method in CHANGES and path.startswith(PREFIX) and own not in STREAMED:
         operation.setdefault("parameters", []).append(
             {
                 "name": "Idempotency-Key",

@@ -13,6 +13,7 @@ from qgate.control.access import principal_of
 from qgate.control.bodies import (
     ApiKeyBody,
     AppBody,
+    AppChangeBody,
     AppRotationBody,
     BackupBody,
     DatabaseBody,
@@ -142,6 +143,14 @@ def _apps(administration: Administration) -> APIRouter:
         )
         return await apps.create(new, by=by)
 
+    @router.patch("/{name}")
+    async def change_app(
+        name: str, body: AppChangeBody, response: Response, by: By, seen: Seen
+    ) -> dict[str, Any]:
+        """Change databases, limits, sidecars, end or access; what is not named stays, live sessions obey."""
+        async with unchanged.since("app", name, seen, apps.show):
+            return tagged(await apps.change(name, body.given(), by=by), response)
+
     @router.post("/{name}/rotate")
     async def rotate_app(name: str, by: By, body: AppRotationBody | None = None) -> dict[str, Any]:
         """A new password; the old one stays valid for a while."""
@@ -202,7 +211,7 @@ def _sidecars(administration: Administration) -> APIRouter:
     @router.post("", status_code=201)
     async def enrol_sidecar(body: SidecarBody, by: By) -> dict[str, Any]:
         """Certify the keys of an offer; the bundle goes back to the sidecar."""
-        return await sidecars.enrol(body.offer, valid_days=body.valid_days, by=by)
+        return await sidecars.enrol(body.offer, valid_days=body.valid_days, readmit=body.readmit, by=by)
 
     @router.post("/{name}/bundle")
     async def reissue_bundle(name: str, by: By) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Workers and their models over the control API: what they report, and orders to them.
 
 A worker that was enrolled and never connected is listed too. An order about a model goes to the worker that
-is named, or to every connected one that has the model. An uploaded file streams through to its worker; the
-gate keeps nothing of it.
+is named, or to every connected one that has the model.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter
 from pydantic import Field
 
 from qgate.capability.model_reading import read_chunk
-from qgate.capability.passage import ANSWER_S, Passage
 from qgate.capability.work import Problem
 from qgate.control.bodies import Body
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.problems import ProblemError
 from qgate.control.resources import By
 from qgate.control.seen import Seen
+from qgate.control.uploads import Uploads, worker_fault
 from qgate.governance.versions import version_of
 from tunnel_proto.blob_messages import CHUNK
-from tunnel_proto.errors import LocalProtocolError, TunnelError
+from tunnel_proto.errors import TunnelError
 from tunnel_proto.messages import MODEL_NAME, Fault
 
 if TYPE_CHECKING:
@@ -38,31 +37,14 @@ ORDER_S: Final = 30.0
 LOAD_S: Final = 660.0
 """A load may take ten minutes (llama.load_timeout_s of the worker), and a place in its line."""
 PROBE_S: Final = 90.0
-UPLOAD_MAX: Final = 1 << 42
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Model = Annotated[str, Field(pattern=rf"^{MODEL_NAME}$")]
 
-STATUS: Final[Mapping[str, HTTPStatus]] = {
-    "model_not_found": HTTPStatus.NOT_FOUND,
-    "unknown_family": HTTPStatus.NOT_FOUND,
-    "name_pinned": HTTPStatus.CONFLICT,
-    "pinned": HTTPStatus.CONFLICT,
-    "busy": HTTPStatus.CONFLICT,
-    "unsupported": HTTPStatus.CONFLICT,
-    "not_ready": HTTPStatus.CONFLICT,
-    "draining": HTTPStatus.CONFLICT,
-    "disk_full": HTTPStatus.INSUFFICIENT_STORAGE,
-    "out_of_memory": HTTPStatus.INSUFFICIENT_STORAGE,
-    "defect": HTTPStatus.BAD_GATEWAY,
-}
-"""HTTP status of a worker's fault; any other is the request's own: 422."""
-
-
 WORKER: Final = Fields(
     key="name",
-    search=("name", "address", "state", "version"),
-    filters=("state", "connected", "draining", "version"),
+    search=("name", "address", "state", "version", "labels"),
+    filters=("state", "connected", "draining", "version", "labels.*"),
 )
 MODEL: Final = Fields(
     key="name",
@@ -234,22 +216,7 @@ def _models(desk: _Desk) -> APIRouter:
         """Rank a family's quantizations on each worker by predicted speed and published loss."""
         return await desk.fit(body)
 
-    @router.put("/upload", status_code=201)
-    async def upload(
-        request: Request,
-        by: By,
-        name: Annotated[str, Query(pattern=rf"^{MODEL_NAME}$")],
-        worker: Annotated[str | None, Query(max_length=63)] = None,
-        sha256: Annotated[str, Query(pattern=r"^([0-9a-fA-F]{64})?$")] = "",
-    ) -> dict[str, Any]:
-        """Send a GGUF file, as the request's body, into a worker's store."""
-        size = request.headers.get("content-length", "")
-        if not size.isdigit() or not 0 < int(size) <= UPLOAD_MAX:
-            raise ProblemError(
-                HTTPStatus.LENGTH_REQUIRED, "length-required", "an upload says its length in Content-Length"
-            )
-        return await desk.upload(request.stream(), int(size), name, worker, sha256, by)
-
+    desk.uploads.routes(router)
     return router
 
 
@@ -259,6 +226,9 @@ class _Desk:
     def __init__(self, workers: Workers, administration: Administration) -> None:
         self._workers = workers
         self._administration = administration
+        self.uploads = Uploads(
+            workers, administration, chosen=lambda name: name or self._only(), shown=self.shown
+        )
 
     # --- looking
 
@@ -409,45 +379,6 @@ class _Desk:
             raise failed[0]
         return {"items": [_item(name, one) for name, one in zip(names, items, strict=True)]}
 
-    async def upload(
-        self,
-        chunks: AsyncIterator[bytes],
-        size: int,
-        name: str,
-        worker: str | None,
-        sha256: str,
-        by: str,
-    ) -> dict[str, Any]:
-        target = worker if worker is not None else self._only()
-        session = self._workers.session_of(target)
-        if session is None:
-            await self.shown(target)
-            raise ProblemError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "not-connected",
-                f"worker {target} is not connected to this gate",
-                hint=f"meshctl worker show {target}",
-            )
-        passage = Passage(session, {"name": name, "size": size, "sha256": sha256})
-        try:
-            answer = await passage.send(chunks)
-        except LocalProtocolError as error:
-            raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, "not-connected", error.message) from None
-        except TimeoutError:
-            raise ProblemError(
-                HTTPStatus.GATEWAY_TIMEOUT,
-                "timeout",
-                f"worker {target} has the file and did not answer within {ANSWER_S:.0f} s",
-                hint="meshctl model list",
-            ) from None
-        finally:
-            passage.close()
-        if not answer.ok or not isinstance(answer.result, dict):
-            raise _fault(answer.problem or Fault("failed", "the worker refused without a reason"))
-        detail = {"worker": target, "sha256": answer.result.get("sha256")}
-        await self._administration.noted("model.add", name, by, detail)
-        return {"worker": target, **answer.result}
-
     async def assign(self, model: str, worker: str, by: str) -> dict[str, Any]:
         """Copy a model between workers: `upload` from the store of one of those that have it."""
         view, found = self._holder(model)
@@ -465,7 +396,7 @@ class _Desk:
                 yield await read_chunk(source, found.sha256, start, min(CHUNK, found.size - start))
 
         try:
-            return await self.upload(chunks(), found.size, found.name, worker, found.sha256, by)
+            return await self.uploads.send(chunks(), found.size, found.name, worker, found.sha256, by)
         except TunnelError as error:
             raise ProblemError(
                 HTTPStatus.BAD_GATEWAY,
@@ -551,7 +482,7 @@ class _Desk:
         except Problem as problem:
             code = problem.detail.get("code")
             if isinstance(code, str):
-                raise _fault(Fault(code, problem.message, problem.hint)) from None
+                raise worker_fault(Fault(code, problem.message, problem.hint)) from None
             if problem.code == "not_found":  # enrolled perhaps, and never here
                 await self.shown(worker)
                 raise ProblemError(
@@ -563,13 +494,6 @@ class _Desk:
             raise ProblemError(
                 problem.status, problem.code.replace("_", "-"), problem.message, hint=problem.hint
             ) from None
-
-
-def _fault(fault: Fault) -> ProblemError:
-    status = STATUS.get(fault.code, HTTPStatus.UNPROCESSABLE_ENTITY)
-    if fault.code == "node_lost":
-        status = HTTPStatus.BAD_GATEWAY
-    return ProblemError(status, fault.code.replace("_", "-"), fault.message, hint=fault.hint)
 
 
 def _item(worker: str, result: Any | ProblemError) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from qgate.store.apps import (
     put_policy,
     revoke_app,
 )
+from qgate.store.configuration import APP_FIELDS, bind_databases, change_fields
 from qgate.store.guests import add_spares, drop_spares, end_spares
 from tunnel_proto.scram import make_verifier, parse_verifier
 
@@ -131,6 +132,48 @@ class Apps:
             "password": password,
             "api_key": None if app.policy is None else key,
         }
+
+    async def change(self, name: str, changes: Mapping[str, Any], *, by: str) -> dict[str, Any]:
+        """Replace what is named of an app; its row. Live sessions go on by the new bounds, or end where they
+        may not go on.
+
+        ``changes`` are fields of the row, ``expires_in_s`` in seconds from now, and ``limits`` of which None
+        is the default again. UnknownNameError, ConflictError, InvalidRequestError as `create`.
+        """
+        before = await self.show(name)
+        fields = dict(changes)
+        if (lasts := fields.pop("expires_in_s", None)) is not None:
+            fields["expires_at"] = self._office.now() + timedelta(seconds=lasts)
+        elif "expires_in_s" in changes:
+            fields["expires_at"] = None
+        for one in ("databases", "sidecars", "statement_classes"):
+            if fields.get(one) is not None:
+                fields[one] = sorted(set(fields[one]))
+        async with self._office.store.transaction() as connection:
+            row = await find_app(connection, name)
+            if row is None or row["revoked_at"] is not None:
+                raise unknown_app(name)
+            if "limits" in fields:
+                limits = {**row["limits"], **fields["limits"]}
+                fields["limits"] = {key: value for key, value in limits.items() if value is not None}
+            now = {**row, **fields}
+            self._check(
+                NewApp(
+                    name=name,
+                    databases=tuple(now["databases"]),
+                    read_only=now["read_only"],
+                    statement_classes=now["statement_classes"],
+                    replication=now["replication"],
+                    policy=None if row["policy"] is None else CapabilityPolicy.from_json(row["policy"]),
+                )
+            )
+            await change_fields(connection, "apps", name, fields, APP_FIELDS)
+            if "databases" in fields:
+                await bind_databases(connection, name, fields["databases"])
+        after = await self.show(name)
+        if after["version"] != before["version"]:
+            await self._office.changed("app.change", name, by, before=before, after=after)
+        return await self.show(name)
 
     async def policy(self, name: str) -> dict[str, Any]:
         """What an app may ask of models: `{app, policy, version}`."""

@@ -41,6 +41,17 @@ def test_an_offer_a_bundle_and_a_log_in_make_a_context(
     assert all(pool["answer"].endswith(" ms") for pool in json.loads(out)["pools"])
 
 
+def test_the_folders_of_contexts_are_their_owners_alone(ops: Context, meshctl: Run, home: Path) -> None:
+    folder = home / ".config" / "qgate-mesh"
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (folder, ops.root.parent)] == [0o700, 0o700]
+    folder.chmod(0o755)
+    code, _, err = meshctl("db", "list", "--context", "ops")
+    assert f"{folder} could be looked into by others on this machine; its mode is 0700 now." in err
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    _, _, err = meshctl("db", "list", "--context", "ops")
+    assert "0700" not in err
+
+
 def test_without_a_gate_here_the_current_context_is_used(
     ops: Context, meshctl: Run, pools: FakePools
 ) -> None:
@@ -145,6 +156,71 @@ def test_a_token_near_its_end_is_not_used(ops: Context, pools: FakePools) -> Non
     assert pools["hq"].minted == 3
 
 
+def test_the_pools_are_followed_with_each_new_token(ops: Context, pools: FakePools, meshctl: Run) -> None:
+    pools["hq"].gate.answer("GET /databases", {"items": []})
+    pools["gpu"].gate.answer("GET /databases", {"items": [{"name": "gpu"}]})
+    pools.stop("gpu")
+    pools["gpu"].port = 0
+    pools.start("gpu")  # elsewhere: what the log-in told leads nowhere now
+    pools["hq"].tokens.clear()
+    assert meshctl("db", "list", "-o", "json")[0] == 0
+    told = {pool.name: pool.gates[0].port for pool in ops.read_settings().pools}
+    assert told == {name: pools[name].port for name in ("hq", "gpu", "branch")}
+    pools.stop("hq")
+    code, out, err = meshctl("db", "list", "-o", "json")
+    assert (code, json.loads(out)[0]["name"]) == (0, "gpu"), err
+
+
+def test_pools_that_are_told_under_other_names_count_from_the_next_program_on(
+    ops: Context, pools: FakePools
+) -> None:
+    pools["hq"].gate.answer("GET /databases", {"items": []})
+    pools["hq"].tokens.clear()
+    pools["hq"].name = "headquarters"
+    dialler = ContextDialler(ops)
+    try:
+        assert Gate(dialler).items("/databases") == []
+        assert dialler.place() == "hq"
+    finally:
+        dialler.close()
+    again = ContextDialler(ops)
+    assert again.place() == "headquarters"
+    again.close()
+
+
+def test_a_question_goes_over_a_context_and_on_to_the_next_pool(
+    ops: Context, pools: FakePools, meshctl: Run
+) -> None:
+    del ops
+    for name in ("hq", "gpu", "branch"):
+        answer = {"choices": [{"message": {"content": f"Said at {name}."}}], "model": "m"}
+        pools[name].gate.answer("POST /v1/chat/completions", answer)
+    ask = ("ask", "task=chat", "Hello.", "--context", "ops", "-o", "json")
+    code, out, err = meshctl(*ask)
+    assert code == 0, err
+    assert json.loads(out)["choices"][0]["message"]["content"] == "Said at hq."
+    assert meshctl("ask", "task=chat", "Hello.", "--context", "ops@branch")[1] == "Said at branch.\n"
+    pools["hq"].tokens.clear()
+    assert meshctl(*ask)[0] == 0, "a token that is over is replaced"
+    pools.stop("hq")
+    code, out, err = meshctl(*ask)
+    assert (code, json.loads(out)["choices"][0]["message"]["content"]) == (0, "Said at gpu.")
+    assert err == "The pool hq does not answer; going on at gpu.\n"
+    assert meshctl("ask", "task=chat", "Hello.")[1] == "Said at gpu.\n", "the current context"
+    pools["gpu"].frozen = True
+    timer = threading.Timer(0.5, pools.stop, ["gpu"])
+    timer.start()
+    code, out, _ = meshctl(*ask)
+    timer.join()
+    assert (code, json.loads(out)["choices"][0]["message"]["content"]) == (0, "Said at branch.")
+    pools.stop("branch")
+    code, _, err = meshctl(*ask)
+    assert code == ExitCode.UNREACHABLE
+    assert "No pool of the context ops answers" in err
+    code, _, err = meshctl("ask", "task=chat", "x", "--context", "ops", "--url", "http://localhost:1/v1")
+    assert code == ExitCode.USAGE
+
+
 def test_an_answer_that_breaks_off_is_asked_for_again_elsewhere_but_a_change_is_not(
     ops: Context, pools: FakePools
 ) -> None:
@@ -154,6 +230,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again_elsewhere_but_a_change_is_
     moves: list[tuple[str, str]] = []
     gate = Gate(dialler)
     gate.moved = lambda left, now: moves.append((left, now))
+    gate.pause = lambda _seconds: None
     try:
         timer = threading.Timer(0.3, pools.stop, ["hq"])
         timer.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qdaemon.models.gguf_facts import HEADER, ModelFileError
-from qdaemon.models.store import ModelStore, StoreError, hash_of, name_from
+from qdaemon.models.store import PARTIAL_S, ModelStore, StoreError, hash_of, name_from
 from tunnel_proto.errors import ConfigError
 
 
@@ -183,3 +184,71 @@ def test_names_come_from_files() -> None:
     assert name_from(Path("/x/SmolLM2-135M-Instruct.Q4_1.gguf")) == "smollm2-135m-instruct.q4_1"
     assert name_from(Path("Ünï (1).gguf")) == "n-1"
     assert name_from(Path("é.gguf")) == "model"
+
+
+# --- files that go on where they broke off ------------------------------------------------------------------
+
+
+def begun(store: ModelStore, data: bytes, count: int) -> str:
+    """The hash of a file of which the first bytes came before it broke off."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    arrival = store.arrival("m", len(data), sha256=sha256, offset=0)
+    arrival.write(data[:count])
+    arrival.keep()
+    return sha256
+
+
+def test_a_file_that_broke_off_goes_on_and_its_hash_is_of_all_of_it(store: ModelStore) -> None:
+    data = gguf(os.urandom(50_000))
+    sha256 = begun(store, data, 30_000)
+    assert store.held(sha256, len(data)) == 30_000
+    assert store.held("", len(data)) == 30_000
+    assert store.held(sha256, 9) == 0
+    again = ModelStore(store.folder)
+    again.open()  # a restart keeps it
+    with again.arrival("m", len(data), sha256=sha256, offset=20_000) as arrival:
+        for start in range(20_000, len(data), 1000):
+            arrival.write(data[start : start + 1000])
+        entry = arrival.finish(now=1.0, expected=sha256)
+    assert (entry.sha256, again.path(sha256).read_bytes()) == (sha256, data)
+    assert again.held(sha256, len(data)) == len(data)
+    assert not list(again.folder.glob(".part-*"))
+
+
+def test_what_broke_off_and_was_damaged_is_thrown_away(store: ModelStore) -> None:
+    data = gguf(os.urandom(5000))
+    sha256 = begun(store, data, 3000)
+    part = next(store.folder.glob(".part-*"))
+    part.write_bytes(b"\0" * 3000)  # as a disk that lost its power may have it
+    with store.arrival("m", len(data), sha256=sha256, offset=3000) as arrival:
+        arrival.write(data[3000:])
+        with pytest.raises(StoreError, match="what arrived has the SHA-256"):
+            arrival.finish(now=1.0, expected=sha256)
+    assert store.held(sha256, len(data)) == 0
+
+
+def test_it_goes_on_only_where_it_is_and_one_at_a_time(store: ModelStore) -> None:
+    data = gguf(bytes(500))
+    sha256 = begun(store, data, 100)
+    with pytest.raises(StoreError, match="100 bytes of it are here, not 101"):
+        store.arrival("m", len(data), sha256=sha256, offset=101)
+    with pytest.raises(StoreError, match="known by its SHA-256"):
+        store.arrival("m", len(data), sha256="", offset=0)
+    with (
+        store.arrival("m", len(data), sha256=sha256, offset=100),
+        pytest.raises(StoreError, match="arriving already"),
+    ):
+        store.arrival("m", len(data), sha256=sha256, offset=100)
+    assert store.held(sha256, len(data)) == 0  # that one was given up
+
+
+def test_what_nobody_goes_on_with_is_removed_after_a_day(store: ModelStore) -> None:
+    sha256 = begun(store, gguf(bytes(500)), 100)
+    part = next(store.folder.glob(".part-*"))
+    last = part.stat().st_mtime
+    assert store.purge(last + PARTIAL_S - 1) == 0
+    with store.arrival("m", len(gguf(bytes(500))), sha256=sha256, offset=100) as arrival:
+        assert store.purge(last + 2 * PARTIAL_S) == 0  # somebody is at it
+        arrival.keep()
+    assert store.purge(part.stat().st_mtime + PARTIAL_S + 1) == 1
+    assert store.held(sha256, len(gguf(bytes(500)))) == 0

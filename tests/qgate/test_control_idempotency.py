@@ -1,8 +1,11 @@
-"""A POST sent twice: done once, told twice, and no secret kept."""
+"""A change sent twice: done once, told twice, and no secret kept."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+import meshctl.client
+from meshctl.dialling import UnixDialler, connect_unix
 from qgate.control.idempotency import BODY_MAX, KEPT_S, RUNS_S, Requests
 from qgate.gate import Gate
 from qgate.governance.principal import Principal, Role
@@ -138,3 +143,55 @@ async def test_each_request_has_an_id(gate: Gate, client: httpx.AsyncClient) -> 
     items = (await client.get("/audit?kind=admin")).json()["items"]
     found = {one["detail"]["name"]: one["detail"]["request"] for one in items if "request" in one["detail"]}
     assert found == {"a": "mine-7", "b": own}
+
+
+class CutOnce(UnixDialler):
+    """Lets the gate do all that was asked and say so, and cuts the first answer off; then it is elsewhere."""
+
+    def __init__(self, path: Path, following: Path) -> None:
+        super().__init__(path)
+        self.following = following
+        self.cut: list[bytes] = []
+
+    def dial(self, place: str, timeout: float | None) -> socket.socket:
+        if self.cut:
+            return connect_unix(self.following, timeout)
+        ours, theirs = socket.socketpair()
+        to_gate = connect_unix(self.path, timeout)
+
+        def carry() -> None:
+            with theirs, to_gate:
+                to_gate.sendall(theirs.recv(1 << 20))
+                self.cut.append(to_gate.recv(1 << 20))
+
+        threading.Thread(target=carry, daemon=True).start()
+        return ours
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/databases", DATABASE),
+        ("PATCH", "/apps/web", {"limits": {"queue": 7}}),
+        ("PUT", "/aliases/fast", {"target": "m"}),
+        ("DELETE", "/apps/web", None),
+    ],
+)
+async def test_a_change_whose_answer_was_cut_off_is_done_once_at_another_gate(
+    gate: Gate, client: httpx.AsyncClient, tmp_path: Path, store_dsn: str, method: str, path: str, body: Any
+) -> None:
+    await client.post("/apps", json={"name": "web", "databases": [], "policy": {}})
+    shown = await client.get(path) if path.startswith("/apps") else None
+    seen = {"If-Match": shown.headers["etag"]} if shown is not None else None
+    shutil.copytree(tmp_path / "keys", tmp_path / "second" / "keys")
+    settings = gate_settings(tmp_path / "second", store_dsn, name="gate-2")
+    async with running(settings) as second:
+        dialler = CutOnce(gate.files.control_socket, second.files.control_socket)
+        asked = meshctl.client.Gate(dialler)
+        reply = await asyncio.to_thread(asked.call, method, path, body=body, headers=seen)
+    assert reply.status in {200, 201}
+    assert dialler.cut[0].startswith(b"HTTP/1.1 20")
+    await gate.parts.audit.flush()
+    made = [one["detail"] for one in (await client.get("/audit?kind=admin&limit=500")).json()["items"]]
+    what = {"POST": "database.add", "PATCH": "app.change", "PUT": "alias.set", "DELETE": "app.revoke"}[method]
+    assert [one["what"] for one in made].count(what) == 1

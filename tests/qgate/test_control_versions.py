@@ -66,6 +66,7 @@ async def make(client: httpx.AsyncClient) -> None:
 CHANGES: list[tuple[str, str, str, dict[str, Any] | None]] = [
     ("/apps/web", "PATCH", "/apps/web/policy", {"max_tokens": 7}),
     ("/apps/web/policy", "PATCH", "/apps/web/policy", {"share": 9}),
+    ("/apps/web", "PATCH", "/apps/web", {"limits": {"queue": 3}}),
     ("/budgets/pool/month", "PUT", "/budgets/pool/month", {"hard": "6", "currency": "EUR"}),
     ("/aliases/fast", "PUT", "/aliases/fast", {"target": "other"}),
     ("/pool", "PUT", "/pool", {"name": "main"}),

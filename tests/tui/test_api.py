@@ -248,7 +248,25 @@ async def test_a_sidecar_is_looked_at_and_an_app_revoked(visit_mesh: Open, mesh:
         await at.sees("app-host: Tunnels", "RTT")
         await at.press("escape", "1")
         await at.type("/old")
-        await at.press("enter", "p")
+        await at.press("enter", "w")
+        await at.sees("What it may use: old", "PATCH /apps/old", "read-write")
+        await at.press("ctrl+s")
+        await at.sees("Nothing is changed yet.")
+        await at.press("enter")
+        await at.type("30d")
+        await at.press(*["enter"] * 5)
+        await at.type("7")
+        await at.sees("meshctl app set old --expires 30d --queue 7")
+        await at.press("ctrl+s")
+        await at.told("What old may use is changed.")
+        changed = rows(mesh, "/apps")["old"]
+        assert (changed["limits"], changed["databases"]) == ({"queue": 7}, ["kept"])
+        assert changed["expires_at"]
+        await at.press("u", "y")
+        await at.told("Taken back: Change")
+        assert rows(mesh, "/apps")["old"]["expires_at"] is None
+        assert audited(mesh, "app.change")["name"] == "old"
+        await at.press("p")
         await at.sees("Let old ask for no model any more?")
         await at.press("y")
         await at.told("old may ask for no model.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,12 @@ from typing import Any
 import pytest
 from textual import events
 
+from meshctl import model_upload, view
+from meshctl.client import Gate
 from meshctl.dev.models import packaged_model
-from meshctl.errors import CheckError, GateError
+from meshctl.dialling import UnixDialler
+from meshctl.errors import CheckError, GateError, UnreachableError
+from meshctl.model_upload import Told
 from meshctl.tui.fields import FieldError
 from meshctl.tui.gguf_file import model_file
 from meshctl.tui.uploading import ProgressScreen, Transfer, send
@@ -267,3 +273,127 @@ def test_a_file_is_dropped_on_a_real_terminal(gate: RoomGate, tmp_path: Path, si
         terminal.keys("C-s")
         terminal.sees("is no GGUF file")
         assert not [one for one in gate.asked if one.call.startswith("PUT")]
+
+
+class Breaking(UnixDialler):
+    """A way to the gate that breaks after so many bytes of each upload, ``times`` times."""
+
+    def __init__(self, path: Path, *, after: int, times: int) -> None:
+        super().__init__(path)
+        self.after = after
+        self.times = times
+        self.ways: list[BreakingSocket] = []
+
+    def dial(self, place: str, timeout: float | None) -> socket.socket:
+        way = super().dial(place, timeout)
+        breaking = BreakingSocket(fileno=way.detach())
+        breaking.settimeout(timeout)
+        breaking.left = (
+            self.after if len([one for one in self.ways if one.left <= 0]) < self.times else 1 << 60
+        )
+        self.ways.append(breaking)
+        return breaking
+
+
+class BreakingSocket(socket.socket):
+    """It goes away once ``left`` bytes were sent."""
+
+    left = 0
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        self.left -= len(data)
+        if self.left <= 0:
+            self.shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError("the way broke")
+        super().sendall(data, flags)
+
+
+@needs_model
+async def test_a_cut_upload_goes_on_where_it_was_here_and_by_command(mesh: Mesh) -> None:
+    source = packaged_model()
+    assert source is not None
+    size, at_once = source.stat().st_size, 24 << 20
+    dialler = Breaking(mesh.gate.directory / "admin.sock", after=at_once, times=1)
+    transfer = Transfer(model_file(str(source)), "cut", "gpu-1")
+    reply = await asyncio.to_thread(transfer.give, Gate(dialler))
+    assert reply["name"] == "cut"
+    assert 0 < transfer.had < size  # the second attempt began where the first was cut off
+    assert transfer.sent == size
+    mesh.control.post("/models/remove", {"model": "cut", "worker": "gpu-1"})
+    dialler = Breaking(mesh.gate.directory / "admin.sock", after=at_once, times=100)
+    query = {"name": "cut", "worker": "gpu-1"}
+    with pytest.raises(UnreachableError):
+        await asyncio.to_thread(
+            model_upload.upload, Gate(dialler), source, query, Told(), pause=lambda _seconds: None
+        )
+    words = ["model", "add", str(source), "--name", "cut", "--worker", "gpu-1"]
+    argv = [str(MESHCTL), *words, "--socket", str(mesh.gate.directory / "admin.sock")]
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "going on at" in done.stderr
+    assert holders(mesh, "cut") == {"gpu-1": "stored"}
+    again = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=120)
+    assert f"going on at {view.size(size)} of" in again.stderr  # it is there: nothing goes twice
+    mesh.control.post("/models/remove", {"model": "cut", "worker": "gpu-1"})
+
+
+async def test_the_catalogue_has_a_master_a_group_and_nobody(visit_mesh: Open, mesh: Mesh) -> None:
+    async with visit_mesh("models", size=(120, 40)) as at:
+        await at.press("5")
+        await at.sees("nobody", "in review")
+        await at.press("o")
+        await at.told("It has no master.")
+        await at.press("v")
+        await at.told("It is not frozen.")
+        await at.press("p")
+        await at.sees("Make a pool the master of the catalogue")
+        await at.press("enter")
+        await at.type("we begin")
+        await at.press("enter")
+        await at.sees("POST /catalogue/promote", "meshctl catalog promote --reason 'we begin'")
+        await at.press("y")
+        await at.told("It is the master.")
+        assert mesh.control.get("/catalogue")["writable_here"]
+        await at.press("o")
+        await at.sees("Make nobody the master")
+        await at.press("ctrl+s")
+        await at.sees("Make the catalogue read-only everywhere?")
+        await at.press("y")
+        await at.told("The catalogue is read-only everywhere.")
+        assert mesh.control.get("/catalogue")["master"] is None
+        await at.press("u")
+        await at.press("y")
+        await at.told("Taken back: Master")
+        assert mesh.control.get("/catalogue")["writable_here"]
+        await at.press("e")
+        await at.sees("Who may promote, and who only votes", "PUT /catalogue/group")
+        await at.press("ctrl+s")
+        await at.sees("Sign this group?")
+        await at.press("y")
+        await at.told("The group is signed.")
+        await at.press("6")
+        await at.sees("Nothing waits for a decision")
+    for what in ("catalogue.promote", "catalogue.demote", "catalogue.group"):
+        assert audited(mesh, what)
+
+
+async def test_a_write_in_review_is_written_again_or_let_go(
+    visit: Callable[..., Any], gate: RoomGate
+) -> None:
+    row = {"pool": "hq", "seq": 7, "name": "tiny", "document": {"quant": "Q8_0"}, "epoch": 2, "why": "late"}
+    gate.answer("GET /catalogue/reviews", {"items": [row], "next": None, "total": 1})
+    gate.answer("POST /catalogue/reviews/hq/7", {"items": []})
+    async with visit("models", size=(120, 40)) as at:
+        await at.press("6")
+        await at.sees("tiny", "late")
+        await at.press("a")
+        await at.sees("meshctl catalog review hq 7 --accept")
+        await at.press("y")
+        await at.told("tiny is written again.")
+        assert gate.last("POST /catalogue/reviews/hq/7").body == {"accept": True}
+        await at.press("delete")
+        await at.sees("Type tiny to go on", "meshctl catalog review hq 7 --drop")
+        await at.type("tiny")
+        await at.press("enter")
+        await at.told("The write of tiny is gone.")
+        assert gate.last("POST /catalogue/reviews/hq/7").body == {"accept": False}

@@ -24,12 +24,6 @@ NOT_ON_THE_SCREEN: Final[Mapping[Operation, str]] = {
     ("POST", "/drain"): "ends the gate that the screen is on; meshctl gate drain beside a service manager",
     ("POST", "/session/setup-token"): "printed for somebody else, before there is anybody to log in",
     ("POST", "/session/token"): "asked for by the connection itself, each time its token ends",
-    ("DELETE", "/session"): "not yet: meshctl logout",
-    ("DELETE", "/apps/{}/keys/{}"): "not yet: meshctl app key",
-    ("POST", "/catalogue/demote"): "not yet: meshctl catalog demote",
-    ("PUT", "/catalogue/group"): "not yet: meshctl catalog group",
-    ("POST", "/catalogue/resolve"): "not yet: meshctl catalog resolve",
-    ("POST", "/catalogue/reviews/{}/{}"): "not yet: meshctl catalog",
     ("PUT", "/smtp/recipients"): "recipients come and go one by one with the settings of SMTP",
 }
 """Changes without an action. It should shrink."""

@@ -24,6 +24,7 @@ from meshctl.tui.declare import (
 )
 from meshctl.tui.fields import Field, Form, Kind, Values, body_of, t
 from meshctl.tui.pane import view_of
+from meshctl.tui.screens.app_terms import LIMIT_FIELDS, change_of
 
 if TYPE_CHECKING:
     from meshctl.tui.room import Room
@@ -31,19 +32,6 @@ if TYPE_CHECKING:
 APP: Final = "/apps/{name}"
 POLICY: Final = "/apps/{name}/policy"
 KEYS: Final = "/apps/{name}/keys"
-LIMITS: Final = (
-    Field(
-        "limits.max_connections",
-        t("Connections"),
-        Kind.INTEGER,
-        minimum=1,
-        maximum=100_000,
-        option="--max-connections",
-    ),
-    Field("limits.queue", t("Queue"), Kind.INTEGER, minimum=0, maximum=100_000, option="--queue"),
-    Field("limits.statement_timeout_s", t("Statement at most"), Kind.DURATION, option="--statement-timeout"),
-    Field("limits.idle_timeout_s", t("Idle at most"), Kind.DURATION, option="--idle-timeout"),
-)
 
 
 def scopes(policy: Record) -> tuple[Field, ...]:
@@ -170,7 +158,7 @@ NEW: Final = Form(
             "sidecars", t("Sidecars"), Kind.LIST, option="--sidecar", help=t("only through these; empty: any")
         ),
         Field("read_only", t("Read-only"), Kind.BOOL, default=False, option="--read-only"),
-        *LIMITS,
+        *LIMIT_FIELDS,
     ),
     t("Its password and its key are shown once, after this."),
 )
@@ -304,7 +292,7 @@ def keys_of(app: Record) -> TablePane:
                 "delete",
                 t("Revoke"),
                 "DELETE",
-                path + "/{id}",
+                f"/apps/{quote(name, safe='')}/keys/{{id}}",
                 f"meshctl app key revoke {name} {{id}}",
                 against=_revoked,
                 confirm=Confirm.NAME,
@@ -355,6 +343,7 @@ ACTIONS: Final = (
         done=t("The scopes of {name} are changed."),
         bulk=False,
     ),
+    change_of(_revoked),
     Action(
         "app.key.create",
         "i",

@@ -24,6 +24,7 @@ from meshctl.tui.declare import (
 )
 from meshctl.tui.fields import Field, Form, Values, dropped, t
 from meshctl.tui.fitting import FitView, fit_screen
+from meshctl.tui.screens.mastership import MASTER, REVIEW, STATUS
 from meshctl.tui.table import TableView
 from meshctl.tui.uploading import ProgressScreen, Transfer, send, upload
 
@@ -300,11 +301,13 @@ SECTION: Final = Section(
                 changed_at={"least": 110},
                 changed_by={"least": 90},
             ),
-            orders.CATALOGUE,
+            (*orders.CATALOGUE, MASTER),
             every=5.0,
             cli="meshctl catalog list",
             empty=t("The catalogue is empty. Its master writes it: v on a model, or p to make one."),
         ),
+        STATUS,
+        REVIEW,
     ),
     about=t("Models: which there are and where, which fits a machine, and what they are called."),
     page="qdaemon.md",

@@ -170,6 +170,7 @@ UNPAIR: Final = Action(
     question=t("Unpair {name}? Its tunnels end now."),
     undo=as_before,
     done=t("{name} is unpaired."),
+    matched=True,
 )
 REVOKE: Final = Action(
     "pool.revoke",
@@ -183,4 +184,5 @@ REVOKE: Final = Action(
     confirm=Confirm.NAME,
     question=t("Revoke {name}? This key can never be paired again."),
     done=t("{name} is revoked."),
+    matched=True,
 )
