@@ -22,6 +22,7 @@ import binascii
 import contextlib
 import json
 import shutil
+import stat
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from meshctl.errors import CommandError, NotFoundError, RefusedError, UsageError
+from meshctl.terminal import note
 from tunnel_proto.certificate import name_problem
 from tunnel_proto.enrolment import Bundle, GateAddress, gate_problem, read_bundle, read_offer
 from tunnel_proto.errors import ConfigError, RemoteProtocolError
@@ -116,6 +118,8 @@ class Context:
 
         Raises ConfigError for a name that cannot be used or a folder that cannot be written.
         """
+        if self.root.parent == Contexts().folder:
+            Contexts().make()
         path, fingerprint = self._node().write_offer(name=node, now=now)
         return path.read_text(), fingerprint
 
@@ -245,8 +249,13 @@ class Contexts:
         return Context(self.folder / name)
 
     def existing(self, name: str) -> Context:
-        """The context of a name. NotFoundError when it is not there."""
+        """The context of a name. NotFoundError when it is not there. Folders that others may look into are
+        closed, with a notice.
+        """
         found = self.named(name)
+        if found.root.parent == self.folder:
+            for folder in self.close():
+                note(f"{folder} could be looked into by others on this machine; its mode is 0700 now.")
         if not found.key.exists():
             known = ", ".join(one.name for one in self.all())
             raise NotFoundError(
@@ -273,7 +282,7 @@ class Contexts:
         """Make a context the current one. Raises NotFoundError, ConfigError."""
         short, _ = split(name)
         self.existing(short)
-        self._make()
+        self.make()
         replace_file(self.base / "current", name + "\n", 0o600)
 
     def remove(self, name: str) -> None:
@@ -296,11 +305,24 @@ class Contexts:
             if split(held)[0] == name:
                 (self.base / "current").unlink()
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Make the folders of all contexts, for their owner alone. Raises ConfigError."""
         try:
-            self.base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.base, self.folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{self.base} cannot be made: {error.strerror}") from None
+
+    def close(self) -> list[Path]:
+        """Take from everybody else what they may do in the folders of all contexts; those that were open."""
+        closed = []
+        for folder in (self.base, self.folder):
+            with contextlib.suppress(OSError):
+                mode = stat.S_IMODE(folder.stat().st_mode)
+                if mode & 0o077:
+                    folder.chmod(mode & 0o700)
+                    closed.append(folder)
+        return closed
 
 
 def split(named: str) -> tuple[str, str]:

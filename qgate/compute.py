@@ -24,6 +24,7 @@ from qgate.federation.result_streams import Results
 from qgate.federation.trust import may
 from qgate.governance.audit import AuditLog
 from qgate.governance.directory import Directory
+from qgate.governance.docket_keys import DocketKeys
 from qgate.http.offloaded import OffloadedJobs
 from qgate.peering import Peering
 from qgate.store import Store
@@ -53,7 +54,7 @@ class Compute:
             links=peering.links,
             peers=directory,
             store=store,
-            vault=vault,
+            dockets=DocketKeys(vault, directory),
             receipts=capabilities.receipts,
             gate=capabilities.settings.name,
             pool_key=pool_key,

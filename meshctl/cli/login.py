@@ -88,8 +88,17 @@ def login(
 
 def logout(
     context: ContextOption = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Forget the session here although no gate ends it: there it goes on to its end."
+        ),
+    ] = False,
 ) -> None:
-    """End the session, here and at every pool that can be reached."""
+    """End the session, here and at every pool that can be reached.
+
+    Where no gate ends it, it is kept here, so that the same command can be given again.
+    """
     dialler = dialler_of(context)
     if dialler.session is None:
         note("Nobody is logged in.")
@@ -99,13 +108,26 @@ def logout(
         Gate(dialler).delete("/session")
     except GateError as error:
         if error.status != 401:  # over already
-            raise
+            _not_ended(error, dialler, force=force)
     except (UnreachableError, RefusedError) as error:
-        note(f"{error.message} The session is forgotten here and ends there by itself.")
-    finally:
-        with contextlib.suppress(OSError):
-            dialler.context.session.unlink()
+        _not_ended(error, dialler, force=force)
+    with contextlib.suppress(OSError):
+        dialler.context.session.unlink()
     note(f"Logged out of {dialler.context.name}.")
+
+
+def _not_ended(error: CommandError, dialler: ContextDialler, *, force: bool) -> None:
+    """A session that no gate has ended is kept, or forgotten here alone where that is wanted."""
+    if not force:
+        kept = CommandError(
+            f"{error.message} The session was not ended, and is kept here.",
+            hint="try again later; to forget it here alone: meshctl logout --force",
+        )
+        kept.code = error.code
+        raise kept from error
+    session = dialler.session
+    until = "" if session is None else f", {view.moment(session.expires_at)} at the latest"
+    note(f"{error.message} The session is forgotten here and ends there by itself{until}.")
 
 
 def whoami(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -214,10 +215,24 @@ class Access:
             await answer(scope, receive, send)
             return
         state["principal"] = principal
+        state["refused"] = partial(self._refused_within, scope, principal, node)
         if principal is None or principal.kind == "local":
             await self._application(scope, receive, send)
         else:
             await self._while_it_stands(principal, scope, receive, send)
+
+    def _refused_within(
+        self,
+        scope: Mapping[str, Any],
+        principal: Principal | None,
+        node: NodeCertificate | None,
+        error: AccessError,
+    ) -> None:
+        """A route refused what the door had let in, for what it is about or what its body says."""
+        if not error.audited:
+            error.audited = True
+            operation = f"{scope['method']} {_shown_path(scope['path'])}"
+            self._keeper.refused(error, operation=operation, principal=principal, node=node)
 
     async def _while_it_stands(self, principal: Principal, scope: Any, receive: Any, send: Any) -> None:
         """Serve a session's request; an answer that goes on (events, the audit as it grows) ends with it."""

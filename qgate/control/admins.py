@@ -12,7 +12,7 @@
     PUT    /admins/{name}/second-factor   {code, current?}                  account
     DELETE /admins/{name}/second-factor   {current?}                        204
     GET    /admins/{name}/keys            {items: [{name, fingerprint, serial, state, expires_at, …}]}
-    POST   /admins/{name}/keys            {offer, valid_days?}
+    POST   /admins/{name}/keys            {offer, valid_days?, readmit?}
                                           201 {name, admin, fingerprint, bundle, pools}
     DELETE /admins/{name}/keys/{key}      204; its tunnels are cut and its sessions end
 
@@ -80,10 +80,13 @@ class CurrentBody(Body):
 
 
 class KeyBody(Body):
-    """A client key's offer, as `meshctl context offer` wrote it."""
+    """A client key's offer, as `meshctl context offer` wrote it. One that was revoked is refused unless
+    ``readmit`` is true.
+    """
 
     offer: Annotated[str, Field(max_length=65_536)]
     valid_days: Annotated[int, Field(ge=1, le=3650)] | None = None
+    readmit: bool = False
 
 
 def routers(admins: Admins) -> tuple[APIRouter, ...]:
@@ -174,7 +177,7 @@ def _keys(admins: Admins) -> APIRouter:
     @router.post("/{name}/keys", status_code=201, operation_id="admins_keys_enrol")
     async def enrol(name: str, body: KeyBody, by: By) -> dict[str, Any]:
         """Certify a client key; the bundle goes back to where the offer was made."""
-        return await admins.enrol(name, body.offer, valid_days=body.valid_days, by=by)
+        return await admins.enrol(name, body.offer, valid_days=body.valid_days, readmit=body.readmit, by=by)
 
     @router.delete("/{name}/keys/{key}", status_code=204, operation_id="admins_keys_revoke")
     async def revoke(name: str, key: str, by: By) -> None:

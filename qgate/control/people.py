@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from qgate.control.access import needs
@@ -148,11 +149,11 @@ def _rights(people: People, archives: PersonArchives, erasures: Erasures) -> API
         response_class=Response,
         responses={200: {"content": {ZIP: {}}}},
     )
-    async def export_person(person: str, by: By) -> Response:
+    async def export_person(person: str, by: By) -> StreamingResponse:
         """Everything that is held about a person, as a ZIP of JSON files."""
-        name, content = await archives.make(person, by=by)
+        name, pieces = await archives.make(person, by=by)
         disposition = f'attachment; filename="{name}.zip"'
-        return Response(content, media_type=ZIP, headers={"Content-Disposition": disposition})
+        return StreamingResponse(pieces, media_type=ZIP, headers={"Content-Disposition": disposition})
 
     @router.post("/{person}/erase", dependencies=[needs(Role.OWNER)])
     async def erase_person(person: str, body: EraseBody, by: By) -> dict[str, Any]:

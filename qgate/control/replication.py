@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -11,8 +10,8 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from qgate.control.bodies import Body, Name
-from qgate.control.problems import ProblemError
 from qgate.control.resources import By
+from qgate.control.spooling import Spool
 from qgate.governance.logs import LIST_MAX, streams
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ def routers(logs: Logs, spool: Path, proving: Proving) -> tuple[APIRouter, ...]:
     proved in the turns of ``proving``.
     """
     router = APIRouter(prefix="/logs", tags=["replication"])
+    coming = Spool(spool, most=ARCHIVE_MAX)
 
     @router.get("")
     async def status() -> dict[str, Any]:
@@ -106,14 +106,8 @@ def routers(logs: Logs, spool: Path, proving: Proving) -> tuple[APIRouter, ...]:
     @router.put("/import")
     async def take(request: Request, by: By) -> dict[str, Any]:
         """Take an archive, or the receipt of one."""
-        with tempfile.NamedTemporaryFile(dir=spool, prefix=".import-") as file:
-            size = 0
-            async for piece in request.stream():
-                size += len(piece)
-                if size > ARCHIVE_MAX:
-                    raise ProblemError(413, "too-large", f"an archive has at most {ARCHIVE_MAX} bytes")
-                file.write(piece)
-            file.flush()
-            return await logs.take(Path(file.name), by=by)
+        told = request.headers.get("content-length", "")
+        async with coming.received(request.stream(), int(told) if told.isdecimal() else None) as file:
+            return await logs.take(file, by=by)
 
     return (router,)

@@ -4,7 +4,8 @@
            201 {grant, token, token_expires_at, expires_at, session, principal: {name, role, pool: ""},
                 pools: [{name, pool_key, gates: [{name, host, port, public}]}, …]}
            this pool comes first; keys are in hexadecimal
-    POST   /session/token        {grant, read_only?}      200 {token, token_expires_at, role}
+    POST   /session/token        {grant, read_only?}      200 {token, token_expires_at, role}, and `pools`
+           as of now at the pool that the grant is of
     GET    /session              200 {name, role, pool, kind, session, read_only, label}
     DELETE /session              204, here and at every pool that hears of it
     GET    /sessions             {items: [{session, admin, node, client, second_factor, read_only,
@@ -162,6 +163,7 @@ def _audited(logins: Logins, request: Request, name: str = "") -> Iterator[None]
         yield
     except AccessError as error:
         principal = getattr(request.state, "principal", None)
+        error.audited = True
         logins.refused(
             error,
             operation=f"{request.method} {request.url.path}",

@@ -32,7 +32,7 @@ from qgate.control.access import needs
 from qgate.control.bodies import Body
 from qgate.control.paging import Listing, Page, page
 from qgate.control.people import FIELDS, Address, Text
-from qgate.control.problems import MEDIA_TYPE, classify, problem
+from qgate.control.problems import AGAIN, MEDIA_TYPE, classify, faults_said, problem
 from qgate.control.resources import By
 from qgate.governance.people_settings import SIGNUP_NAMES
 from qgate.governance.principal import Role
@@ -167,9 +167,9 @@ async def _read(exchange: Exchange, kind: type[_Body]) -> _Body:
     try:
         return kind.model_validate_json(await exchange.body(BODY_MAX))
     except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in fault["loc"]) or "the body"
-        raise InvalidRequestError(f"{place}: {fault['msg']}") from None
+        raise InvalidRequestError(
+            faults_said(error.errors(include_input=False, include_url=False)), hint=AGAIN
+        ) from None
 
 
 async def _refuse(exchange: Exchange, error: MeshError, *headers: tuple[bytes, bytes]) -> None:

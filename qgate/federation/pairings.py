@@ -3,7 +3,8 @@
 Two streams of the log. "pairings" (level 2) says with whom a pool is paired, so that any pool can show the
 whole cluster and a pairing that only one side has is seen. "revocations" (everybody) says whose key a pool
 has revoked, and how far that pool's log had been accepted; and which of its own nodes (sidecars, daemons,
-administrators' devices) it no longer vouches for, and that its online key was replaced (`rotation`).
+administrators' devices) it no longer vouches for, that its online key was replaced (`rotation`), and which of
+its administrators and their sessions are out (`admin_words`).
 
 A peer's word takes its own nodes away, everywhere and at once. Nothing that it says of others changes what is
 trusted here: trust is not passed on. What we said ourselves does, when it comes back after our store was
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from qgate.federation import rotation
+from qgate.federation import admin_words, rotation
 from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import KINDS, Peer, Permissions
+from qgate.store.admin_words import forget_words
 from qgate.store.database import Connection
 from qgate.store.guests import revoke_reclaimed
 from qgate.store.outbox import publish
@@ -126,6 +128,8 @@ async def _hear_revocation(connection: Connection, peer: Peer, entry: Entry, pay
     if payload.get("subject") == rotation.SUBJECT:
         await rotation.hear(connection, peer, entry, payload)
         return
+    if await admin_words.hear(connection, peer, payload):
+        return
     key = payload.get("pool")
     if payload.get("subject") == _SUBJECT and isinstance(key, bytes) and len(key) == KEY_BYTES:
         log.warning("a peer has revoked a pool", pool=peer.name, revoked=fingerprint(key))
@@ -134,10 +138,11 @@ async def _hear_revocation(connection: Connection, peer: Peer, entry: Entry, pay
 async def _forget_revocations(connection: Connection, peer: Peer) -> None:
     await drop_node_revocations(connection, peer.pool_key)
     await forget_rotations(connection, peer.pool_key)
+    await forget_words(connection, peer.pool_key)
 
 
 async def _reclaim_revocation(connection: Connection, entry: Entry, payload: dict[str, Any]) -> None:
-    del entry
+    await admin_words.reclaim(connection, entry.pool, payload)
     if payload.get("subject") == _NODE and isinstance(payload.get("handshake"), bytes):
         await revoke_reclaimed(connection, payload["handshake"])
     if payload.get("subject") == _SUBJECT:

@@ -35,6 +35,7 @@ from qgate.federation.results import (
 )
 from qgate.federation.trust import may
 from qgate.governance.audit import AuditEvent
+from qgate.governance.docket_keys import DocketKeys, forget_docket_keys
 from qgate.store import Store, StoreUnavailableError
 from qgate.store.receipts import ReceiptRow, add_receipts
 from qgate.store.results import (
@@ -46,7 +47,7 @@ from qgate.store.results import (
     recorded,
     silence_of_gates,
 )
-from qgate.vault import Vault, VaultError
+from qgate.vault import VaultError
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import LocalProtocolError, MeshError, RemoteProtocolError
@@ -94,7 +95,7 @@ class Results:
         links: PeerLinks,
         peers: Peers,
         store: Store,
-        vault: Vault,
+        dockets: DocketKeys,
         receipts: Recorder,
         gate: str,
         pool_key: bytes,
@@ -104,7 +105,7 @@ class Results:
     ) -> None:
         self.recovered = 0
         self.store = store
-        self.vault = vault
+        self.dockets = dockets
         self.receipts = receipts
         self.gate = gate
         self.run_id = os.urandom(8).hex()
@@ -137,7 +138,7 @@ class Results:
             work.received_at or self.clock(),
             team,
         )
-        return self.vault.seal(docket.dump(), docket_purpose(peer.pool_key, attempt.id))
+        return self.dockets.seal(docket.dump(), docket_purpose(peer.pool_key, attempt.id))
 
     # --- for jobs that we execute
 
@@ -236,9 +237,10 @@ class Results:
             await asyncio.sleep(LOOK_S)
 
     async def _forget(self) -> None:
-        before = datetime.fromtimestamp(self.clock(), UTC) - timedelta(days=KEPT_DAYS)
+        now = datetime.fromtimestamp(self.clock(), UTC)
         async with self.store.connection() as connection:
-            if count := await forget_results(connection, before):
+            await forget_docket_keys(connection, now)
+            if count := await forget_results(connection, now - timedelta(days=KEPT_DAYS)):
                 log.warning("results were given up that nobody asked for", count=count, days=KEPT_DAYS)
 
     # --- streams
@@ -411,7 +413,7 @@ class _Asked(Ignore):
         """What we sealed and what the peer signed. MeshError where either is not what it should be."""
         results, key = self._results, self.peer.pool_key
         try:
-            docket = Docket.load(results.vault.unseal(one.docket, docket_purpose(key, one.job)))
+            docket = Docket.load(results.dockets.unseal(one.docket, docket_purpose(key, one.job)))
             theirs = read_receipt(one.receipt)
             genuine = check_receipt(theirs, pool=fingerprint(key))
         except ValueError as error:

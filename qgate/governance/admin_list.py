@@ -27,11 +27,14 @@ class KnownSession:
 
 @dataclass(frozen=True, slots=True)
 class AdminList:
-    """``admins`` by name, ``sessions`` by id; ``over`` are ids of paired pools' sessions that were ended."""
+    """``admins`` by name, ``sessions`` by id. Of paired pools: ``over`` are the sessions that were ended, as
+    (pool, id), ``out`` the admins that their own pool has disabled, as (pool, `admin_words.who_of`).
+    """
 
     admins: Mapping[str, KnownAdmin] = field(default_factory=dict)
     sessions: Mapping[bytes, KnownSession] = field(default_factory=dict)
-    over: frozenset[bytes] = frozenset()
+    over: frozenset[tuple[bytes, bytes]] = frozenset()
+    out: frozenset[tuple[bytes, bytes]] = frozenset()
 
     def admin_of(self, sid: bytes, now: float) -> KnownAdmin | None:
         """Whose session this is, where it stands at unix time ``now``."""

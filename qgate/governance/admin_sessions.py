@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qgate.governance.principal import Role
@@ -32,6 +33,7 @@ CLOCK_SKEW_S: Final = 120
 """How far a pool's clock may be ahead of ours: what it signed a moment ago is good here."""
 
 SID_BYTES: Final = 16
+PROOF_BYTES: Final = 16
 POOLS_MAX: Final = 50
 GRANT_MAX: Final = 8192
 """Characters; the longest grant has about 3,300."""
@@ -70,6 +72,7 @@ class Grant:
 class Token:
     """Access for a moment. ``pool`` is the admin's own, ``at`` the one that made it and where it is good.
     ``session_ends`` is when the session is over, for answers that go on for longer than the token lives.
+    ``proof`` is `proof_of` the grant that it was made from, without which the admin's own pool ends nothing.
     """
 
     sid: bytes
@@ -82,6 +85,7 @@ class Token:
     expires_at: int
     session_ends: int
     read_only: bool = False
+    proof: bytes = field(default=b"", repr=False)
 
 
 def seal_grant(online: OnlineKey, grant: Grant) -> str:
@@ -147,6 +151,7 @@ def seal_token(online: Identity, token: Token) -> str:
             token.expires_at,
             token.session_ends,
             token.read_only,
+            token.proof,
         ]
     )
     return _TOKEN_TAG + _encode(pack([_FORMAT, body, online.sign(_TOKEN_DOMAIN, body)]))
@@ -158,22 +163,30 @@ def read_token(text: str, *, online: bytes, at: bytes, now: float) -> Token:
     Raises AuthenticationFailed for any other, and for one whose time is over.
     """
     _, body, signature = _parts(text, _TOKEN_TAG, TOKEN_MAX, 3, "token")
-    fields = _signed(online, _TOKEN_DOMAIN, body, signature, 11, "token")
-    sid, name, role, pool, made_at, client, issued, expires, ends, read_only = fields
+    fields = _signed(online, _TOKEN_DOMAIN, body, signature, 12, "token")
+    sid, name, role, pool, made_at, client, issued, expires, ends, read_only, proof = fields
     if (
         _common_problem(sid, name, pool, client, issued, expires, read_only)
         or not _is_key(made_at)
         or not (type(ends) is int and 0 <= ends <= _TIME_MAX)
+        or not (isinstance(proof, bytes) and len(proof) <= PROOF_BYTES)
     ):
         raise AuthenticationFailed("the token is malformed: a field has the wrong type or size")
     if made_at != at:
         raise AuthenticationFailed("the token was made by another pool")
     _check_time(issued, expires, TOKEN_S, now, "token")
-    return Token(sid, name, _role(role), pool, made_at, client, issued, expires, ends, read_only)
+    return Token(sid, name, _role(role), pool, made_at, client, issued, expires, ends, read_only, proof)
 
 
-def token_from(grant: Grant, *, at: bytes, role: Role, read_only: bool, now: float) -> Token:
-    """The token of a grant that counts at pool ``at`` with ``role``."""
+def proof_of(text: str) -> bytes:
+    """What a grant hashes to: whoever can tell it has seen the grant, which is shown to its holder alone."""
+    return hashlib.blake2b(text.encode(), digest_size=PROOF_BYTES, person=b"qgate-mesh/grant").digest()
+
+
+def token_from(
+    grant: Grant, *, at: bytes, role: Role, read_only: bool, now: float, proof: bytes = b""
+) -> Token:
+    """The token of a grant that counts at pool ``at`` with ``role``; ``proof`` is that of its text."""
     issued = int(now)
     return Token(
         sid=grant.sid,
@@ -186,6 +199,7 @@ def token_from(grant: Grant, *, at: bytes, role: Role, read_only: bool, now: flo
         expires_at=min(issued + TOKEN_S, grant.expires_at),
         session_ends=grant.expires_at,
         read_only=grant.read_only or read_only,
+        proof=proof,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from qgate.federation.admin_words import announce_standing
 from qgate.governance.office import Office, iso
 from qgate.governance.passwords import acceptable
 from qgate.governance.principal import Role
@@ -72,6 +73,7 @@ class Admins:
             if not await table.add_admin(connection, name, role, verifier, at=office.now(), by=by):
                 raise ConflictError(f"there is an admin {name} already", hint=f"meshctl admin role {name}")
             row = await self._found(connection, name)
+            await self._said(connection, row)
         await office.changed("admin.create", name, by, {"after": _audited(row)})
         return shown(row)
 
@@ -108,8 +110,9 @@ class Admins:
             at = before.disabled_at or office.now()
             await table.change_admin(connection, name, role=new_role, disabled_at=at if off else None)
             if off:
-                ended = await table.end_sessions(connection, at=office.now(), by=by, admin=name)
+                ended = await self._logins.ended(connection, by=by, admin=name)
             after = await self._found(connection, name)
+            await self._said(connection, after)
         await office.changed("admin.change", name, by, {"before": _audited(before), "after": _audited(after)})
         await self._logins.told_over(ended, by=by)
         return shown(after)
@@ -122,11 +125,14 @@ class Admins:
             before = await self._found(connection, name, lock=True)
             if owners == {name}:
                 raise _last_owner(name)
-            ended = await table.end_sessions(connection, at=office.now(), by=by, admin=name)
+            ended = await self._logins.ended(connection, by=by, admin=name)
             for row in await list_nodes(connection):
                 if row["owner"] == name and row["revoked_at"] is None:
                     await revoke_node(connection, row["name"], office.now())
             await table.remove_admin(connection, name)
+            await announce_standing(
+                connection, self._logins.pool_key, name, out=True, since=before.created_at
+            )
         await office.changed("admin.remove", name, by, {"before": _audited(before)})
         await self._logins.told_over(ended, by=by)
 
@@ -156,7 +162,7 @@ class Admins:
         async with office.store.transaction() as connection:
             await self._found(connection, name, lock=True)
             await table.set_password(connection, name, verifier, office.now())
-            ended = await table.end_sessions(connection, at=office.now(), by=by, admin=name)
+            ended = await self._logins.ended(connection, by=by, admin=name)
         await office.changed("admin.password", name, by, {"sessions_ended": len(ended)})
         await self._logins.told_over(ended, by=by)
 
@@ -245,11 +251,15 @@ class Admins:
             if row["fingerprint"] in owned
         ]
 
-    async def enrol(self, name: str, offer: str, *, valid_days: int | None, by: str) -> dict[str, Any]:
-        """Certify a client key of an admin: `{name, admin, fingerprint, bundle, pools}`."""
+    async def enrol(
+        self, name: str, offer: str, *, valid_days: int | None, readmit: bool = False, by: str
+    ) -> dict[str, Any]:
+        """Certify a client key of an admin: `{name, admin, fingerprint, bundle, pools}`. One that was revoked
+        is taken with ``readmit`` only.
+        """
         async with self._office.store.connection() as connection:
             await self._found(connection, name)
-        done = await self._sidecars.enrol(offer, valid_days=valid_days, by=by, owner=name)
+        done = await self._sidecars.enrol(offer, valid_days=valid_days, by=by, owner=name, readmit=readmit)
         return {**done, "admin": name, "pools": await self._logins.pools()}
 
     async def revoke_key(self, name: str, key: str, *, by: str) -> None:
@@ -267,13 +277,18 @@ class Admins:
                 one
                 for row in await table.list_sessions(connection, office.now(), name)
                 if row["client"] == found[0]["fingerprint"]
-                for one in await table.end_sessions(connection, at=office.now(), by=by, sid=row["sid"])
+                for one in await self._logins.ended(connection, by=by, sid=row["sid"])
             ]
         await office.changed("admin.revoke", key, by, {"owner": name})
         await self._logins.told_over(ended, by=by)
 
     async def _verifier(self, password: str, name: str) -> str:
         return await self._logins.verifier(acceptable(password, name))
+
+    async def _said(self, connection: Connection, row: AdminRow) -> None:
+        """Paired pools hear whether an account stands."""
+        out = row.disabled_at is not None
+        await announce_standing(connection, self._logins.pool_key, row.name, out=out, since=row.created_at)
 
     async def _found(self, connection: Connection, name: str, *, lock: bool = False) -> AdminRow:
         row = await table.find_admin(connection, name, lock=lock)

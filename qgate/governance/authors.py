@@ -2,11 +2,11 @@
 
     uid=1000    somebody with the gate's files: an owner as long as there are files
     alice       an admin of this pool: the account must stand, and have the role that the order needs
-    alice@hq    an admin of a paired pool: that pool must be trusted with administration, up to that role
+    alice@hq    an admin of a paired pool: that pool must be trusted with administration, up to that role,
+                nor may it have said that they were disabled or removed (`qgate.federation.admin_words`)
 
-Of an admin of a paired pool no more is known here than their pool says while they are logged in: that they
-were disabled *there* since is not seen. Whoever wants an order of theirs not to run cancels it, or trusts
-the pool less.
+What an admin of a paired pool may do *there* by now is not told: a role that was lowered is not seen here.
+Whoever wants an order of theirs not to run cancels it, or trusts the pool less.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
+from qgate.federation.admin_words import who_of
 from qgate.federation.trust import may
 from qgate.governance.office import Office
 from qgate.governance.principal import CEILINGS, Role
+from qgate.store.admin_words import word_of
 from qgate.store.admins import find_admin
 from qgate.store.database import Connection
 
@@ -35,7 +37,7 @@ async def author_problem(
         return ""
     name, _, pool = author.partition("@")
     if pool:
-        return _peer_problem(office, author, pool, since=since, need=need)
+        return await _peer_problem(office, connection, name, pool, since=since, need=need)
     row = await find_admin(connection, name)
     if row is None or row.created_at > since:
         return f"{name} gave the order and is no admin of this pool any more"
@@ -46,7 +48,10 @@ async def author_problem(
     return ""
 
 
-def _peer_problem(office: Office, author: str, pool: str, *, since: datetime, need: Role) -> str:
+async def _peer_problem(
+    office: Office, connection: Connection, name: str, pool: str, *, since: datetime, need: Role
+) -> str:
+    author = f"{name}@{pool}"
     peer = office.directory.peer_named(pool)
     if peer is None or not peer.paired or (peer.paired_at or 0.0) > since.timestamp():
         return f"{author} gave the order, and {pool} is not paired any more"
@@ -55,4 +60,9 @@ def _peer_problem(office: Office, author: str, pool: str, *, since: datetime, ne
     ceiling = CEILINGS.get(peer.permissions.admin_role, Role.VIEWER)
     if not ceiling.covers(need):
         return f"{author} gave the order, and admins of {pool} are {ceiling} here; it needs the role {need}"
+    word = await word_of(connection, peer.pool_key, who_of(peer.pool_key, name))
+    if word is not None and word.out:
+        return f"{author} gave the order, and was disabled or removed at {pool} since"
+    if word is not None and word.since > since:
+        return f"{author} gave the order, and is another account at {pool} now"
     return ""

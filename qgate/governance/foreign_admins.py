@@ -1,10 +1,14 @@
 """Paired pools about each other's admins: whether a session stands, and that one is over.
 
-    "admin-session"       {sid, end}          → {stands, role}   asked of the pool that opened it
+    "admin-session"       {sid, end, proof}   → {stands, role}   asked of the pool that opened it
     "admin-session-over"  {sid, expires_at}   → null             told by that pool to those it let it go to
 
+To end a session needs, beside its id, the proof that its grant was seen (`admin_sessions.proof_of`): ids are
+in audits and lists, and end nothing.
+
 Both belong to the flow "admin" from the session's pool to the other: no right the other way is needed, and
-none is given. A pool that is cut off honours a grant until it ends; with a link up it asks at each new token.
+none is given. A pool that is cut off honours a grant until it ends; with a link up it asks at each new token,
+and what it missed the log brings (`admin_words`).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import structlog
 from qgate.federation.ask import AskError
 from qgate.federation.trust import may
 from qgate.governance.admin_sessions import SID_BYTES
+from qgate.governance.audit import AuditEvent
 from qgate.governance.logins import Standing
 from qgate.governance.office import Office
 from qgate.governance.principal import Role
@@ -58,10 +63,11 @@ class ForeignAdmins:
             return Standing(False) if error.code == "peer-refused" else None
         return standing_of(said)
 
-    async def end_at_home(self, peer: Peer, sid: bytes) -> None:
+    async def end_at_home(self, peer: Peer, sid: bytes, proof: bytes) -> None:
         """Tell a session's own pool that its admin has logged out here."""
+        question = {"sid": sid, "end": True, "proof": proof}
         try:
-            await self._asks.ask(peer.pool_key, STANDS, {"sid": sid, "end": True}, PATIENCE_S)
+            await self._asks.ask(peer.pool_key, STANDS, question, PATIENCE_S)
         except AskError as error:
             log.warning("a log-out was not heard at home", pool=peer.name, reason=error.message)
 
@@ -80,8 +86,7 @@ class ForeignAdmins:
         """Whether a session of ours stands; with ``end`` it is over from now on."""
         sid = sid_of(question)
         if question.get("end") is True:
-            with contextlib.suppress(UnknownNameError):
-                await self._logins.revoke(sid, by=f"pool:{peer.name}")
+            await self._end(peer, sid, question.get("proof"))
         admin = self._office.directory.admins().admin_of(sid, self._office.clock())
         if admin is None:
             await self._office.watch.refresh()  # one opened at a sibling a moment ago
@@ -89,6 +94,20 @@ class ForeignAdmins:
         if admin is None:
             return {"stands": False, "role": ""}
         return {"stands": True, "role": str(admin.role)}
+
+    async def _end(self, peer: Peer, sid: bytes, proof: object) -> None:
+        """A log-out at a peer; one that is not of who has the grant changes nothing, and is audited."""
+        by = f"pool:{peer.name}"
+        if await self._logins.holds(sid, proof):
+            with contextlib.suppress(UnknownNameError):
+                await self._logins.revoke(sid, by=by)
+            return
+        detail = {"what": "session.end", "by": by, "session": sid.hex(), "why": "the grant was not shown"}
+        self._office.audit.record(
+            AuditEvent(
+                "admin.refused", outcome="not-the-holder", started_at=self._office.clock(), detail=detail
+            )
+        )
 
     async def _heard(self, peer: Peer, question: Mapping[str, Any]) -> None:
         expires_at = question.get("expires_at")

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from qgate.federation.admin_words import announce_ended, who_of
 from qgate.federation.trust import may
 from qgate.governance.admin_sessions import (
     SESSION_MOST_S,
     SID_BYTES,
     Grant,
     Token,
+    proof_of,
     read_grant,
     read_token,
     seal_grant,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from qgate.federation.peer import Peer
     from qgate.governance.admin_list import KnownAdmin
     from qgate.store.admins import AdminRow
+    from qgate.store.database import Connection
     from tunnel_proto.certificate import NodeCertificate
 
 REQUIRE_SECOND_FACTOR: Final = "admin.require_second_factor"
@@ -114,7 +119,7 @@ class Logins:
         self.cost = cost or PasswordCost()
         self.issuer: Callable[[Peer, bytes], Awaitable[Standing | None]] = _unheard
         self.tell_over: Callable[[bytes, float], Awaitable[None]] = _untold
-        self.end_at_home: Callable[[Peer, bytes], Awaitable[None]] = _at_home
+        self.end_at_home: Callable[[Peer, bytes, bytes], Awaitable[None]] = _at_home
         self.on_lockout: list[Callable[[str, float], object]] = []
         self._looking = asyncio.Lock()
         self._waiting = 0
@@ -260,6 +265,7 @@ class Logins:
             read_only=attempt.read_only,
             pools=tuple(peer.pool_key for peer in targets),
         )
+        text = seal_grant(office.online, grant)
         async with office.store.transaction() as connection:
             now_is = await table.find_admin(connection, row.name, lock=True)
             if now_is is None or _proved(now_is) != _proved(row):  # changed while the password was looked at
@@ -275,6 +281,7 @@ class Logins:
                     read_only=grant.read_only,
                     opened_at=table.aware(now),
                     expires_at=table.aware(grant.expires_at),
+                    proof=proof_of(text),
                 ),
             )
         await office.changed(
@@ -288,9 +295,11 @@ class Logins:
                 "read_only": grant.read_only,
             },
         )
-        token = token_from(grant, at=self.pool_key, role=grant.role, read_only=False, now=now)
+        token = token_from(
+            grant, at=self.pool_key, role=grant.role, read_only=False, now=now, proof=proof_of(text)
+        )
         return {
-            "grant": seal_grant(office.online, grant),
+            "grant": text,
             **self._token_reply(token),
             "expires_at": grant.expires_at,
             "session": grant.sid.hex(),
@@ -331,8 +340,11 @@ class Logins:
             role = (await self._own_admin(grant.sid)).role
         else:
             role = await self._foreign_role(grant, signer)
-        token = token_from(grant, at=self.pool_key, role=role, read_only=read_only, now=now)
-        return {**self._token_reply(token), "role": str(role)}
+        token = token_from(
+            grant, at=self.pool_key, role=role, read_only=read_only, now=now, proof=proof_of(text)
+        )
+        reply = {**self._token_reply(token), "role": str(role)}
+        return {**reply, "pools": await self.pools()} if grant.pool == self.pool_key else reply
 
     async def _foreign_role(self, grant: Grant, signer: OnlineCertificate) -> Role:
         """What a paired pool's admin may be here; its own pool is asked where a link to it is up."""
@@ -347,7 +359,7 @@ class Logins:
                 f"the pool {peer.name} did not let this session go to here",
                 hint=f"log in again once {peer.name} trusts this pool at level 4",
             )
-        if grant.sid in office_over(self._office):
+        if self._is_over(grant.pool, grant.sid, grant.name):
             raise _over()
         standing = await self.issuer(peer, grant.sid)
         ceiling = CEILINGS.get(peer.permissions.admin_role, Role.VIEWER)
@@ -378,7 +390,7 @@ class Logins:
             admin = await self._own_admin(known.sid)
             return Principal(admin.name, admin.role, session=known.sid.hex(), read_only=known.read_only)
         peer = self._trusted(known.pool)
-        if known.sid in office_over(office):
+        if self._is_over(known.pool, known.sid, known.name):
             raise _over()
         role = least(known.role, CEILINGS.get(peer.permissions.admin_role, Role.VIEWER))
         return Principal(
@@ -388,7 +400,13 @@ class Logins:
             session=known.sid.hex(),
             read_only=known.read_only,
             until=known.session_ends,
+            proof=known.proof,
         )
+
+    def _is_over(self, pool: bytes, sid: bytes, name: str) -> bool:
+        """Whether a paired pool has ended a session of its own, or disabled its admin."""
+        known = self._office.directory.admins()
+        return (pool, sid) in known.over or (pool, who_of(pool, name)) in known.out
 
     async def _own_admin(self, sid: bytes) -> KnownAdmin:
         """The account of a session of ours that stands. One opened at a sibling a moment ago is looked up."""
@@ -423,16 +441,32 @@ class Logins:
         if peer is None:
             return
         await self._note_over(sid, peer.pool_key, self._office.clock() + SESSION_MOST_S)
-        await self.end_at_home(peer, sid)
+        await self.end_at_home(peer, sid, principal.proof)
+
+    async def holds(self, sid: bytes, proof: object) -> bool:
+        """Whether ``proof`` shows that whoever asks has seen the grant of that session of ours."""
+        async with self._office.store.connection() as connection:
+            known = await table.proof_of_session(connection, sid)
+        return bool(known) and isinstance(proof, bytes) and hmac.compare_digest(known or b"", proof)
 
     async def revoke(self, sid: bytes, *, by: str) -> None:
         """End one session of ours. UnknownNameError where none stands."""
         office = self._office
         async with office.store.transaction() as connection:
-            ended = await table.end_sessions(connection, at=office.now(), by=by, sid=sid)
+            ended = await self.ended(connection, by=by, sid=sid)
         if not ended:
             raise UnknownNameError("there is no such session, or it is over", hint="meshctl admin sessions")
         await self.told_over(ended, by=by)
+
+    async def ended(
+        self, connection: Connection, *, by: str, sid: bytes | None = None, admin: str | None = None
+    ) -> list[tuple[bytes, str, datetime]]:
+        """End one session of ours, or all of an admin, in the caller's transaction: peers hear of it through
+        the log, and sooner by `told_over`, which is to follow.
+        """
+        done = await table.end_sessions(connection, at=self._office.now(), by=by, sid=sid, admin=admin)
+        await announce_ended(connection, done)
+        return done
 
     async def told_over(self, ended: list[tuple[bytes, str, Any]], *, by: str) -> None:
         """Sessions were ended in the store: this gate and the paired pools hear of it, and the audit."""
@@ -490,7 +524,9 @@ class Logins:
         if self._office.clock() >= principal.until:
             return False
         peer = self._office.directory.peer_named(principal.pool)
-        if peer is None or not may(peer, "admin", "receive") or sid in office_over(self._office):
+        if peer is None or not may(peer, "admin", "receive"):
+            return False
+        if self._is_over(peer.pool_key, sid, principal.name):
             return False
         return CEILINGS.get(peer.permissions.admin_role, Role.VIEWER).covers(principal.role)
 
@@ -548,8 +584,8 @@ class Logins:
         return [own, *others]
 
 
-async def _at_home(peer: Peer, sid: bytes) -> None:
-    del peer, sid
+async def _at_home(peer: Peer, sid: bytes, proof: bytes) -> None:
+    del peer, sid, proof
 
 
 def gates_shown(gates: Any) -> list[dict[str, Any]]:
@@ -558,11 +594,6 @@ def gates_shown(gates: Any) -> list[dict[str, Any]]:
         {"name": one.name, "host": one.host, "port": one.port, "public": one.handshake_public.hex()}
         for one in gates
     ]
-
-
-def office_over(office: Office) -> frozenset[bytes]:
-    """Sessions of paired pools' admins that are over before their time."""
-    return office.directory.admins().over
 
 
 def _proved(row: AdminRow) -> tuple[object, ...]:

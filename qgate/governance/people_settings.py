@@ -114,6 +114,14 @@ PEOPLE_SETTINGS: Final = (
         maximum=100_000,
     ),
     Setting(
+        "signup.sidecar_requests_per_hour",
+        int,
+        20,
+        "How many of them may come through one sidecar, so that none uses up what is there for all.",
+        minimum=1,
+        maximum=100_000,
+    ),
+    Setting(
         "signup.pending_max",
         int,
         1000,

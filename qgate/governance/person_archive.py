@@ -6,7 +6,6 @@ The passwords and keys of their apps are not in it: the pool has only verifiers 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import zipfile
 from collections.abc import AsyncIterator
@@ -17,11 +16,10 @@ from qgate.governance.people import People
 from qgate.store import audit as trail
 from qgate.store.api_keys import list_api_keys
 from qgate.store.apps import find_app
-from qgate.store.mail import list_mail
+from qgate.store.mail import mail_to
 from qgate.store.receipts import list_receipts
 
 PAGE: Final = 1000
-MAIL_MAX: Final = 100_000
 
 README: Final = """\
 Everything that this pool holds about one person.
@@ -37,34 +35,63 @@ Passwords and keys themselves are not here: only verifiers and digests of them e
 """
 
 
+class _Written:
+    """What a ZIP wrote since the last look; nobody seeks in it."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes, /) -> int:
+        self._pieces.append(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def taken(self) -> bytes:
+        """It, once."""
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+
 class PersonArchives:
-    """Writes archives of people."""
+    """Writes archives of people, piece by piece: none is ever whole in memory."""
 
     def __init__(self, office: Office, people: People) -> None:
         self._office = office
         self._people = people
 
-    async def make(self, who: str, *, by: str) -> tuple[str, bytes]:
-        """(pseudonym, ZIP). UnknownNameError. That it was made is audited, by pseudonym."""
+    async def make(self, who: str, *, by: str) -> tuple[str, AsyncIterator[bytes]]:
+        """(pseudonym, ZIP in pieces). UnknownNameError. That it is made is audited, by pseudonym, before the
+        first piece.
+        """
         shown = await self._people.show(who)
         person, apps = str(shown["id"]), list(shown["apps"])
+        await self._office.changed("people.export", person, by)
         await self._office.audit.flush()
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        return person, self._pieces(shown, person, apps)
+
+    async def _pieces(self, shown: dict[str, Any], person: str, apps: list[str]) -> AsyncIterator[bytes]:
+        written = _Written()
+        with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("README.txt", README)
             archive.writestr("person.json", _json(shown))
             archive.writestr("keys.json", _json(await self._keys(apps)))
             archive.writestr("budgets.json", _json(await self._budgets(apps)))
-            archive.writestr("mail.json", _json(await self._mail(person)))
             for name, lines in (
+                ("mail.json", self._mail(person)),
                 ("receipts.ndjson", self._receipts(apps)),
                 ("audit.ndjson", self._audit(person, apps)),
             ):
                 with archive.open(name, "w", force_zip64=True) as file:
                     async for piece in lines:
                         await asyncio.to_thread(file.write, piece)
-        await self._office.changed("people.export", person, by)
-        return person, content.getvalue()
+                        if said := written.taken():
+                            yield said
+        yield written.taken()
 
     async def _keys(self, apps: list[str]) -> list[dict[str, Any]]:
         async with self._office.store.transaction() as connection:
@@ -95,14 +122,21 @@ class PersonArchives:
             if budget.scope == "app" and budget.subject in apps
         ]
 
-    async def _mail(self, person: str) -> list[dict[str, Any]]:
-        async with self._office.store.connection() as connection:
-            rows = await list_mail(connection, limit=MAIL_MAX)
-        return [
-            {name: iso(row[name]) if name.endswith("_at") else row[name] for name in row}
-            for row in rows
-            if row["person"] == person
-        ]
+    async def _mail(self, person: str) -> AsyncIterator[bytes]:
+        """A JSON list, in pieces."""
+        before: str | None = None
+        lead = "["
+        while True:
+            async with self._office.store.connection() as connection:
+                rows = await mail_to(connection, person, before=before, limit=PAGE)
+            for row in rows:
+                shown = {name: iso(row[name]) if name.endswith("_at") else row[name] for name in row}
+                yield (lead + "\n  " + json.dumps(shown, ensure_ascii=False, default=str)).encode()
+                lead = ","
+            if len(rows) < PAGE:
+                break
+            before = str(rows[-1]["id"])
+        yield b"[]\n" if lead == "[" else b"\n]\n"
 
     async def _receipts(self, apps: list[str]) -> AsyncIterator[bytes]:
         for app in apps:

@@ -9,7 +9,7 @@ owner      also decides over the pool itself: its admins, keys, licence, pairing
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Final, Literal
@@ -45,7 +45,8 @@ def least(*roles: Role) -> Role:
 class Principal:
     """Who asks. ``pool`` is the name of the admin's own pool, "" for this one; ``session`` the session's id
     in hexadecimal, "" for a local caller; ``read_only`` refuses every change, whatever the role. ``until`` is
-    when a paired pool's session ends, in unix seconds; of the others the gate knows it itself.
+    when a paired pool's session ends, in unix seconds; of the others the gate knows it itself. ``proof``
+    shows that pool that the caller has the session's grant.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Principal:
     session: str = ""
     read_only: bool = False
     until: float = math.inf
+    proof: bytes = field(default=b"", repr=False)
 
     @property
     def label(self) -> str:
@@ -67,7 +69,9 @@ class Principal:
 
 
 class AccessError(MeshError):
-    """Somebody may not do what was asked. ``retry_after_s``: when to try again, None where it is no help."""
+    """Somebody may not do what was asked. ``retry_after_s``: when to try again, None where it is no help.
+    ``audited`` is set by whoever has told the audit.
+    """
 
     def __init__(
         self, status: int, code: str, message: str, *, hint: str = "", retry_after_s: float | None = None
@@ -76,6 +80,7 @@ class AccessError(MeshError):
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
+        self.audited = False
 
 
 def unauthenticated(message: str) -> AccessError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from qgate.governance.docket_keys import docket_key, keep_docket_key
 from qgate.governance.office import Office, iso
 from qgate.store.sealed import list_sealed, reseal_all
 
@@ -44,10 +45,11 @@ class Rekeying:
         then nothing has changed.
         """
         vault = self._office.vault
-        old = vault.current_key_id
+        old, dockets = vault.current_key_id, docket_key(vault)
         await asyncio.to_thread(vault.stage)
         async with self._office.store.transaction() as connection:
             count = await reseal_all(connection, vault.reseal)
+            await keep_docket_key(connection, vault, dockets, self._office.now())
         await asyncio.to_thread(vault.finish)
         result = {"old_key": old, "new_key": vault.current_key_id, "secrets": count}
         await self._office.changed(

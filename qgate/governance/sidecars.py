@@ -10,7 +10,7 @@ from qgate.governance.directory import Node
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
 from qgate.store.gates import gates_since, list_gates
-from qgate.store.nodes import list_nodes, live_node, next_serial, put_node, revoke_node
+from qgate.store.nodes import list_nodes, live_node, next_serial, put_node, revoke_node, revoked_at
 from tunnel_proto.certificate import read_online
 from tunnel_proto.constants import BUNDLE_GATES_MAX
 from tunnel_proto.enrolment import GateAddress, Offer, make_bundle, read_offer
@@ -22,6 +22,19 @@ BACKDATE_S: Final = 2 * 3600
 _DAY_S: Final = 86_400
 # A gate that has been away for longer is not worth dialling.
 SIBLING_DAYS: Final = 7
+
+
+class RevokedKeyError(ConflictError):
+    """The keys of an offer were revoked, and nobody said that they shall count again."""
+
+    code = "revoked"
+
+    def __init__(self, asked: Offer, at: str | None) -> None:
+        super().__init__(
+            f"the key {asked.fingerprint} was revoked at {at} and stays refused",
+            hint=f"have the host of {asked.name} make a new key and a new offer; to let this very key in "
+            "again: --readmit",
+        )
 
 
 class Sidecars:
@@ -37,12 +50,16 @@ class Sidecars:
         addresses = self._office.live.node_addresses()
         return [self._shown(row, addresses) for row in rows]
 
-    async def enrol(self, offer: str, *, valid_days: int | None, by: str, owner: str = "") -> dict[str, Any]:
+    async def enrol(
+        self, offer: str, *, valid_days: int | None, by: str, owner: str = "", readmit: bool = False
+    ) -> dict[str, Any]:
         """Certify the keys of an offer: `{name, fingerprint, bundle}`. The same keys again renew their
-        certificate. ``owner`` is the administrator whose client key it is.
+        certificate. ``owner`` is the administrator whose client key it is; only with ``readmit`` is a key
+        taken that was revoked.
 
-        ConfigError for a damaged offer, ConflictError where the name is held by other keys,
-        InvalidRequestError for an administrator's key without an owner, or an owner of anything else.
+        ConfigError for a damaged offer, ConflictError where the name is held by other keys or the key was
+        revoked, InvalidRequestError for an administrator's key without an owner, or an owner of anything
+        else.
         """
         office = self._office
         asked = read_offer(offer)
@@ -70,6 +87,9 @@ class Sidecars:
                     f"the name {asked.name} belongs to another key ({holder['fingerprint']})",
                     hint=f"if that one is gone: meshctl sidecar revoke {asked.name}",
                 )
+            revoked = await revoked_at(connection, asked.handshake_public, asked.verify_key)
+            if revoked is not None and not readmit:
+                raise RevokedKeyError(asked, iso(revoked))
             serial = await next_serial(connection)
             bundle = make_bundle(
                 office.online.identity,
@@ -94,7 +114,9 @@ class Sidecars:
             await put_node(
                 connection, node, fingerprint=asked.fingerprint, expires_at=datetime.fromtimestamp(ends, UTC)
             )
-        detail = {"fingerprint": asked.fingerprint, "serial": serial, "role": asked.role}
+        detail: dict[str, Any] = {"fingerprint": asked.fingerprint, "serial": serial, "role": asked.role}
+        if revoked is not None:
+            detail["readmitted"] = {"revoked_at": iso(revoked)}
         if owner:
             detail["owner"] = owner
         await office.changed("admin.enrol" if owner else "sidecar.enrol", asked.name, by, detail)

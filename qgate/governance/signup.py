@@ -103,6 +103,7 @@ class Signup:
         self._notifications = notifications
         self._monotonic = monotonic
         self._sidecars = Allowance()
+        self._hourly = Allowance()
         self._all = Allowance(names_max=1)
 
     @property
@@ -123,13 +124,11 @@ class Signup:
         TooManyError, ConflictError where no mail can be sent.
         """
         self._count(sidecar)
-        per_hour = int(self._office.directory.setting("signup.requests_per_hour"))
-        if wait := self._all.take("", count=per_hour, per_s=3600.0, now=self._monotonic()):
-            raise TooManyError(wait)
         new = without_apps(NewPerson(name, email, team))
         details = checked_details(new)
         self._check_domain(details.email)
         self._people.need_mail()
+        self._count_request(sidecar)
         minutes = int(self._office.directory.setting("signup.code_minutes"))
         async with self._office.store.transaction() as connection:
             await table.lock_people(connection)
@@ -268,6 +267,18 @@ class Signup:
         wait = self._sidecars.take(sidecar, count=SIDECAR_PER_MINUTE, per_s=60.0, now=self._monotonic())
         if wait:
             raise TooManyError(wait)
+
+    def _count_request(self, sidecar: str) -> None:
+        """What could become an account counts for its sidecar first: what goes beyond that one's share takes
+        nothing from the others'.
+        """
+        setting, now = self._office.directory.setting, self._monotonic()
+        for bucket, name, most in (
+            (self._hourly, sidecar, setting("signup.sidecar_requests_per_hour")),
+            (self._all, "", setting("signup.requests_per_hour")),
+        ):
+            if wait := bucket.take(name, count=int(most), per_s=3600.0, now=now):
+                raise TooManyError(wait)
 
     def _check_domain(self, email: str) -> None:
         domains = self._domains("signup.domains")

@@ -30,8 +30,6 @@ from qgate.settings import HttpSettings
 
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 CORS_AGE_S: Final = 600
-LARGE: Final = 1024 * 1024
-"""Bytes of a body whose reading is felt."""
 
 _OF_OPENAI: Final = (
     "of OpenAI's API there are chat/completions, completions, embeddings, responses and models, under /v1"
@@ -159,12 +157,16 @@ class Application:
 
     async def _body(self, exchange: Exchange) -> dict[str, Any]:
         data = await exchange.body(self.settings.max_body)
-        if len(data) < LARGE:
+        if len(data) <= bodies.AT_ONCE:
             return bodies.parse(data)
-        await asyncio.sleep(0)  # all else gets its turn before, and after: reading it takes tens of ms
-        body = bodies.parse(data)
-        await asyncio.sleep(0)
-        return body
+        reading = bodies.parse_in_turns(data)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as read:
+                body: dict[str, Any] = read.value
+                return body
+            await asyncio.sleep(0)  # all else gets its turn
 
     def _source(self, exchange: Exchange) -> str:
         return str(exchange.state.get("sidecar", ""))

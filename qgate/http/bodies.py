@@ -6,23 +6,25 @@ through to whoever runs the request. A fault is a `Problem` that names the field
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from qgate.capability.work import Problem
+from qgate.http import json_turns
 
 STOPS_MAX: Final = 16
 TEXTS_MAX: Final = 2048
 """Texts of one embeddings request; OpenAI's bound."""
 MESSAGES_MAX: Final = 10_000
 VALUES_MAX: Final = 250_000
-"""Commas and brackets of one body, those in texts too.
+"""Commas and brackets of one body, those in texts too: reading JSON costs by its values, not by its bytes."""
 
-Reading JSON costs by its values, not by its bytes, and all else waits meanwhile: 16 MiB of text took 50 ms,
-as much of small numbers 450 ms, and so many values take 80 ms at most.
-"""
+AT_ONCE: Final = 64 * 1024
+"""Bytes of a body that is read in one go; all else waits meanwhile, 4 ms at most. A longer one is read in
+turns (`qgate.http.json_turns`)."""
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 
 _FORMATS: Final = ("text", "json_object", "json_schema")
@@ -54,21 +56,44 @@ def refuse(
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Read a JSON object. Raises `Problem` for anything else: no UTF-8, no JSON, NaN, too deep, no object."""
-    if len(data) > VALUES_MAX and (count := sum(map(data.count, (b",", b"[", b"{")))) > VALUES_MAX:
-        refuse(
-            f"the body has {count} commas and brackets; {VALUES_MAX} are allowed",
-            code="payload_too_large",
-            hint="send fewer values in one request; a text of 10 MB has about so many commas",
-        )
-    try:
+    """Read a JSON object at once: for what has at most `AT_ONCE` bytes, or where nothing else waits.
+
+    Raises `Problem` for anything else: no UTF-8, no JSON, NaN, too deep, no object.
+    """
+    with _faults():
         text = data.decode("utf-8")
+        value = _decode(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    return _object(value)
+
+
+def parse_in_turns(data: bytes) -> Generator[None, None, dict[str, Any]]:
+    """Read a JSON object as `parse` does, in turns of a few milliseconds. `Problem`, also for too many
+    values.
+    """
+    if len(data) > VALUES_MAX:
+        count = yield from json_turns.counted(data, (b",", b"[", b"{"), VALUES_MAX)
+        if count > VALUES_MAX:
+            refuse(
+                f"the body has more than {VALUES_MAX} commas and brackets",
+                code="payload_too_large",
+                hint="send fewer values in one request; a text of 10 MB has about so many commas",
+            )
+    with _faults():
+        text = yield from json_turns.decoded(data)
+        halves = yield from json_turns.counted(data, (b"\\ud", b"\\uD"), 0)
+        value = yield from json_turns.Reading(text, _constant, halves=bool(halves)).value()
+    return _object(value)
+
+
+@contextlib.contextmanager
+def _faults() -> Iterator[None]:
+    """Say what cannot be read as a `Problem`."""
+    try:
+        yield
     except UnicodeDecodeError as error:
         refuse(f"the body is not UTF-8: byte {error.start} cannot be read", code="invalid_json")
-    try:
-        value = _decode(text)
-        if "\\u" in text and "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         refuse("the body holds half of a surrogate pair, which is no text", code="invalid_json")
     except RecursionError:
@@ -78,6 +103,9 @@ def parse(data: bytes) -> dict[str, Any]:
         refuse(f"the body is not JSON: {error.msg} at {where}", code="invalid_json")
     except ValueError as error:  # a number of thousands of digits, or NaN
         refuse(f"the body is not JSON: {str(error)[:80]}", code="invalid_json")
+
+
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         refuse("the body must be a JSON object", code="invalid_json")
     return value

@@ -11,6 +11,7 @@ from qgate.governance.admin_list import AdminList, KnownAdmin, KnownSession
 from qgate.governance.principal import Role
 from qgate.governance.second_factor import factor_purpose
 from qgate.governance.strikes import Strikes
+from qgate.store.admin_words import all_out
 from qgate.store.database import Connection
 
 CLAIM_LOCK = 0x71_67_61_64_6D
@@ -37,7 +38,7 @@ class AdminRow:
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """One session as it is opened. Times are aware."""
+    """One session as it is opened. Times are aware; ``proof`` is what its grant hashes to."""
 
     sid: bytes
     admin: str
@@ -47,6 +48,7 @@ class SessionRow:
     read_only: bool
     opened_at: datetime
     expires_at: datetime
+    proof: bytes = field(default=b"", repr=False)
 
 
 _SELECT = """
@@ -62,14 +64,15 @@ async def read_admins(connection: Connection) -> AdminList:
         "SELECT sid, admin, expires_at FROM admin_sessions"
         " WHERE ended_at IS NULL AND expires_at > now() - interval '1 day'"
     )
-    over = await connection.fetch("SELECT sid FROM admin_sessions_over")
+    over = await connection.fetch("SELECT pool, sid FROM admin_sessions_over")
     return AdminList(
         {
             row["name"]: KnownAdmin(row["name"], Role(row["role"]), row["disabled_at"] is not None)
             for row in admins
         },
         {row["sid"]: KnownSession(row["admin"], row["expires_at"].timestamp()) for row in sessions},
-        frozenset(row["sid"] for row in over),
+        frozenset((bytes(row["pool"]), bytes(row["sid"])) for row in over),
+        await all_out(connection),
     )
 
 
@@ -193,8 +196,8 @@ async def open_session(connection: Connection, session: SessionRow) -> None:
     await connection.execute(
         """
         INSERT INTO admin_sessions
-            (sid, admin, client, node, second_factor, read_only, opened_at, expires_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            (sid, admin, client, node, second_factor, read_only, opened_at, expires_at, proof)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         """,
         session.sid,
         session.admin,
@@ -204,6 +207,7 @@ async def open_session(connection: Connection, session: SessionRow) -> None:
         session.read_only,
         session.opened_at,
         session.expires_at,
+        session.proof,
     )
     await connection.execute(
         "UPDATE admins SET logged_in_at = $2 WHERE name = $1", session.admin, session.opened_at
@@ -211,6 +215,12 @@ async def open_session(connection: Connection, session: SessionRow) -> None:
     await connection.execute(
         "DELETE FROM admin_sessions WHERE expires_at < $1::timestamptz - interval '7 days'", session.opened_at
     )
+
+
+async def proof_of_session(connection: Connection, sid: bytes) -> bytes | None:
+    """What the grant of a session of ours hashes to; None where there is no such session."""
+    proof: bytes | None = await connection.fetchval("SELECT proof FROM admin_sessions WHERE sid = $1", sid)
+    return proof
 
 
 async def list_sessions(connection: Connection, now: datetime, admin: str | None) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ TABLES: Final = (
     "peer_node_revocations",
     "peer_workers",
     "peer_routing",
+    "admin_words",
     "rotations",
     "last_changes",
     "audit_entries",

@@ -102,6 +102,24 @@ async def list_mail(connection: Connection, *, limit: int) -> list[dict[str, Any
     return [dict(row) for row in rows]
 
 
+async def mail_to(
+    connection: Connection, person: str, *, before: str | None, limit: int
+) -> list[dict[str, Any]]:
+    """The newest mails to a person, without what is in them; those older than the mail ``before``."""
+    rows = await connection.fetch(
+        """
+        SELECT id, person, kind, state, attempts, next_at, created_at, done_at, said FROM mail_outbox
+        WHERE person = $1 AND ($2::text IS NULL OR (created_at, id) <
+            (SELECT b.created_at, b.id FROM mail_outbox b WHERE b.id = $2))
+        ORDER BY created_at DESC, id DESC LIMIT $3
+        """,
+        person,
+        before,
+        limit,
+    )
+    return [dict(row) for row in rows]
+
+
 async def count_mail(connection: Connection) -> dict[str, int]:
     """How many mails are in which state."""
     rows = await connection.fetch("SELECT state, count(*) AS number FROM mail_outbox GROUP BY state")

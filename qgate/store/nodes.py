@@ -43,13 +43,25 @@ async def live_node(connection: Connection, name: str) -> dict[str, Any] | None:
     return dict(row) if row else None
 
 
+async def revoked_at(connection: Connection, handshake_public: bytes, verify_key: bytes) -> datetime | None:
+    """When a node with either of these keys was revoked last; None where both stand, or nobody knows them."""
+    rows = await connection.fetch(
+        "SELECT revoked_at FROM nodes WHERE handshake_public = $1 OR verify_key = $2 FOR UPDATE",
+        handshake_public,
+        verify_key,
+    )
+    return max((row["revoked_at"] for row in rows if row["revoked_at"] is not None), default=None)
+
+
 async def next_serial(connection: Connection) -> int:
     """A serial that no certificate of this pool has yet."""
     return int(await connection.fetchval("SELECT nextval('node_serial')"))
 
 
 async def put_node(connection: Connection, node: Node, *, fingerprint: str, expires_at: datetime) -> None:
-    """Add a node, or renew the one with the same keys under its new serial."""
+    """Add a node, or renew the one with the same keys under its new serial, which ends its revocation: the
+    caller has asked `revoked_at`, and knows that this is what is wanted.
+    """
     await connection.execute(
         """
         INSERT INTO nodes (handshake_public, verify_key, name, role, fingerprint, serial, enrolled_at,

@@ -35,6 +35,14 @@ async def offer_secret(connection: Connection, name: str, sealed: bytes, at: dat
     )
 
 
+async def drop_secrets(connection: Connection, prefix: str, *, before: datetime) -> int:
+    """Forget the secrets whose names begin so and that were set before a moment; how many."""
+    done = await connection.execute(
+        "DELETE FROM secrets WHERE starts_with(name, $1) AND changed_at < $2", prefix, before
+    )
+    return int(done.split()[-1])
+
+
 async def drop_secret(connection: Connection, name: str) -> None:
     """Forget a secret, if it is there."""
     await connection.execute("DELETE FROM secrets WHERE name = $1", name)

@@ -80,14 +80,32 @@ def test_logging_out_ends_the_session_there_and_here(ops: Context, pools: FakePo
     assert "meshctl login --context ops" in err
 
 
-def test_logging_out_forgets_the_session_also_where_nobody_answers(
+def test_a_session_that_nobody_has_ended_is_kept_and_forgotten_by_force(
     ops: Context, pools: FakePools, meshctl: Run
 ) -> None:
     for name in ("hq", "gpu", "branch"):
         pools.stop(name)
     code, _, err = meshctl("logout")
+    assert code == ExitCode.UNREACHABLE
+    assert "is kept here" in err
+    assert "meshctl logout --force" in err
+    assert ops.session.exists()
+    code, _, err = meshctl("logout", "--force")
     assert code == 0
     assert "ends there by itself" in err
+    assert not ops.session.exists()
+
+
+def test_a_session_that_the_gate_could_not_end_is_kept(ops: Context, pools: FakePools, meshctl: Run) -> None:
+    for name in ("hq", "gpu", "branch"):
+        pools[name].gate.problem("DELETE /session", 503, "the store is away", code="store-unavailable")
+    code, _, err = meshctl("logout")
+    assert code not in {0, ExitCode.REFUSED}
+    assert "the store is away" in err
+    assert "is kept here" in err
+    assert ops.session.exists()
+    pools["hq"].gate.answer("DELETE /session", None, 204)
+    assert meshctl("logout")[0] == 0
     assert not ops.session.exists()
 
 

@@ -177,6 +177,7 @@ async def test_no_action_beyond_the_role(door: Door, role: Role, method: str, pa
     else:
         assert (reply.status_code, reply.json()["code"]) == (403, "role")
         assert f"needs the role {need}" in reply.json()["detail"]
+        assert door.refusals == [("role", f"{method} {PREFIX}{path}")]  # also where the route itself refuses
 
 
 async def test_a_wrong_token_is_refused_wherever_it_comes_from(door: Door) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from qgate.federation.admin_words import who_of
 from qgate.federation.peer import Permissions
 from qgate.gate import Gate
-from qgate.governance.admin_sessions import Grant, read_grant, seal_grant
+from qgate.governance.admin_sessions import Grant, proof_of, read_grant, seal_grant
+from qgate.governance.authors import author_problem
 from qgate.governance.principal import AccessError, Role
 from qgate.governance.problems import ConflictError
 from qgate.store.embedded import EmbeddedPostgres
@@ -62,10 +65,11 @@ async def linked(one: Gate, other: Gate) -> None:
     )
 
 
-@pytest.fixture
-async def paired(tmp_path: Path, store_server: EmbeddedPostgres) -> AsyncIterator[Pair]:
+@asynccontextmanager
+async def two_pools(folder: Path, store_server: EmbeddedPostgres) -> AsyncIterator[Pair]:
+    """A pair, with its gates in ``folder``."""
     async with AsyncExitStack() as stack:
-        hq, branch = await stack.enter_async_context(pools(tmp_path, store_server, "hq", "branch"))
+        hq, branch = await stack.enter_async_context(pools(folder, store_server, "hq", "branch"))
         for gate in (hq, branch):
             gate.governing.administering.cost(CHEAP)
         await pair(hq, branch, level=4)
@@ -80,6 +84,12 @@ async def paired(tmp_path: Path, store_server: EmbeddedPostgres) -> AsyncIterato
         await alice.reach(hq)
         assert (await alice.login("alice")).status == 201
         yield Pair(hq, branch, at_hq, at_branch, alice)
+
+
+@pytest.fixture
+async def paired(tmp_path: Path, store_server: EmbeddedPostgres) -> AsyncIterator[Pair]:
+    async with two_pools(tmp_path, store_server) as made:
+        yield made
 
 
 async def test_a_session_is_good_at_a_pool_that_trusts_its_own(paired: Pair) -> None:
@@ -130,6 +140,76 @@ async def test_who_logs_out_away_from_home_is_out_at_home_too(paired: Pair) -> N
     assert (await alice.call("GET", "/status", token=home)).status == 401
 
 
+async def test_who_knows_a_sessions_id_does_not_end_it(paired: Pair) -> None:
+    alice = await paired.to_branch()
+    sid = bytes.fromhex((await alice.call("GET", "/session")).body["session"])
+    asks, home = paired.branch.peering.asks, paired.hq.parts.keys.pool_key
+    for proof in ({}, {"proof": b""}, {"proof": bytes(16)}, {"proof": "text"}):
+        said = await asks.ask(home, "admin-session", {"sid": sid, "end": True, **proof}, 10.0)
+        assert said["stands"] is True
+    assert [one["session"] for one in (await paired.at_hq.get("/sessions")).json()["items"]] == [sid.hex()]
+    await paired.hq.parts.audit.flush()
+    told = (await paired.at_hq.get("/audit", params={"kind": "admin.refused"})).json()["items"]
+    assert [(one["outcome"], one["detail"]["by"]) for one in told] == [("not-the-holder", "pool:branch")] * 4
+    # Nor does the word of a third pool count for a session of hq, at whatever pool it is honoured.
+    hq = paired.branch.parts.directory.peer(home)
+    assert hq is not None
+    third = dataclasses.replace(hq, name="third", pool_key=b"t" * 32)
+    await paired.branch.governing.administering.logins.peer_says_over(third, sid, time.time() + 60)
+    assert (await alice.call("GET", "/status")).status == 200
+    assert (await alice.mint()).status == 200
+    # Who has the grant ends it there too.
+    grant = proof_of(alice.grant)
+    said = await asks.ask(home, "admin-session", {"sid": sid, "end": True, "proof": grant}, 10.0)
+    assert said["stands"] is False
+
+
+async def refused_soon(paired: Pair, alice: AdminNode) -> None:
+    """Wait until the branch has heard that alice is out."""
+    async with asyncio.timeout(30):
+        while (await alice.call("GET", "/status")).status != 401:
+            await asyncio.sleep(0.05)
+
+
+async def test_who_is_disabled_at_home_is_out_where_only_the_log_tells_of_it(paired: Pair) -> None:
+    alice = await paired.to_branch()
+
+    async def deaf(sid: bytes, expires_at: float) -> None:
+        del sid, expires_at
+
+    paired.hq.governing.administering.logins.tell_over = deaf
+    office = paired.branch.governing.administering.logins._office
+    began = office.now()
+
+    async def problem() -> str:
+        async with office.store.connection() as connection:
+            return await author_problem(office, connection, "alice@hq", since=began, need=Role.OPERATOR)
+
+    assert await problem() == ""
+    bob = {"name": "bob", "role": "owner", "password": PASSWORD}
+    assert (await paired.at_hq.post("/admins", json=bob)).status_code == 201
+    assert (await paired.at_hq.patch("/admins/alice", json={"disabled": True})).status_code == 200
+    await refused_soon(paired, alice)
+    assert (await alice.mint()).status == 401
+    assert "disabled or removed at hq" in await problem()  # and what she ordered before is not done
+    # Nobody hears who she is, or that bob was made.
+    async with office.store.connection() as connection:
+        rows = await connection.fetch("SELECT who, is_out FROM admin_words")
+    assert [(row["who"], row["is_out"]) for row in rows] == [
+        (who_of(paired.hq.parts.keys.pool_key, "alice"), True)
+    ]
+    # Enabled again, she may; another account of her name has ordered nothing.
+    await paired.at_hq.patch("/admins/alice", json={"disabled": False})
+    async with asyncio.timeout(30):
+        while await problem():
+            await asyncio.sleep(0.05)
+    assert (await paired.at_hq.delete("/admins/alice")).status_code == 204
+    assert (await paired.at_hq.post("/admins", json={**bob, "name": "alice"})).status_code == 201
+    async with asyncio.timeout(30):
+        while "another account" not in await problem():
+            await asyncio.sleep(0.05)
+
+
 async def test_a_log_out_that_was_not_heard_is_asked_for(paired: Pair) -> None:
     alice = await paired.to_branch()
 
@@ -140,7 +220,6 @@ async def test_a_log_out_that_was_not_heard_is_asked_for(paired: Pair) -> None:
     await paired.at_hq.patch("/admins/alice", json={"disabled": False})
     sid = (await paired.at_hq.get("/sessions")).json()["items"][0]["session"]
     assert (await paired.at_hq.delete(f"/sessions/{sid}")).status_code == 204
-    assert (await alice.call("GET", "/status")).status == 200  # for the token's life
     assert (await alice.mint()).status == 401
     assert (await alice.call("GET", "/status")).status == 401  # from here on it is known
 
@@ -177,7 +256,8 @@ async def test_a_pool_cannot_fill_another_with_sessions_that_are_over(
         await logins.peer_says_over(hq, bytes([number]) * 16, later)
     with pytest.raises(ConflictError):
         await logins.peer_says_over(hq, b"3" * 16, later)
-    assert directory.admins().over == {bytes([1]) * 16, bytes([2]) * 16}
+    hq_key = paired.hq.parts.keys.pool_key
+    assert directory.admins().over == {(hq_key, bytes([1]) * 16), (hq_key, bytes([2]) * 16)}
 
 
 async def test_less_trust_ends_it_at_once(paired: Pair) -> None:

@@ -328,6 +328,30 @@ async def test_the_same_keys_renew_and_other_keys_need_a_revocation_first(pool: 
         await pool.sidecars.revoke("desktop", by=BY)
 
 
+async def test_a_revoked_key_stays_refused_until_it_is_let_in_again(pool: Pool) -> None:
+    thief = Identity.generate()
+    offer = make_offer(thief, role="client", name="laptop", now=pool.clock())
+    await pool.sidecars.enrol(offer, valid_days=None, by=BY)
+    await pool.sidecars.revoke("laptop", by=BY)
+    renamed = make_offer(thief, role="client", name="desktop", now=pool.clock())
+    for again in (offer, renamed):
+        with pytest.raises(ConflictError, match=r"was revoked at .* and stays refused") as refused:
+            await pool.sidecars.enrol(again, valid_days=None, by=BY)
+        assert refused.value.code == "revoked"
+        assert "--readmit" in refused.value.hint
+        node = pool.directory.node(thief.handshake_public)
+        assert node is not None
+        assert node.revoked
+    await pool.sidecars.enrol(offer, valid_days=None, readmit=True, by=BY)
+    node = pool.directory.node(thief.handshake_public)
+    assert node is not None
+    assert not node.revoked
+    await pool.log.flush()
+    rows = await pool.trail.entries(kind="admin", after=0)
+    assert "revoked_at" in rows[-1]["detail"]["readmitted"]
+    assert all("readmitted" not in row["detail"] for row in rows[:-1])
+
+
 async def test_a_bundle_names_the_sibling_gates_that_live(pool: Pool) -> None:
     now = pool.office.now()
     sibling = GateAddress("gate-2", "two.example", 11437, bytes(32))

@@ -189,12 +189,14 @@ async def test_a_viewer_is_no_owner_of_others(
         ("DELETE", "/admins/alice/second-factor", None),
     ):
         assert (await ann.call(method, path, body)).status == 403, (method, path)
+    assert [code for code, _ in await refusals(local, gate)] == ["role"] * 6
     assert (await ann.call("GET", "/admins/ann")).body["role"] == "viewer"
     assert (await ann.call("PUT", "/admins/ann/password", {"password": "a new long password"})).status == 422
     wrong = await ann.call(
         "PUT", "/admins/ann/password", {"password": "a new long password", "current": "not it at all"}
     )
     assert (wrong.status, wrong.code) == (403, "wrong-password")
+    assert (await refusals(local, gate))[-1] == ("wrong-password", "PUT /control/v1/admins/ann/password")
     changed = await ann.call(
         "PUT", "/admins/ann/password", {"password": "a new long password", "current": PASSWORD}
     )
@@ -275,6 +277,7 @@ async def test_how_owners_log_in_and_when_pools_part_is_for_owners(
     ):
         refused = await bob.call(method, path, body)
         assert (refused.status, refused.code) == (403, "role"), (method, path)
+    assert len(await refusals(local, gate)) == 5
     assert (await bob.call("PUT", "/automations/fan-out", {"on": False})).status == 200
     assert (await bob.call("POST", "/automations/rain/run")).status == 404
 
@@ -305,6 +308,10 @@ async def test_an_operator_leaves_the_orders_of_admins_alone(
     assert made.status_code == 201, made.text
     number = made.json()["number"]
     assert (await ann.call("DELETE", f"/orders/{number}")).code == "role"
+    assert [what for _, what in await refusals(local, gate)] == [
+        "POST /control/v1/orders",
+        f"DELETE /control/v1/orders/{number}",
+    ]
     assert (await local.delete(f"/orders/{number}")).json()["state"] == "cancelled"
 
 

@@ -126,7 +126,8 @@ async def test_rekeying_takes_people_along(pool: Pool, tmp_path: Path) -> None:
 async def test_an_archive_holds_everything(pool: Pool, staff: Staff) -> None:
     person = (await staff.people.add(ALICE, by=BY))["id"]
     made = await grant(staff, person)
-    name, content = await staff.archives.make(ALICE.email, by=BY)
+    name, pieces = await staff.archives.make(ALICE.email, by=BY)
+    content = b"".join([piece async for piece in pieces])
     assert name == person
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {one: archive.read(one).decode() for one in archive.namelist()}
@@ -134,7 +135,7 @@ async def test_an_archive_holds_everything(pool: Pool, staff: Staff) -> None:
     assert json.loads(files["person.json"])["app_details"][0]["policy"]["models"] == ["*"]
     assert [json.loads(line)["n"] for line in files["receipts.ndjson"].splitlines()] == [1, 2]
     told = [json.loads(line)["detail"]["what"] for line in files["audit.ndjson"].splitlines()]
-    assert told == ["people.add", "app.create", "people.active"]
+    assert told == ["people.add", "app.create", "people.active", "people.export"]
     assert [key["prefix"] for key in json.loads(files["keys.json"])] == [made["api_key"][:10]]
     assert made["api_key"] not in str(files)
     assert made["password"] not in str(files)

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from qgate.federation.results import (
     request_of,
 )
 from qgate.gate import Gate
+from qgate.governance.docket_keys import KEPT, DocketKeys, docket_key, forget_docket_keys
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.results import ResultRow, add_results, list_results
-from qgate.vault import VaultError
-from tests.qgate.gates import until
+from qgate.vault import Vault, VaultError
+from tests.qgate.gates import control, until
 from tests.qgate.test_compute import ask, key, two
 from tunnel_proto.constants import StreamCode
 from tunnel_proto.discard import Ignore
@@ -135,6 +137,10 @@ class Asked(Ignore):
 # --- two gates ----------------------------------------------------------------------------------------------
 
 
+def dockets(gate: Gate) -> DocketKeys:
+    return DocketKeys(gate.parts.vault, gate.parts.directory)
+
+
 async def kept_at(gate: Gate) -> list[ResultRow]:
     async with gate.parts.store.store.connection() as connection:
         rows = await connection.fetch("SELECT DISTINCT pool FROM results")
@@ -170,7 +176,7 @@ async def test_a_result_is_kept_until_home_has_recorded_its_request(
         # It says nothing of who asked but to whom it belongs.
         assert b"admin" not in row.docket
         with pytest.raises(VaultError):
-            branch.parts.vault.unseal(row.docket, docket_purpose(key(branch), row.job))
+            dockets(branch).unseal(row.docket, docket_purpose(key(branch), row.job))
         await kept_and_forgotten(branch, 1)
         (receipt,) = await receipts_of(hq)
         assert receipt["id"] == request
@@ -178,7 +184,9 @@ async def test_a_result_is_kept_until_home_has_recorded_its_request(
         assert hq.compute.results.recovered == 0
 
 
-async def told_again(hq: Gate, branch: Gate, *, run: str, jobs: int = 1) -> None:
+async def told_again(
+    hq: Gate, branch: Gate, *, run: str, jobs: int = 1, sealer: Vault | DocketKeys | None = None
+) -> None:
     """Let branch keep results of jobs that a process of hq had sent before it died."""
     rows = []
     for number in range(1, jobs + 1):
@@ -201,7 +209,7 @@ async def told_again(hq: Gate, branch: Gate, *, run: str, jobs: int = 1) -> None
                 "finish_reason": "",
             }
         )
-        sealed = hq.parts.vault.seal(docket.dump(), docket_purpose(key(branch), job))
+        sealed = (sealer or dockets(hq)).seal(docket.dump(), docket_purpose(key(branch), job))
         document = json.loads(signed.document)
         assert document["id"] == receipt_id(key(hq), job)
         rows.append(ResultRow(key(hq), job, sealed, signed.document, time.time()))
@@ -231,6 +239,31 @@ async def test_what_a_gate_that_died_had_asked_for_is_recorded_once(
         assert (hop["node"], hop["worker"]) == ("branch", "gpu0")
         assert receipt["recovered"]["by"] == hq.settings.name
         assert hq.compute.results.recovered == 1
+
+
+async def test_a_docket_opens_after_the_vault_was_rekeyed(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with two(tmp_path, store_server) as (hq, branch, _), control(hq) as client:
+        await until(lambda: branch.compute.results._told.get(key(hq)))
+        before = Vault((docket_key(hq.parts.vault),))  # what sealed dockets that are at the branch by now
+        for _ in range(2):
+            assert (await client.post("/vault/rekey")).status_code == 200
+        await told_again(hq, branch, run="the one before", sealer=before)
+        await until(lambda: hq.compute.results.recovered)
+        (receipt,) = await receipts_of(hq)
+        assert (receipt["id"], receipt["app"]) == ("req_lost", "web")
+        # After their time the keys are gone, and what they sealed is none of ours any more.
+        kept = [name for name in hq.parts.directory.snapshot.secrets if name.startswith(KEPT)]
+        assert len(kept) == 2
+        office = hq.governing.administering.logins._office
+        async with office.store.transaction() as connection:
+            assert await forget_docket_keys(connection, office.now()) == 0
+            assert await forget_docket_keys(connection, office.now() + timedelta(days=32)) == 2
+        await office.watch.refresh()
+        box = before.seal(b"docket", "purpose")
+        with pytest.raises(VaultError):
+            dockets(hq).unseal(box, "purpose")
 
 
 async def test_a_pool_asks_on_a_few_streams_at_once_and_no_more(
@@ -279,7 +312,7 @@ async def test_results_that_are_none_of_ours_are_not_recorded(
     async with two(tmp_path, store_server) as (hq, branch, _):
         await until(lambda: branch.compute.results._told.get(key(hq)))
         docket = Docket("web", "chat", hq.settings.name, "before", 1.8e9)
-        good = hq.parts.vault.seal(docket.dump(), docket_purpose(key(branch), "req_a.1"))
+        good = dockets(hq).seal(docket.dump(), docket_purpose(key(branch), "req_a.1"))
         rows = [
             ResultRow(key(hq), "req_a.1", b"made up", "{}", 1.8e9),
             ResultRow(key(hq), "req_b.1", good, "{}", 1.8e9),  # a docket of another job

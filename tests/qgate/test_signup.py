@@ -22,6 +22,7 @@ from qgate.governance.mail import Mail
 from qgate.governance.notifications import Notifications
 from qgate.governance.people import People
 from qgate.governance.person_keys import PersonKeys
+from qgate.governance.problems import InvalidRequestError
 from qgate.governance.signup import SIDECAR_PER_MINUTE, Allowance, Signup, TooManyError, WrongCodeError
 from tests.qgate.gates import Ear, Sidecar, control, gate_settings, make_directory, running, until
 from tests.qgate.mail_server import MailServer, mail_server
@@ -169,6 +170,30 @@ async def test_mails_requests_and_tries_are_bounded(desk: Desk, pool: Pool) -> N
     with pytest.raises(TooManyError) as refused:
         await desk.ask("carl@example.org")
     assert refused.value.retry_after_s > 3000
+
+
+async def test_one_sidecar_leaves_the_others_their_share(desk: Desk, pool: Pool) -> None:
+    await desk.set(requests_per_hour=4, sidecar_requests_per_hour=2)
+
+    async def through(sidecar: str, count: int) -> None:
+        for number in range(count):
+            await desk.signup.request("Eve", f"{sidecar}-{number}@example.org", "", sidecar=sidecar)
+
+    await through("loud", 2)
+    for _ in range(5):
+        with pytest.raises(TooManyError) as refused:
+            await through("loud", 1)
+    assert refused.value.retry_after_s > 1000
+    await through("quiet", 2)
+    with pytest.raises(TooManyError):
+        await through("third", 1)  # what all may together is still bounded
+    pool.clock.now += 3600
+    await desk.set(domains="example.net")
+    for _ in range(3):  # what can become no account takes nothing from anybody
+        with pytest.raises(InvalidRequestError):
+            await through("loud", 1)
+    await desk.set(domains="")
+    await through("loud", 2)
 
 
 async def test_a_rejected_person_is_told_and_gone(desk: Desk, pool: Pool) -> None:
