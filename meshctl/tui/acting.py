@@ -132,13 +132,13 @@ class Acting:
                 if form is None:
                     self._room.fail(error)
                     return None
-                problem = _said(error)
+                problem = self._said(error)
                 continue
             question.off()
             outcomes = await self._done(action, records, calls)
             refused = outcomes[0].error if len(outcomes) == 1 else None
             if form is not None and isinstance(refused, GateError) and refused.status in FIXABLE:
-                problem = _said(refused)
+                problem = self._said(refused)
                 question.on()
                 continue
             self._remember(action, values, outcomes)
@@ -159,9 +159,9 @@ class Acting:
         plan = await self._plan(action, calls) if action.dry is not None else ""
         if action.ahead is not None:
             reply = await self._room.desk.send(action.ahead(records[0], values))
-            plan = clean_lines(action.planned(reply) if action.planned else str(reply))
+            plan = self._lines(action.planned(reply) if action.planned else str(reply))
         if action.plan is not None:
-            plan = "\n".join(dict.fromkeys(action.plan(record, values) for record in records))
+            plan = "\n".join(dict.fromkeys(self._lines(action.plan(record, values)) for record in records))
         if action.confirm is Confirm.NONE:
             return True
         say = self._room.say
@@ -185,7 +185,7 @@ class Acting:
         for call in calls:
             body = {**(call.body or {}), **action.dry}
             reply = await self._room.desk.send(Call(call.method, call.path, body, version=call.version))
-            said.append(clean(action.planned(reply) if action.planned else str(reply)))
+            said.append(self._lines(action.planned(reply) if action.planned else str(reply)))
         return "\n".join(dict.fromkeys(said))
 
     async def _done(self, action: Action, records: Sequence[Record], calls: Sequence[Call]) -> list[Outcome]:
@@ -218,11 +218,14 @@ class Acting:
             return
         if action.missed is not None:
             for line in (line for one in done for line in action.missed(one.reply)):
-                self._room.warn(line)
+                self._room.warn(self._lines(line))
         if action.result is Result.ONCE:
             text = "\n\n".join(clean_lines(machine_text(one.reply, Output.YAML)) for one in done)
             shown = [action.answer(one.reply) for one in done] if action.answer is not None else []
-            parts = [(clean(row[0]), clean(row[1])) for some in shown for one in some for row in one.rows]
+            label = self._room.catalogue.label
+            parts = [
+                (clean(label(row[0])), clean(row[1])) for some in shown for one in some for row in one.rows
+            ]
             await self._room.push_screen_wait(OnceScreen(say(action.label), text, parts))
             return
         if action.result is Result.DESCRIBE:
@@ -233,6 +236,14 @@ class Acting:
         if action.undo is not None:
             text += "  " + say("(u takes it back)")
         self._room.tell(text)
+
+    def _lines(self, text: str) -> str:
+        """What an action says of a plan, a line at a time in the person's language."""
+        return "\n".join(clean(self._room.say(line)) for line in text.splitlines())
+
+    def _said(self, error: MeshError) -> str:
+        shown = self._room.catalogue.shown
+        return f"{shown(error.message)}\n{shown(error.hint)}" if error.hint else shown(error.message)
 
     async def take_back(self, view: PaneView | None) -> None:
         """Undo the newest change, after asking."""
@@ -257,7 +268,3 @@ class Acting:
 def clean_lines(text: str) -> str:
     """A text of several lines without what a terminal would obey."""
     return "\n".join(clean(line) for line in text.splitlines())
-
-
-def _said(error: MeshError) -> str:
-    return f"{error.message}\n{error.hint}" if error.hint else error.message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.cells import cell_len
@@ -72,7 +72,9 @@ def wear(room: Room, shown: Mapping[str, Any]) -> None:
         room.theme = POOL_THEME
 
 
-def specimen(shown: Mapping[str, Any], width: int, *, ascii_only: bool = False) -> Text:
+def specimen(
+    shown: Mapping[str, Any], width: int, *, ascii_only: bool = False, say: Callable[[str], str] = str
+) -> Text:
     """What a branding looks like, in its own colours, in lines of ``width`` cells."""
     theme = {token: str(shown["theme"][token]) for token in TOKENS}
     ground, plain = theme["background"], theme["foreground"]
@@ -87,14 +89,18 @@ def specimen(shown: Mapping[str, Any], width: int, *, ascii_only: bool = False) 
         text.append(" " * max(0, width - used) + "\n", f"{plain} on {on}")
 
     marks = ("*", "!", "x") if ascii_only else ("●", "▲", "✖")
-    line((f" {shown['title']}", "foreground"), ("  overview  workers  ", "secondary"), on=theme["surface"])
+    line(
+        (f" {shown['title']}", "foreground"),
+        (f"  {say('Overview')}  {say('Workers')}  ", "secondary"),
+        on=theme["surface"],
+    )
     for row in shown.get("logo") or ():
         line((f" {row}", "primary"))
     line(
         (" text ", "foreground"),
-        (f" {marks[0]} ready ", "success"),
-        (f" {marks[1]} draining ", "warning"),
-        (f" {marks[2]} failed ", "error"),
+        (f" {marks[0]} {say('ready')} ", "success"),
+        (f" {marks[1]} {say('draining')} ", "warning"),
+        (f" {marks[2]} {say('failed')} ", "error"),
         (" primary ", "primary"),
         (" secondary ", "secondary"),
         (" accent", "accent"),

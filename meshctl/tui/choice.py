@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from textual import events
@@ -13,7 +13,9 @@ from textual.widget import Widget
 
 
 class Choice(Widget, can_focus=True):
-    """``values`` in their order; ``value`` is the one chosen, "" where none is yet."""
+    """``values`` in their order; ``value`` is the one chosen, "" where none is yet. ``called``: what they are
+    called on the screen, where that is something else.
+    """
 
     DEFAULT_CSS: ClassVar[str] = """
     Choice { height: 1; width: 1fr; padding: 0 1; background: $surface; }
@@ -29,9 +31,10 @@ class Choice(Widget, can_focus=True):
     class Changed(Message):
         """Another value was chosen."""
 
-    def __init__(self, values: Sequence[str], value: str) -> None:
+    def __init__(self, values: Sequence[str], value: str, called: Mapping[str, str] | None = None) -> None:
         super().__init__()
         self.values = tuple(values)
+        self.called = called or {}
         self.set_reactive(Choice.value, value)
 
     def render(self) -> str:
@@ -39,7 +42,10 @@ class Choice(Widget, can_focus=True):
         place = (
             f"  {self.values.index(self.value) + 1}/{len(self.values)}" if self.value in self.values else ""
         )
-        return f"< {self.value or '-'} >{place}".replace("[", r"\[")
+        return f"< {self._called(self.value) or '-'} >{place}".replace("[", r"\[")
+
+    def _called(self, value: str) -> str:
+        return self.called.get(value, value)
 
     def action_turn(self, by: int) -> None:
         """The next or the previous value."""
@@ -54,7 +60,8 @@ class Choice(Widget, can_focus=True):
             return
         here = self.values.index(self.value) if self.value in self.values else -1
         order = [*self.values[here + 1 :], *self.values[: here + 1]]
-        found = next((one for one in order if one.casefold().startswith(event.character.casefold())), None)
+        letter = event.character.casefold()
+        found = next((one for one in order if self._called(one).casefold().startswith(letter)), None)
         if found is not None:
             event.stop()
             self.value = found

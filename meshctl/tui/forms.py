@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Given = Mapping[str, Any]
 TRUTH = ("true", "false")
+NUMERIC = frozenset({Kind.INTEGER, Kind.NUMBER, Kind.DURATION})
 BESIDE = 13
 """Lines around the fields: frame, title, what the form says first, the request with its command, the keys."""
 
@@ -106,18 +107,28 @@ class FormScreen(Modal):
         yield fault
 
     def _widget(self, field: Field) -> Widget:
-        text = self.given.get(field.name, field.shown(field.default))
+        text = self.given.get(field.name, self._written(field))
         match field.kind:
             case Kind.CHOICE:
-                return Choice(field.choices, text)
+                return Choice(field.choices, text, self.room.catalogue.choices(field.choices))
             case Kind.BOOL:
-                return Choice(TRUTH, text or TRUTH[1])
+                return Choice(TRUTH, text or TRUTH[1], self.room.catalogue.choices(TRUTH))
             case Kind.LONG:
                 return TextArea(text)
             case Kind.SECRET:
                 return Input(text, password=True)
             case _:
                 return Input(text, select_on_focus=False)
+
+    def _written(self, field: Field) -> str:
+        text = field.shown(field.default)
+        return text.replace(".", self.room.catalogue.figures.decimal) if field.kind is Kind.NUMBER else text
+
+    def _parsed(self, field: Field) -> Any:
+        text = _text(self.widgets[field.name])
+        if field.kind in NUMERIC:
+            text = self.room.catalogue.figures.typed(text)
+        return field.parse(text)
 
     def on_mount(self) -> None:
         """Begin at what the gate complains of, else at the first field, past what is filled in for one
@@ -156,7 +167,7 @@ class FormScreen(Modal):
             if fault and first is None:
                 first = self.widgets[field.name]
             if not fault:
-                found[field.name] = field.parse(_text(self.widgets[field.name]))
+                found[field.name] = self._parsed(field)
         if first is not None:
             first.focus()
             return None
@@ -164,7 +175,7 @@ class FormScreen(Modal):
 
     def _fault(self, field: Field) -> str:
         try:
-            field.parse(_text(self.widgets[field.name]))
+            self._parsed(field)
         except FieldError as error:
             text = self.say(error.message, **error.values)
         else:
@@ -180,7 +191,7 @@ class FormScreen(Modal):
         values: dict[str, Any] = {}
         for field in self.form.fields:
             try:
-                values[field.name] = field.parse(_text(self.widgets[field.name]))
+                values[field.name] = self._parsed(field)
             except FieldError:
                 values[field.name] = None
         call = self.preview(values)

@@ -44,10 +44,10 @@ def help_screen(room: Room) -> HelpScreen:
         lines += [("K", say("Read about it: {page}", page=page))]
     if pane is not None:
         for action in pane.actions():
-            lines.append((shown_key(action.key), f"{say(action.label)}   = {action.cli}"))
-        lines += [(shown_key(key), say(label)) for key, label in pane.hints()]
+            lines.append((say(shown_key(action.key)), f"{say(action.label)}   = {action.cli}"))
+        lines += [(say(shown_key(key)), say(label)) for key, label in pane.hints()]
     lines += [("", ""), ("", say("Everywhere"))]
-    lines += [(key, say(label)) for key, label in keys.EVERYWHERE]
+    lines += [(say(key), say(label)) for key, label in keys.EVERYWHERE]
     lines += [("", ""), ("", say("Sections"))]
     lines += [(entry.key, say(entry.title)) for entry in sections.present()]
     title = say(section.section.title) if section is not None else say("Help")

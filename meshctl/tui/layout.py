@@ -13,7 +13,9 @@ from meshctl import view
 from meshctl.render import Output, machine_text
 from meshctl.tui.declare import state_of
 from meshctl.tui.pager import Line
+from meshctl.tui.words import Catalogue
 
+ENGLISH: Final = Catalogue()
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
@@ -36,25 +38,27 @@ def clean(text: str) -> str:
     )
 
 
-def lines_of(value: Any, tables: Sequence[view.Table], form: Form) -> list[Line]:
-    """A record in one of the forms; ``tables`` is how a person reads it."""
+def lines_of(
+    value: Any, tables: Sequence[view.Table], form: Form, catalogue: Catalogue = ENGLISH
+) -> list[Line]:
+    """A record in one of the forms; ``tables`` is how a person reads it, in the language of ``catalogue``."""
     if form is Form.PERSON:
-        return described(tables)
+        return described(tables, catalogue)
     text = machine_text(value, Output.YAML if form is Form.YAML else Output.JSON)
     return [_coloured(clean(line)) for line in text.splitlines()]
 
 
-def described(tables: Sequence[view.Table]) -> list[Line]:
+def described(tables: Sequence[view.Table], catalogue: Catalogue = ENGLISH) -> list[Line]:
     """Tables below each other, their columns aligned."""
     lines: list[Line] = []
     for table in tables:
         if lines:
             lines.append(())
         if table.title:
-            lines.append(((clean(table.title), "title"),))
+            lines.append(((clean(catalogue.label(table.title)), "title"),))
         heads = any(table.columns)
-        rows = [[clean(cell) for cell in row] for row in table.rows]
-        columns = [clean(name) for name in table.columns]
+        rows = [[clean(cell) for cell in _told(table, row, catalogue)] for row in table.rows]
+        columns = [clean(catalogue.heading(name)) for name in table.columns]
         widths = [
             max([cell_len(columns[index]), *(cell_len(row[index]) for row in rows)])
             for index in range(len(columns))
@@ -67,22 +71,37 @@ def described(tables: Sequence[view.Table]) -> list[Line]:
                 )
             )
         lines += [
-            tuple(_cell(cell, widths[i], i, i in table.right, heads) for i, cell in enumerate(row))
-            for row in rows
+            tuple(_cell(cell, widths[i], i, i in table.right, heads, was[i]) for i, cell in enumerate(row))
+            for row, was in zip(rows, table.rows, strict=True)
         ]
     return lines
 
 
 def card(record: Any) -> list[view.Table]:
     """Any record as name and value, where nobody said how it reads."""
-    return [view.card(record)] if isinstance(record, dict) else [view.Table(("",), ((view.text(record),),))]
+    if not isinstance(record, dict):
+        return [view.Table(("",), ((view.text(record),),))]
+    return [view.card({key: view.moment(one) if _moment(key) else one for key, one in record.items()})]
 
 
-def _cell(cell: str, width: int, index: int, right: bool, heads: bool) -> tuple[str, str]:
+def _moment(key: str) -> bool:
+    return key.endswith(("_at", "_until")) or key in {"not_after", "not_before"}
+
+
+def _told(table: view.Table, row: Sequence[str], catalogue: Catalogue) -> list[str]:
+    if any(table.columns):
+        return [catalogue.fact(name, cell) for name, cell in zip(table.columns, row, strict=True)]
+    if len(row) == 1:
+        return [catalogue.shown(row[0])]
+    name, *rest = row
+    return [catalogue.label(name), *(catalogue.fact(name, cell) for cell in rest)]
+
+
+def _cell(cell: str, width: int, index: int, right: bool, heads: bool, english: str) -> tuple[str, str]:
     text = _padded(cell, width, right) + "  "
     if not heads and index == 0:
         return text, "key"
-    state = state_of(cell)
+    state = state_of(english)
     return text, str(state) if state is not None else ""
 
 

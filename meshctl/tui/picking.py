@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -90,7 +90,8 @@ class FilePicker(Modal):
         self.query_one(".modal--title").update(Content(clean(f"{self.folder}{problem}")))  # type: ignore[attr-defined]
         options = self.query_one(OptionList)
         options.clear_options()
-        options.add_options(Option(_line(path)) for path in self.entries)
+        told = self.room.catalogue.shown
+        options.add_options(Option(_line(path, told)) for path in self.entries)
         if self.entries:
             options.highlighted = self.entries.index(chosen) if chosen in self.entries else 0
         options.focus()
@@ -121,11 +122,11 @@ def _folder(begin: str) -> Path:
         return Path("/")
 
 
-def _line(path: Path) -> Content:
+def _line(path: Path, told: Callable[[str], str]) -> Content:
     if path.is_dir():
         return Content.assemble((f"{clean(path.name)}/", "bold"))
     try:
-        size = view.size(path.stat().st_size)
+        size = told(view.size(path.stat().st_size))
     except OSError:
         size = "-"
     return Content.assemble(clean(path.name), (f"   {size}", "$text-muted"))

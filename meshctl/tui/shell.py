@@ -9,13 +9,14 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from textual.app import App
 
 from meshctl.tui import preferences, words
 from meshctl.tui.branded import POOL_THEME
 from meshctl.tui.layout import clean
+from meshctl.tui.palette import Palette
 from meshctl.tui.preferences import Preferences
 from meshctl.tui.themes import THEMES
 from tunnel_proto.errors import MeshError
@@ -33,7 +34,7 @@ class Shell(App[str]):
         super().__init__()
         self.preferences = liked
         self.preferences_file = file
-        self.catalogue = words.catalogue(liked.language)
+        self.catalogue = words.catalogue(liked.language, ascii_only=liked.ascii_only)
         self.animation_level = "none"
         self._busy: list[str] = []
         self._mouse = liked.mouse
@@ -68,9 +69,13 @@ class Shell(App[str]):
 
     def fail(self, error: MeshError, *, about: str = "") -> None:
         """An error, with the next step."""
-        next_step = f"\n{self.say('Next: {hint}', hint=clean(error.hint))}" if error.hint else ""
+        next_step = (
+            f"\n{self.say('Next: {hint}', hint=clean(self.catalogue.shown(error.hint)))}"
+            if error.hint
+            else ""
+        )
         self.notify(
-            f"{clean(error.message)}{next_step}",
+            f"{clean(self.catalogue.shown(error.message))}{next_step}",
             title=about,
             severity="error",
             timeout=PROBLEM_S,
@@ -92,6 +97,11 @@ class Shell(App[str]):
         finally:
             self._busy.remove(what)
             self.refresh_bars()
+
+    def action_command_palette(self) -> None:
+        """Search all commands."""
+        if not Palette.is_open(cast("App[object]", self)):
+            self.push_screen(Palette(placeholder=self.say("search all commands"), id="--command-palette"))
 
     def action_next_theme(self) -> None:
         """The next theme."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,8 @@ def messages() -> dict[str, str]:
     for text in (
         *words.SPOKEN,
         *(entry.title for entry in sections.ENTRIES),
-        *(label for _, label in keys.EVERYWHERE),
+        *(text for line in keys.EVERYWHERE for text in line if any(map(str.isalpha, text)) and len(text) > 5),
+        *("enter", "esc", "del", "ins"),
     ):
         found[text] = "shell"
     return found
@@ -47,3 +49,24 @@ def _constants(node: ast.expr) -> Iterator[str]:
     elif isinstance(node, ast.IfExp):
         yield from _constants(node.body)
         yield from _constants(node.orelse)
+
+
+def problems() -> set[str]:
+    """Each error that the control room makes itself, and its next step, with its places."""
+    found: set[str] = set()
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                called = ast.unparse(node.exc.func)
+                if called.endswith("Error") and called != "FieldError" and not hasattr(builtins, called):
+                    hints = [one.value for one in node.exc.keywords if one.arg == "hint"]
+                    found.update(_template(one) for one in (*node.exc.args[:1], *hints))
+    return {text for text in found if any(char.isspace() for char in text) and "meshctl " not in text}
+
+
+def _template(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_template(one) if isinstance(one, ast.Constant) else "{place}" for one in node.values)
+    return ""

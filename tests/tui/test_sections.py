@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
-import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +10,9 @@ import pytest
 import typer.main
 
 from meshctl.__main__ import app
-from meshctl.tui import keys, sections, words
+from meshctl.tui import keys, sections
 from meshctl.tui.declare import TOPICS, Action, Confirm, Role, Section
 from qgate.control.access import OPERATIONS
-from tests.tui.messages import ROOT, messages
 
 PRESENT = [sections.load(entry) for entry in sections.present()]
 
@@ -94,24 +91,3 @@ def test_every_action_asks_for_the_role_that_the_gate_wants(section: Section) ->
         default = "viewer" if action.method == "GET" else "admin"
         wanted = table.get((action.method, same(action.path)), default)
         assert action.role == Role(str(getattr(wanted, "value", wanted)).lower()), action.id
-
-
-@pytest.mark.parametrize("language", [one for one in words.languages() if one != words.ENGLISH])
-def test_every_text_has_its_translation(language: str) -> None:
-    texts = words.catalogue(language).texts
-    missing = {text: home for text, home in messages().items() if text not in texts}
-    assert not missing, f"{language}: add to the files named"
-    for text, translated in texts.items():
-        assert places(text) == places(translated), text
-
-
-@pytest.mark.parametrize("language", [one for one in words.languages() if one != words.ENGLISH])
-def test_a_text_has_one_translation(language: str) -> None:
-    seen: dict[str, str] = {}
-    for path in sorted((ROOT / "locale" / language).glob("*.toml")):
-        for text, translated in tomllib.loads(path.read_text()).items():
-            assert seen.setdefault(text, translated) == translated, f"{path.name}: {text}"
-
-
-def places(text: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(text) if name}

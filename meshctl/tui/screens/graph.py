@@ -76,11 +76,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """A document of /topology: ``sought`` keeps what holds that text, ``troubled`` what is unwell."""
+    """A document of /topology: ``sought`` keeps what holds that text, ``troubled`` what is unwell. ``told``
+    writes a rate in the person's language.
+    """
 
     document: Mapping[str, Any]
     sought: str = ""
     troubled: bool = False
+    told: Callable[[str], str] = str
     nodes: Mapping[str, Node] = field(init=False)
     rates: Mapping[str, tuple[float, str]] = field(init=False)
 
@@ -121,7 +124,7 @@ class Sight:
         rate, kind = self.rates.get(id_, (0.0, ""))
         if not rate:
             return ""
-        return f"{rate:g} conn" if kind == "postgres" else f"{view.size(rate)}/s"
+        return self.told(f"{rate:g} conn" if kind == "postgres" else f"{view.size(rate)}/s")
 
 
 def is_own(node: Node) -> bool:
@@ -331,7 +334,7 @@ def tree(
         shown = nodes if whole else [one for one in nodes if one["state"] in TROUBLES]
         for one in shown:
             places[str(one["id"])] = len(lines)
-            lines.append(_leaf(sight, one, width, chosen, ascii_only))
+            lines.append(_leaf(sight, one, width, chosen, say, ascii_only))
         if len(shown) < len(nodes):
             text = say("and {count} that are well: enter shows them", count=len(nodes) - len(shown))
             lines.append((("  │  └─ ", "muted"), (text, "muted")))
@@ -339,7 +342,7 @@ def tree(
     return Picture(drawn, places, dict.fromkeys(places, 0))
 
 
-def _leaf(sight: Sight, node: Node, width: int, chosen: str, ascii_only: bool) -> Line:
+def _leaf(sight: Sight, node: Node, width: int, chosen: str, say: Say, ascii_only: bool) -> Line:
     shape, role = mark(str(node["state"]), ascii_only=ascii_only)
     here = str(node["id"]) == chosen
     label = set_cell_size(clean(str(node["label"])), min(40, width - 30))
@@ -348,6 +351,6 @@ def _leaf(sight: Sight, node: Node, width: int, chosen: str, ascii_only: bool) -
         (" │  ├─ ", "muted"),
         (f"{shape} ", role),
         (f"{label} ", "title" if here else ""),
-        (f"{node['state']:<9}", role),
+        (f"{say(str(node['state'])):<9}", role),
         (sight.rate(str(node["id"])), "busy"),
     )

@@ -135,6 +135,7 @@ class Picture:
         busiest: Mapping[str, Sequence[Mapping[str, Any]]],
     ) -> None:
         self._say = pane.say
+        self._told = pane.room.catalogue.figures.told
         self._ascii = pane.room.ascii_only
         self._of = document
         self._incidents = incidents
@@ -176,12 +177,14 @@ class Picture:
             lines.append(((title + "  ", "title"), (self._say("in the last day"), "muted")))
             for one in rows[:5]:
                 count = float(one.get("requests") or 0)
-                cost = f"  {one.get('cost')} {one['currency']}" if one.get("currency") else ""
+                cost = (
+                    f"  {self._told(str(one.get('cost')))} {one['currency']}" if one.get("currency") else ""
+                )
                 lines.append(
                     (
                         (f"  {_left(clean(str(one.get('name') or '-'))[:20], 20)} ", ""),
                         (spark.bar(count / most, room, ascii_only=self._ascii), "busy"),
-                        (f" {_figure(count):>7}", ""),
+                        (f" {self._figure(count):>7}", ""),
                         (cost, "muted"),
                     )
                 )
@@ -228,7 +231,7 @@ class Picture:
             (
                 (clean(str(pool.get("name", "-"))), "title"),
                 (f"  {clean(str(gate.get('name', '-')))} {gate.get('version', '')}  ", ""),
-                (state, _role(state)),
+                (self._say(state), _role(state)),
                 (f"  {self._say('up {span}', span=view.span(gate.get('uptime_s')))}", "muted"),
                 (f"  {linked}", ""),
             )
@@ -254,7 +257,7 @@ class Picture:
             lines.append(
                 (
                     (_left(name, label) + " ", "key"),
-                    (f"{_figure(value):>8} ", "bad" if bad else ""),
+                    (f"{self._figure(value):>8} ", "bad" if bad else ""),
                     (drawn, "bad" if bad else "busy"),
                 )
             )
@@ -293,7 +296,7 @@ class Picture:
                     (
                         (f"  {_left(name, 8)} ", "key"),
                         (bar, "busy"),
-                        (f" {view.size(used)} / {view.size(total)}", ""),
+                        (f" {self._told(view.size(used))} / {self._told(view.size(total))}", ""),
                     )
                 )
         return lines
@@ -309,7 +312,7 @@ class Picture:
             )
         ]
         for one in self._incidents[:most]:
-            text = f"{one.get('kind')}: {one.get('subject')}"
+            text = f"{self._say(str(one.get('kind')))}: {one.get('subject')}"
             lines.append(
                 (
                     (f"  {one.get('id'):>5} ", "muted"),
@@ -330,11 +333,17 @@ class Picture:
                 opened_at = datetime.fromisoformat(opened_at).timestamp()
             except ValueError:
                 return ""
-        return view.span(max(0.0, self._now - opened_at)) if isinstance(opened_at, int | float) else ""
+        if not isinstance(opened_at, int | float):
+            return ""
+        return self._told(view.span(max(0.0, self._now - opened_at)))
+
+    def _figure(self, value: float) -> str:
+        return self._told(_figure(value))
 
     def _burn_down(self, width: int) -> list[Line]:
         cost = "  ".join(
-            f"{one.get('amount')} {one.get('currency')}" for one in self._of.get("cost_today") or ()
+            f"{self._told(str(one.get('amount')))} {one.get('currency')}"
+            for one in self._of.get("cost_today") or ()
         )
         lines: list[Line] = [
             ((self._say("Spent today") + "  ", "title"), (cost or self._say("nothing"), "")),
@@ -350,7 +359,7 @@ class Picture:
                 if share is not None and share >= 0.8
                 else "good"
             )
-            percent = "-" if share is None else f"{share * 100:.0f}%"
+            percent = "-" if share is None else self._told(f"{share * 100:.0f}%")
             left = None if one.get("in_time", True) else one.get("ends_in_s")
             lines.append(
                 (
