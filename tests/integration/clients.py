@@ -94,7 +94,7 @@ class Psql:
             stderr=subprocess.PIPE,
             env=login.environment(PGAPPNAME="psql-cancel"),
         ) as process:
-            wait_until(lambda: _sleeping(login, "psql-cancel"), timeout_s=15, what="psql to be at work")
+            wait_until(lambda: _sleeping(login, "psql-cancel"), timeout_s=60, what="psql to be at work")
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=15)
         match = re.search(rb"ERROR:\s+(\w{5}):", said)
@@ -233,7 +233,7 @@ class Asyncpg:
             try:
                 await connection.add_listener(channel, lambda _c, _p, _ch, payload: heard.put_nowait(payload))
                 await asyncio.to_thread(notify, login, channel, "from asyncpg")
-                return await asyncio.wait_for(heard.get(), 10)
+                return await asyncio.wait_for(heard.get(), 60)
             finally:
                 await connection.close()
 

@@ -109,7 +109,7 @@ def main() -> int:
             wait_guests(gpu, "hq")
             wait_until(
                 lambda: any(row["serial"] for row in hq.control.get("/failover")["nodes"]),
-                timeout_s=30,
+                timeout_s=60,
                 what="the roster at the sidecar",
             )
             app = App(login)

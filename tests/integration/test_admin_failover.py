@@ -51,7 +51,7 @@ def pools(stores: Cluster) -> Iterator[tuple[Mesh, Mesh]]:
         gpu.control.put("/pools/hq/trust", {"level": 4, "permissions": {"admin_role": "admin"}})
         wait_until(
             lambda: all(row["link"] == "up" for row in (peer(hq, "gpu"), peer(gpu, "hq"))),
-            timeout_s=30,
+            timeout_s=60,
             what="the link between the pools",
         )
         yield hq, gpu
@@ -225,7 +225,7 @@ def test_a_set_up_token_makes_the_first_owner_from_elsewhere(
         lambda: any(
             row["name"] == "setup" and row["state"] == "revoked" for row in gpu.control.items("/sidecars")
         ),
-        timeout_s=20,
+        timeout_s=60,
         what="the set-up token to be over",
     )
     again = subprocess.run(

@@ -73,7 +73,7 @@ class Pool:
             self.wait_known(sidecar, key)
         wait_until(
             lambda: any(one["id"] == f"app:{name}/month" for one in self.second.control.items("/budgets")),
-            timeout_s=10,
+            timeout_s=60,
             what="the budget at the second gate",
         )
         return key
@@ -84,7 +84,7 @@ class Pool:
             reply = ask(sidecar.port, key, None, "/v1/models")
             return reply.status == 200 and any(one["id"] == "big" for one in reply.document["data"])
 
-        wait_until(known, timeout_s=10, what="the app at its gate")
+        wait_until(known, timeout_s=60, what="the app at its gate")
 
     def ask(self, sidecar: SidecarProcess, key: str, content: str = "go") -> Reply:
         """One request."""
@@ -136,7 +136,7 @@ def test_two_gates_spend_no_more_than_the_limit(pool: Pool) -> None:
     assert answered * COST >= HARD / 2, "most of the limit can be used"
     wait_until(
         lambda: Decimal(pool.budget("racer")["spent"]) == answered * COST,
-        timeout_s=20,
+        timeout_s=60,
         what="both gates to have told what they spent",
         every_s=0.1,
     )
@@ -147,7 +147,7 @@ def test_what_a_killed_gate_held_counts_as_spent(pool: Pool) -> None:
     provider, before = pool.provider, pool.provider.answered
     with ThreadPoolExecutor(HELD) as threads:
         held = [threads.submit(pool.ask, pool.beside, key, "hold") for _ in range(HELD)]
-        wait_until(lambda: provider.held == HELD, timeout_s=20, what="the provider to work on all")
+        wait_until(lambda: provider.held == HELD, timeout_s=60, what="the provider to work on all")
         pool.second.kill()
         first = check_refusals(pool.rush(key, pool.mesh.sidecar))
         pool.second.start()

@@ -120,7 +120,7 @@ def test_who_leaves_frees_the_place_within_a_second(client: openai.OpenAI, mesh:
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.7).chat.completions.create(**long)
     left = time.monotonic()
-    wait_until(lambda: running() == 0, timeout_s=10, what="the request to end", every_s=0.02)
+    wait_until(lambda: running() == 0, timeout_s=60, what="the request to end", every_s=0.02)
     # The worker's only sequence is free, too: the next request is answered at once.
     client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
     assert (

@@ -74,7 +74,7 @@ class Stage:
                 {row["name"] for row in self.mesh.control.items("/workers") if row["state"] == "present"}
                 == {*names}
             ),
-            timeout_s=30,
+            timeout_s=60,
             what="the gate to see who is there",
         )
 
@@ -84,7 +84,7 @@ class Stage:
             daemon.start()
         self.mesh.wait_worker(name)
         self.mesh.load_model(MODEL, name)
-        wait_until(lambda: MODEL in self.row(name)["resident"], timeout_s=30, what=f"{MODEL} at {name}")
+        wait_until(lambda: MODEL in self.row(name)["resident"], timeout_s=60, what=f"{MODEL} at {name}")
 
     def ended(self, name: str) -> float:
         """Jobs whose sender went away, or that were through before that was noticed."""
@@ -319,6 +319,6 @@ def test_a_killed_gate_ends_no_stream_clean(stage: Stage) -> None:
     stage.mesh.gate.kill()
     stage.mesh.gate.start()
     stream.end().check_broken()
-    wait_until(lambda: stage.running("left") == 0, timeout_s=30, what="the job to be cancelled")
-    wait_until(lambda: stage.ended("left") == before + 1, timeout_s=10, what="the job to be counted")
+    wait_until(lambda: stage.running("left") == 0, timeout_s=60, what="the job to be cancelled")
+    wait_until(lambda: stage.ended("left") == before + 1, timeout_s=60, what="the job to be counted")
     stage.mesh.wait_worker("left")

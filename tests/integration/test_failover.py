@@ -80,7 +80,7 @@ def login(pools: tuple[Mesh, Mesh]) -> Login:
     wait_guests(gpu, "hq")
     wait_until(
         lambda: bool(targets(hq)) and targets(hq)[0]["serial"] > 0,
-        timeout_s=20,
+        timeout_s=60,
         what="the roster at the sidecar",
     )
     return made
@@ -224,7 +224,7 @@ def test_a_worker_serves_the_next_pool_meanwhile(pools: tuple[Mesh, Mesh], login
     hq.wait_worker("box")
     wait_until(
         lambda: not any(row["connected"] for row in gpu.control.items("/workers")),
-        timeout_s=30,
+        timeout_s=60,
         what="the worker gone home",
     )
 
@@ -239,14 +239,14 @@ def test_manual_mode_waits_for_an_order_and_raises_an_incident(
     hq.control.put("/failover/mode", {"mode": "manual"})
     wait_until(
         lambda: any(row["node"] == "app-host" and row["mode"] == "manual" for row in targets(gpu)),
-        timeout_s=20,
+        timeout_s=60,
         what="the standby tunnel",
     )
     hq.gate.kill()
     try:
         wait_until(
             lambda: {"target_dead", "peer_dead"} <= {row["kind"] for row in gpu.control.items("/incidents")},
-            timeout_s=20,
+            timeout_s=60,
             what="the incidents",
         )
         rows = gpu.control.items("/incidents")
@@ -268,7 +268,7 @@ def test_manual_mode_waits_for_an_order_and_raises_an_incident(
         hq.gate.start()
     wait_until(
         lambda: any(row["node"] == "app-host" and row["target"] == "gpu" for row in targets(hq)),
-        timeout_s=30,
+        timeout_s=60,
         what="the sidecar's tunnel to its home",
     )
     assert query(login) == ("hq/web@hq/app-host",)
@@ -283,7 +283,7 @@ def test_an_order_moves_one_node_and_its_sessions_are_told(pools: tuple[Mesh, Me
         idle.execute("SELECT 1")
         hq.control.post("/failover/orders", {"pool": "gpu", "nodes": ["app-host"]})
         wait_until(
-            lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1
+            lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=60, what="the move", every_s=0.1
         )
         with pytest.raises(psycopg.OperationalError) as caught:
             idle.execute("SELECT 1")
@@ -309,7 +309,7 @@ def test_only_apps_that_may_come_and_keys_that_were_made_here_open_the_next_pool
     names = {"web", "models", "rotated"}
     wait_until(lambda: guests(gpu) == names, timeout_s=60, what="the guests at gpu")
     hq.control.post("/failover/orders", {"pool": "gpu"})
-    wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1)
+    wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=60, what="the move", every_s=0.1)
     try:
         for good in (rotated, fresh):
             wait_until(partial(opens, good), timeout_s=60, what="both passwords to be known here")
@@ -320,9 +320,9 @@ def test_only_apps_that_may_come_and_keys_that_were_made_here_open_the_next_pool
         assert models(hq.sidecar.port, key) == 200
         assert models(hq.sidecar.port, key[:-1] + ("A" if key[-1] != "A" else "B")) == 401
         gpu.control.put("/settings/failover.guest_databases", {"value": ""})
-        wait_until(lambda: not opens(login), timeout_s=10, what="the database to be closed to guests")
+        wait_until(lambda: not opens(login), timeout_s=60, what="the database to be closed to guests")
         gpu.control.delete("/settings/failover.guest_databases")
-        wait_until(lambda: opens(login), timeout_s=10, what="the database to be open again")
+        wait_until(lambda: opens(login), timeout_s=60, what="the database to be open again")
     finally:
         go_home(hq, login)
 
@@ -331,7 +331,7 @@ def test_a_peer_that_is_lowered_takes_nobody_in(pools: tuple[Mesh, Mesh], login:
     hq, gpu = pools
     go_home(hq, login)
     hq.control.post("/failover/orders", {"pool": "gpu"})
-    wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=10, what="the move", every_s=0.1)
+    wait_until(lambda: query(login) == ("hq/web@hq/app-host",), timeout_s=60, what="the move", every_s=0.1)
     gpu.control.put("/pools/hq/trust", {"level": 1})
     took, name = until_answered(login)
     assert name == "web@app-host", "it went home by itself"

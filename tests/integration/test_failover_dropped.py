@@ -55,7 +55,7 @@ def pools(links: Spokes) -> Iterator[tuple[Mesh, Mesh, Login]]:
             )
             wait_until(
                 lambda: any(row["serial"] for row in hq.control.get("/failover")["nodes"]),
-                timeout_s=30,
+                timeout_s=60,
                 what="the roster at the sidecar",
             )
             yield hq, gpu, login

@@ -142,7 +142,7 @@ def present(mesh: Mesh, name: str) -> bool:
 
 def wait_present(mesh: Mesh, name: str) -> None:
     """Wait for it."""
-    wait_until(lambda: present(mesh, name), timeout_s=10, what=f"{name} at the gate")
+    wait_until(lambda: present(mesh, name), timeout_s=60, what=f"{name} at the gate")
 
 
 def text_of(reply: Reply) -> str:
@@ -244,7 +244,7 @@ def test_hardware_that_cannot_be(mesh: Mesh) -> None:
         assert sum(name.startswith(model) for name in listed) <= 1001
         liar.say((64).to_bytes(4, "big") + b"\xff" * 64)
         wait_until(
-            lambda: not present(mesh, liar.name), timeout_s=10, what="the gate to be rid of what is no report"
+            lambda: not present(mesh, liar.name), timeout_s=60, what="the gate to be rid of what is no report"
         )
 
 

@@ -58,7 +58,7 @@ def stay_at_home(hq: Mesh, gpu: Mesh) -> None:
             ("app-host", "manual")
             in {(row["node"], row["mode"]) for row in gpu.control.get("/failover")["nodes"]}
         ),
-        timeout_s=30,
+        timeout_s=60,
         what="the sidecar that has heard that it waits for an order",
         every_s=0.05,
     )
@@ -86,7 +86,7 @@ def trust(one: Mesh, other: str, level: int) -> None:
 def wait_offered(hq: Mesh, state: str) -> None:
     wait_until(
         lambda: [row["state"] for row in offered(hq)] == [state],
-        timeout_s=20,
+        timeout_s=60,
         what=f"the offer of gpu in state {state}",
         every_s=0.05,
     )
@@ -111,7 +111,7 @@ def test_a_stream_is_answered_by_the_other_pool(pools: tuple[Mesh, Mesh, str]) -
     assert len(stream.ids) == 24
     (hop,) = stream.mesh["receipt"]["nodes"]
     assert (hop["node"], hop["kind"], hop["tokens_out"]) == ("gpu", "pool", 24)
-    wait_until(lambda: bool(gpu.control.items("/receipts")), timeout_s=10, what="the receipt at gpu")
+    wait_until(lambda: bool(gpu.control.items("/receipts")), timeout_s=60, what="the receipt at gpu")
     theirs = gpu.control.items("/receipts")
     assert [(one["app"], one["tokens_out"]) for one in theirs] == [("pool:hq", 24)]
     (row,) = offered(hq)

@@ -95,7 +95,7 @@ class Cluster:
         # A zombie still answers kill(pid, 0), by which the next postmaster would take it for a living rival.
         if (child := self.server._child) is not None:
             child.wait()
-        wait_until(lambda: self.server.pid is None, timeout_s=10, what="the postmaster to be gone")
+        wait_until(lambda: self.server.pid is None, timeout_s=60, what="the postmaster to be gone")
 
     def close(self) -> None:
         """Stop the server and remove its directory."""

@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from meshctl.client import Gate as Control
 from meshctl.errors import GateError, UnreachableError
+from meshctl.gate_directory import gate_settings_text, make_gate
 from qdaemon.models.store import ModelStore
 from tests.kit.cluster import Cluster
 from tests.kit.login import Login
@@ -278,14 +279,15 @@ class Mesh:
         if self.gates:
             self._join(directory, name)
         else:
-            done = Program.start(
-                [_tool("meshctl"), "init", "--dir", str(directory)],
-                name="meshctl init",
-                log=self.root / "init.log",
-                cwd=self.root,
+            text = gate_settings_text(
+                name=name,
+                state_dir=directory,
+                host=self.listen_host,
+                port=port,
+                advertise=(gate.advertise,),
+                external=False,
             )
-            if done.process.wait(timeout=60) != 0:
-                raise RuntimeError(f"meshctl init failed:\n{done.tail()}")
+            make_gate(directory, name=name, settings_text=text, now=time.time())
         own = {
             "name": name,
             "state_dir": str(directory),
@@ -414,7 +416,7 @@ class Mesh:
                 one["name"] == name and one["kinds"]
                 for one in self.control.get(f"/workers/{worker}")["models"]
             ),
-            timeout_s=30,
+            timeout_s=60,
             what=f"{name} known at {worker}",
         )
         self.control.post("/models/load", {"model": name, "worker": worker}, timeout=120)
@@ -471,4 +473,4 @@ def _stop_store(directory: Path) -> None:
         os.kill(pid, signal.SIGINT)
     except (OSError, ValueError, IndexError):
         return
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=20, what="the store to stop")
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=60, what="the store to stop")

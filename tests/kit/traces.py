@@ -95,7 +95,7 @@ class Watch:
         for pid in self._pids:
             command += ["-p", str(pid)]
         self._strace = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(lambda: all(map(_traced, self._pids)), timeout_s=20, what="strace to follow everything")
+        wait_until(lambda: all(map(_traced, self._pids)), timeout_s=60, what="strace to follow everything")
         return self
 
     def __exit__(

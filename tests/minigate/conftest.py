@@ -52,7 +52,7 @@ class Wire:
         return self.gate.opened[number]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     """Return once ``condition()`` holds, letting the loop turn in between."""
     async with asyncio.timeout(timeout_s):
         while not condition():

@@ -66,7 +66,7 @@ async def test_asyncpg_copies_and_listens(bridged: Wire, postgres: Cluster) -> N
         heard: asyncio.Queue[str] = asyncio.Queue()
         await connection.add_listener("c", lambda *one: heard.put_nowait(one[3]))
         await connection.execute("NOTIFY c, 'hello'")
-        assert await asyncio.wait_for(heard.get(), 5) == "hello"
+        assert await asyncio.wait_for(heard.get(), 60) == "hello"
     finally:
         await connection.close()
 

@@ -204,7 +204,7 @@ class WorkerGate:
 
     async def reported(self) -> Line:
         """The control stream, once it is there and has said something."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._came.wait()
         assert self.control is not None
         await self.control.heard(Report)

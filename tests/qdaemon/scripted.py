@@ -137,7 +137,7 @@ class ScriptedRuntime:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until something holds that a load or a job brings about."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()

@@ -256,7 +256,7 @@ async def test_the_program_serves_and_drains_on_a_signal(tmp_path: Path) -> None
         await gate.reported()
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             _, said = await process.communicate()
         assert process.returncode == 0, said
         assert b"stopped" in said

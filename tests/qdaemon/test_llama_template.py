@@ -180,7 +180,7 @@ def _none_of(gone: set[int], pid: int) -> bool:
 
 async def _until(look: Callable[[], T]) -> T:
     """What ``look`` sees, once that is something."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (found := look()):
             await asyncio.sleep(0.001)
     return found

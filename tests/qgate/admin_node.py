@@ -85,7 +85,7 @@ class AdminNode:
         """Connect and wait until it is done."""
         await self.close()
         client = self.dial(gate)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while client.state != "up":
                 await asyncio.sleep(0.01)
         return self
@@ -133,7 +133,7 @@ class AdminNode:
         ear = _Listening()
         stream = self._client.open_stream("http", {"source": "test"}, ear)
         stream.write("\r\n".join([*head, "", ""]).encode() + content)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await ear.closed.wait()
         if ear.error is None:
             stream.write_eof()

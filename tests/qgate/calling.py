@@ -83,7 +83,7 @@ class Caller:
     async def run(self, work: Work, **fields: Any) -> Ear:
         """Until it is over."""
         ear, _ = self.begin(work, **fields)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await ear.over.wait()
         assert ear.ends == 1
         for told in (repr(ear.failure), repr(self.provider), repr(self.executor)):

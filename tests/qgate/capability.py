@@ -213,7 +213,7 @@ class Stage:
 
     async def next(self, number: int) -> Held:
         """The attempt of that number, from 1, when it has begun."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.attempts) < number:
                 self._arrived.clear()
                 await self._arrived.wait()

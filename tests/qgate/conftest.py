@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -29,22 +30,40 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(scope="session")
 def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """One server for all tests of this package."""
+    """One server for all tests of this package; what is created in it has every migration already."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("store") / "pg", durable=False)
-    asyncio.run(server.start())
+    asyncio.run(_started(server))
     yield server
     asyncio.run(server.stop())
 
 
-@pytest.fixture
-async def store_dsn(store_server: EmbeddedPostgres) -> AsyncIterator[str]:
-    """The DSN of an empty database of its own."""
+async def _started(server: EmbeddedPostgres) -> None:
+    await server.start()
+    await (await Store.open(server.dsn("template1"), connections=1)).close()
+
+
+@contextlib.asynccontextmanager
+async def _database(server: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
     name = f"store_{secrets.token_hex(6)}"
-    administrator = await asyncpg.connect(store_server.dsn())
-    await administrator.execute(f"CREATE DATABASE {name}")
-    yield store_server.dsn(name)
+    administrator = await asyncpg.connect(server.dsn())
+    await administrator.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield server.dsn(name)
     await administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await administrator.close()
+
+
+@pytest.fixture
+async def store_dsn(store_server: EmbeddedPostgres) -> AsyncIterator[str]:
+    """The DSN of a database of its own: migrated, and nothing in it."""
+    async with _database(store_server, "template1") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def bare_dsn(store_server: EmbeddedPostgres) -> AsyncIterator[str]:
+    """The DSN of a database of its own that no gate has ever opened."""
+    async with _database(store_server, "template0") as dsn:
+        yield dsn
 
 
 @pytest.fixture

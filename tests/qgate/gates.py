@@ -14,7 +14,14 @@ import httpx
 
 from meshctl.gate_directory import make_gate
 from qgate.gate import Gate
-from qgate.settings import GateFiles, GateSettings, ListenSettings, MetricsSettings, StoreSettings
+from qgate.settings import (
+    GateFiles,
+    GateSettings,
+    ListenSettings,
+    MetricsSettings,
+    NlpSettings,
+    StoreSettings,
+)
 from tests.kit.process import free_port
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.enrolment import make_offer, read_bundle
@@ -24,7 +31,7 @@ from tunnel_proto.settings import dump
 
 
 def gate_settings(directory: Path, dsn: str, **changes: Any) -> GateSettings:
-    """Settings of a gate on loopback over an external store."""
+    """Settings of a gate on loopback over an external store. Its language engine's processes are left out."""
     port = free_port()
     settings = GateSettings(
         state_dir=directory,
@@ -33,6 +40,7 @@ def gate_settings(directory: Path, dsn: str, **changes: Any) -> GateSettings:
         store=StoreSettings(kind="external", dsn=dsn, patience_s=0.2),
         metrics=MetricsSettings(port=0),
         tunnel=TunnelSettings(retry_min_s=0.02, retry_max_s=0.05),
+        nlp=NlpSettings(enabled=False),
     )
     return dataclasses.replace(settings, **changes)
 
@@ -68,7 +76,7 @@ async def control(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def until(condition: Any, timeout_s: float = 10.0) -> None:
+async def until(condition: Any, timeout_s: float = 60) -> None:
     """Wait until ``condition()`` holds, looking often."""
     async with asyncio.timeout(timeout_s):
         while not condition():

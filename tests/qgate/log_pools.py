@@ -245,7 +245,7 @@ class TestPool:
             )
         return [row["payload"] for row in rows]
 
-    async def has(self, other: TestPool, count: int, stream: str = "nodes", timeout_s: float = 20.0) -> None:
+    async def has(self, other: TestPool, count: int, stream: str = "nodes", timeout_s: float = 60) -> None:
         """Wait until so many records of another pool's are applied here."""
         async with asyncio.timeout(timeout_s):
             while len(await self.heard(other, stream)) != count:
@@ -281,7 +281,7 @@ async def running(*pools: TestPool) -> AsyncIterator[None]:
             await pool.stop()
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 60) -> None:
     """Wait until ``condition()`` holds; it may be a coroutine function."""
     async with asyncio.timeout(timeout_s):
         while True:

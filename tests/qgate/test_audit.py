@@ -252,7 +252,7 @@ async def test_follow_gives_new_entries_as_they_come(gate: Gate) -> None:
     assert (await anext(stream))["seq"] == 2
     waiting = asyncio.ensure_future(anext(stream))
     await gate.write(1)
-    assert (await asyncio.wait_for(waiting, 10))["seq"] == 3
+    assert (await asyncio.wait_for(waiting, 60))["seq"] == 3
     await stream.aclose()  # type: ignore[attr-defined]
 
 
@@ -293,7 +293,7 @@ async def test_the_running_log_writes_within_its_interval_and_signs(gate: Gate) 
         head = await gate.trail.head()
         return head is not None and head["seq"] == 2
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await signed():
             await asyncio.sleep(0.01)
     running.cancel()
@@ -381,7 +381,7 @@ async def test_the_log_recovers_by_itself(gate: Gate, store: Store) -> None:
             raise
 
     gate.log.flush = watched  # type: ignore[method-assign]
-    await asyncio.wait_for(failed.wait(), 20)
+    await asyncio.wait_for(failed.wait(), 60)
     await run_sql(store, "DROP TRIGGER full_disk ON audit_entries")
     await until(lambda: gate.log.written == 1)
     running.cancel()

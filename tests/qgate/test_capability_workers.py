@@ -83,7 +83,7 @@ class Daemon:
         self.came.set()
 
     async def job(self, number: int) -> Told:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.jobs) < number:
                 self.came.clear()
                 await self.came.wait()
@@ -93,7 +93,7 @@ class Daemon:
 
     async def until(self, condition: Any) -> None:
         """Wait for something at the gate, which is in this process."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
 

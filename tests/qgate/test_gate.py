@@ -64,7 +64,7 @@ async def test_an_enrolled_sidecar_comes_in_and_strange_streams_are_refused(
         link = sidecar.dial()
         await link.wait_up(10)
         link.open_stream("telnet", {}, ear)
-        await asyncio.wait_for(ear.closed.wait(), 10)
+        await asyncio.wait_for(ear.closed.wait(), 60)
         assert ear.error is not None
         assert ear.error.code == StreamCode.REFUSED
         assert 'no streams of the kind "telnet"' in ear.error.message
@@ -97,7 +97,7 @@ async def test_revoking_a_sidecar_cuts_it_at_every_gate_of_the_pool(tmp_path: Pa
         await until(lambda: any(one.streams for one in two.tunnel.sessions.values()))
         reply = await client.delete("/sidecars/laptop")
         assert reply.status_code == 204
-        await asyncio.wait_for(ear.closed.wait(), 10)
+        await asyncio.wait_for(ear.closed.wait(), 60)
         assert ear.error is not None
         assert ear.error.code == StreamCode.REVOKED
         await until(lambda: not two.tunnel.sessions)
@@ -158,7 +158,7 @@ async def test_a_storm_of_strangers_is_counted_and_makes_few_lines(tmp_path: Pat
                     writer.write(knock)
                     writers.append(writer)
             refused = gate.figures().handshakes_refused
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while sum(refused.values()) < 30:
                     await asyncio.sleep(0.01)
                     refused = gate.figures().handshakes_refused

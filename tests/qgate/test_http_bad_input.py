@@ -32,7 +32,7 @@ async def ask(
     lines = [f"{method} {path} HTTP/1.1", *(f"{n}: {v}" for n, v in fields.items() if v), "Connection: close"]
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         answer = await reader.read()
     writer.close()
     head, _, said = answer.partition(b"\r\n\r\n")
@@ -198,7 +198,7 @@ async def test_a_prompt_of_100_mb_is_refused_early_and_not_kept(tmp_path: Path) 
                 writer.write(block)
                 await writer.drain()
                 sent += 1
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 answer = await reader.read()
         except ConnectionResetError:  # cut while it still wrote
             answer = b""
@@ -267,7 +267,7 @@ async def test_a_slow_request_through_the_tunnel_is_told_408(tmp_path: Path, par
         text = begun if part == "head" else begun + 'Content-Length: 500\r\n\r\n{"model": '
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         writer.write(text.encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             answer = await reader.read()
         writer.close()
         assert answer.startswith(b"HTTP/1.1 408 ")

@@ -68,7 +68,7 @@ class FakeStream:
         self.receiver.data_received(data, False)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0)
 

@@ -94,7 +94,7 @@ async def test_an_idle_slice_is_called_back_when_another_gate_needs_it(store: St
     try:
         first.settle(await first.reserve(work(), CLOUD, 90 * CENT), tokens("0"))
         assert await committed(store) >= Decimal("0.9")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     held = await other.reserve(work(), CLOUD, 80 * CENT)
@@ -394,7 +394,7 @@ async def test_a_gate_survives_what_the_store_does_not_understand(store: Store) 
         await asyncio.sleep(0.3)
         assert not running.done()
         await connection.execute("ALTER FUNCTION elsewhere RENAME TO settle_slice")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await spent(store) != CENT:
             await asyncio.sleep(0.05)
     running.cancel()

@@ -139,7 +139,7 @@ async def test_an_engine_that_does_not_start_says_why() -> None:
         code = "import sys; from qgate.capability.nlp import worker; worker.warm = lambda: 1 / 0"
         return [sys.executable, "-c", f"{code}; sys.exit(worker.main(sys.argv[1:]))", str(fd)]
 
-    async with asyncio.timeout(30), Pool(NlpSettings(workers=1), command=broken) as pool:
+    async with asyncio.timeout(60), Pool(NlpSettings(workers=1), command=broken) as pool:
         outcome, value = await ask(pool, "one")
     assert (outcome, value.code) == (jobs.FAILED, "unavailable")
     assert "ZeroDivisionError" in value.message

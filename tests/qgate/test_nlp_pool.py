@@ -47,7 +47,7 @@ async def answer(pool: Pool, text: str) -> tuple[str, Any]:
     """One job's end."""
     caller = Waiting()
     pool.submit(Job("tokens", (text,)), caller)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await caller.over
 
 
@@ -76,7 +76,7 @@ async def test_a_worker_that_never_comes_up_is_killed_in_time() -> None:
     def silent(fd: int) -> list[str]:
         return [sys.executable, "-c", "import time; time.sleep(600)", str(fd)]
 
-    async with Pool(ONE, command=silent, start_s=0.1) as pool, asyncio.timeout(20):
+    async with Pool(ONE, command=silent, start_s=0.1) as pool, asyncio.timeout(60):
         while not pool.restarts:
             await asyncio.sleep(0.02)
         assert pool.workers_up == 0

@@ -92,7 +92,7 @@ async def test_an_address_that_does_not_open_ends_nothing(
         )
     running = asyncio.create_task(inbox.run())
     with structlog.testing.capture_logs() as said:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while sum(one["event"] == "what is to be told cannot be told" for one in said) < 2:
                 await asyncio.sleep(0.01)
     assert not running.done()

@@ -187,6 +187,6 @@ async def test_a_client_that_leaves_ends_the_providers_work_too(gate: Gate) -> N
         await anext(aiter(stream))
         assert gate.capabilities.engine.figures.in_flight == 1
         await stream.close()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(10):
             await api.seen[0].closed.wait()
             await until(lambda: gate.capabilities.engine.figures.in_flight == 0)

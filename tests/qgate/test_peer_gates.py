@@ -17,7 +17,7 @@ from tests.qgate.test_siblings import join
 async def settled(look: Callable[[], object], still_s: float = 3.0) -> None:
     """Wait until what is seen has not changed for a while: here more than one telling of both gates."""
     seen, since = look(), time.monotonic()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while time.monotonic() - since < still_s:
             await asyncio.sleep(0.05)
             if (now := look()) != seen:

@@ -130,7 +130,7 @@ async def test_mail_sign_up_and_the_inbox(gate: Gate, shell: Shell, tmp_path: Pa
         server.refuse = "550 5.1.1 <ADDRESS>: unknown"
         await shell.run("people", "invite", bob["id"])
         await until(lambda: server.refuse and server.tries >= 3)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (inbox := await shell.json("notification", "list")):
             await asyncio.sleep(0.05)
     assert inbox[0]["kind"] == "mail.failed"

@@ -209,6 +209,6 @@ PAYLOADS = "SELECT count(*) FROM log_entries WHERE origin = $1 AND stream = 'gue
 
 async def until_true(look: Callable[[], Awaitable[int]], wanted: int) -> None:
     """Wait until ``look()`` gives ``wanted``."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await look() != wanted:
             await asyncio.sleep(0.05)

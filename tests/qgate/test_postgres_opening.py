@@ -98,7 +98,7 @@ async def test_a_session_that_ends_while_it_opens_leaves_no_place_taken(ending: 
         else:
             running.change(apps=[app(revoked=True)])
             await stream.until(lambda: stream.eof_written)
-        await asyncio.wait_for(left.wait(), 2.0)
+        await asyncio.wait_for(left.wait(), 20)
         stream.close()
         assert not running.front._app_slots
         assert running.front.pool.counts() == {"shop": (0, 0, 0)}
@@ -164,7 +164,7 @@ async def test_a_password_that_cannot_be_promoted_leaves_no_connection_open(
         await prove(stream, client)
         assert (await fatal(stream))["C"] == "XX000"
         assert nothing_left(running)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await asyncio.to_thread(upstream_cluster.scalar, count) != 0:
                 await asyncio.sleep(0.02)
 

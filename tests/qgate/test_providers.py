@@ -119,7 +119,7 @@ async def test_connections_are_used_again() -> None:
     async with ModelApi(events(piece("a"), piece(finish="stop"), USAGE)) as api, calling(api.url) as caller:
         for _ in range(5):
             await caller.run(streamed())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while caller.executor.running("acme"):
                     await asyncio.sleep(0)
         assert api.connections == 1
@@ -165,7 +165,7 @@ async def test_half_a_stream_is_never_a_clean_end(how: str) -> None:
 
     async with ModelApi(reply) as api, calling(api.url) as caller:
         ear, _ = caller.begin(streamed())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not ear.chunks:
                 await asyncio.sleep(0)
             cut.set()
@@ -395,7 +395,7 @@ async def test_each_wait_has_an_end(reply: Callable[[Exchange], Awaitable[None]]
         failure = await caller.fails(streamed())
         assert said in failure.message
         assert failure.retriable
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await api.seen[0].closed.wait()
 
 
@@ -428,7 +428,7 @@ async def test_what_is_not_http_is_said_to_be_none() -> None:
 async def test_cancelling_hangs_up() -> None:
     async with ModelApi(then_silence) as api, calling(api.url) as caller:
         ear, running = caller.begin(streamed())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not ear.chunks:
                 await asyncio.sleep(0)
             running.cancel()
@@ -457,14 +457,14 @@ async def test_a_slow_reader_halts_the_provider() -> None:
         ear, running = caller.begin(streamed())
         running.pause()
         seen = -1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while seen != sent or not sent:
                 seen = sent
                 await asyncio.sleep(0.1)
         assert sent < 3000
         assert len(ear.chunks) < 100
         running.resume()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await ear.over.wait()
         assert len(ear.text) == 3000 * 10_000
         assert ear.reason == "stop"

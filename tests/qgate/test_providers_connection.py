@@ -33,7 +33,7 @@ def play(request: pytest.FixtureRequest) -> Callable[[Scene], None]:
 
     def played(scene: Scene) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await scene()
 
         request.param(bounded())

@@ -12,8 +12,8 @@ from qgate.store.database import migrations
 from tunnel_proto.errors import ConfigError
 
 
-async def test_gates_that_start_together_migrate_once(store_dsn: str) -> None:
-    stores = await asyncio.gather(*(Store.open(store_dsn, connections=2) for _ in range(4)))
+async def test_gates_that_start_together_migrate_once(bare_dsn: str) -> None:
+    stores = await asyncio.gather(*(Store.open(bare_dsn, connections=2) for _ in range(4)))
     async with stores[0].connection() as connection:
         applied = await connection.fetch("SELECT number FROM migrations ORDER BY number")
     assert [row["number"] for row in applied] == sorted(migrations())
@@ -89,7 +89,7 @@ async def test_notifications_arrive_and_a_lost_listener_is_told(store: Store, st
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE application_name = 'qgate listener' AND datname = current_database()"
     )
-    await asyncio.wait_for(lost.wait(), 10)
+    await asyncio.wait_for(lost.wait(), 60)
     with pytest.raises(StoreUnavailableError):
         await listener.check()
     await listener.close()
