@@ -334,12 +334,28 @@ class ContextDialler:
             pool = known_pool(self.pools, place)
             if held := session.token(pool.pool_key, now):
                 return held
-            made = self._mint(place, session)
+            made, told = self._mint(place, session)
+            if pool.pool_key == self.bundle.pool_key:
+                self._follow(told)
             self._session = session.with_token(pool.pool_key, made)
             write_session(self.context.session, self._session)
             return made.token
 
-    def _mint(self, place: str, session: AdminSession) -> Token:
+    def _follow(self, told: tuple[RosterPool, ...]) -> None:
+        """The home pool says where the pools are now; a name in use that it has changed counts from the next
+        program on.
+        """
+        if not told or told == self.settings.pools:
+            return
+        settings = ContextSettings(self.settings.admin, self.settings.read_only, told)
+        with contextlib.suppress(ConfigError):  # a folder that cannot be written is no reason to stop
+            self.context.write_settings(settings)
+        pools = self.context.pools(self.bundle, settings)
+        if {self._at, self._began} <= {pool.name for pool in pools}:
+            self.settings, self.pools = settings, pools
+
+    def _mint(self, place: str, session: AdminSession) -> tuple[Token, tuple[RosterPool, ...]]:
+        """A token of a pool, and the pools as it tells them."""
         bare = ContextDialler(
             self.context, begin=place, clock=self._clock, dial=self._dial, authenticated=False
         )
@@ -354,4 +370,4 @@ class ContextDialler:
             if error.status == 401:
                 error.hint = f"meshctl login --context {self.context.typed}"
             raise
-        return Token(str(reply["token"]), float(reply["token_expires_at"]))
+        return Token(str(reply["token"]), float(reply["token_expires_at"])), pools_of(reply.get("pools"))

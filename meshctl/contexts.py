@@ -7,7 +7,7 @@
         offer.json       what goes to the pool
         bundle.json      what came back: certificate, gates, and the roster of paired pools
         mark             the last handshake's timestamp
-        context.toml     who logs in, and the pools as they were told at the last log-in
+        context.toml     who logs in, and the pools as the home pool told them last
         session          the grant, mode 0600: worth nothing without node.key
       away             which pools did not answer of late, and when
 
@@ -188,7 +188,7 @@ class Context:
     def pools(self, bundle: Bundle, settings: ContextSettings) -> tuple[RosterPool, ...]:
         """Where this context may be dialled, the home pool first.
 
-        As told at the last log-in, else by the bundle's roster. The bundle's own gates of the home pool are
+        As told last (at log-in, or with a token), else by the bundle's roster. The bundle's own gates of the home pool are
         kept beside the ones told: after a move of the gates one of the two lists still leads there.
         """
         told = settings.pools or _roster_pools(bundle)
@@ -370,7 +370,7 @@ def _roster_pools(bundle: Bundle) -> tuple[RosterPool, ...]:
 
 def _settings_text(settings: ContextSettings) -> str:
     lines = [
-        "# Written by meshctl login; the pools are those that answered for this admin at the last log-in.",
+        "# Written by meshctl login; the pools are those that the home pool named last.",
         f"admin = {json.dumps(settings.admin)}",
         f"read_only = {json.dumps(settings.read_only)}",
     ]

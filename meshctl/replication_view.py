@@ -207,7 +207,7 @@ def catalogue(reply: Record) -> list[Table]:
         "witnesses": reply.get("witnesses"),
         "records": reply.get("records"),
         "in review": reply.get("in_review"),
-        "automatic": f"no: {reply.get('why_not_automatic')}",
+        "automatic": True if reply.get("automatic") else f"no: {reply.get('why_not_automatic')}",
     }
     tables = [view.card(summary)]
     if contenders := reply.get("contenders"):

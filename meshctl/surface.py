@@ -1,4 +1,9 @@
-"""The OpenAI-compatible surface as meshctl uses it: a gate's control socket, or any URL with a key."""
+"""The OpenAI-compatible surface as meshctl uses it: a gate's control socket, the pools of a context, or any
+URL with a key.
+
+Over a context a question goes on to the next pool until one has begun to answer: asked twice it costs twice
+and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +20,9 @@ from meshctl.errors import CommandError, ExitCode, UnreachableError, UsageError,
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
+
+    from meshctl.client import Gate
+    from meshctl.dialling import Dialler
 
 PATIENCE_S: Final = 3660.0
 """Longest silence that is waited through: the longest deadline a request may have, and a minute."""
@@ -34,11 +43,14 @@ class AskError(CommandError):
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Where to ask: ``socket`` of a gate, or ``url`` (up to and with /v1) and an API key."""
+    """Where to ask: ``socket`` of a gate, ``pools`` of a context, or ``url`` (up to and with /v1) and an API
+    key.
+    """
 
     socket: Path | None = None
     url: str = ""
     key: str = ""
+    pools: Gate | None = None
 
     def whole(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """POST JSON to ``path`` under /v1; the answer's object. Raises AskError and UnreachableError."""
@@ -72,10 +84,14 @@ class Surface:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        connection, prefix = self._connection()
+        if self.pools is not None:
+            connection, response = self._asked_over(self.pools, payload, headers, path)
+        else:
+            connection, prefix = self._connection()
         try:
-            connection.request("POST", prefix + path, body=payload, headers=headers)
-            response = connection.getresponse()
+            if self.pools is None:
+                connection.request("POST", prefix + path, body=payload, headers=headers)
+                response = connection.getresponse()
             if response.status != 200:
                 raise _error(response.status, _object(response.read(), strict=False))
             yield response
@@ -91,6 +107,34 @@ class Surface:
             raise AskError(f"{self._name} does not speak HTTP: {error!r}", status=502) from error
         finally:
             connection.close()
+
+    def _asked_over(
+        self, pools: Gate, payload: bytes, headers: Mapping[str, str], path: str
+    ) -> tuple[HTTPConnection, HTTPResponse]:
+        """Ask the pools of a context in turn, until one begins to answer. UnreachableError, GateError."""
+        dialler = pools.dialler
+        others, renewed = dialler.places - 1, False
+        while True:
+            place = dialler.place()
+            connection = _dialled(dialler, place)
+            try:
+                own = dialler.headers(place)
+                connection.request("POST", f"/v1{path}", body=payload, headers={**headers, **own})
+                response = connection.getresponse()
+                if response.status != HTTPStatus.UNAUTHORIZED or renewed or not dialler.renew(place):
+                    return connection, response
+                renewed = True
+                connection.close()
+            except (OSError, _http_errors()) as broken:
+                connection.close()
+                error = broken if isinstance(broken, OSError) else ConnectionResetError(str(broken))
+                if others <= 0 or not (now := dialler.leave(place, error)):
+                    raise dialler.explain(place, error, PATIENCE_S) from broken
+                others, renewed = others - 1, False
+                pools.moved(place, now)
+            except BaseException:
+                connection.close()
+                raise
 
     def _connection(self) -> tuple[HTTPConnection, str]:
         from http.client import HTTPConnection, HTTPSConnection
@@ -118,15 +162,29 @@ class Surface:
 
     @property
     def _name(self) -> str:
+        if self.pools is not None:
+            return f"the pool {self.pools.place}"
         return self.url or f"the gate at {self.socket}"
 
     def _unreachable(self, error: OSError) -> CommandError:
         if self.socket is not None:
             return unreachable(self.socket, error)
+        if self.pools is not None:
+            return UnreachableError(f"{self._name} broke off: {error}", hint="ask again")
         return UnreachableError(
             f"{self.url} does not answer: {error.strerror or error}",
             hint="is a sidecar listening there? meshctl sidecar list",
         )
+
+
+def _dialled(dialler: Dialler, place: str) -> HTTPConnection:
+    from http.client import HTTPConnection
+
+    class Dialled(HTTPConnection):
+        def connect(self) -> None:
+            self.sock = dialler.dial(place, PATIENCE_S)
+
+    return Dialled("localhost", timeout=PATIENCE_S)
 
 
 def _http_errors() -> type[Exception]:

@@ -136,6 +136,8 @@ class Orders:
             raise StoreError(
                 "name_pinned", f"{entry.name} is pinned", hint=f"first: meshctl model unpin {entry.name}"
             )
+        if args.get("idle") is True and model is not None and model.state != "stored":
+            raise OrderError("loaded", f"{entry.name} is in memory, or on its way there")
         if model is not None and len(model.entries) == 1:
             await self.residency.unload(model)
         await _in_thread(lambda: self.store.remove(entry))

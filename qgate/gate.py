@@ -43,7 +43,6 @@ from qgate.governance.trail import AuditTrail
 from qgate.governance.upkeep import Upkeep
 from qgate.governance.watch import DirectoryWatch
 from qgate.governing import Governing
-from qgate.http.application import Beside
 from qgate.keys import GateKeys
 from qgate.metrics import Figures, TunnelTotals, figures_of
 from qgate.peering import Peering
@@ -257,7 +256,7 @@ class Gate:
         return gate
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        application = Beside(self.capabilities.administrator, self.governing.guarded(control_api(self)))
+        application = self.governing.guarded(control_api(self))
         control = LocalServer(application, self.files.control_socket)
         await control.start()
         stack.push_async_callback(control.close)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from qgate.control.idempotency import Requests
 from qgate.control.staff import Staff
 from qgate.control.watching import Watching
 from qgate.federation import rotation
+from qgate.governance.elections import Elections
+from qgate.http.application import Beside
 from qgate.replicating import Replicating
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from qgate.gate import Gate
     from qgate.governance.office import Office
+    from qgate.governance.principal import Principal
 
 
 class Governing:
@@ -57,14 +60,31 @@ class Governing:
             workers=gate.capabilities.workers,
         )
 
+        # --- who is master of the catalogue
+        self.elections = Elections(
+            office,
+            gate.catalogue,
+            gate.peering.asks,
+            gate.movement.journal,
+            pool_key=gate.parts.keys.pool_key,
+            verdict=gate.peering.vitals.standing,
+        )
+
     def guarded(self, application: Callable[..., Any]) -> Access:
-        """The control surface behind its door."""
+        """The control surface behind its door, and beside it what an administrator asks the mesh itself."""
         keys = self._gate.parts.keys
         digest_key = hashlib.blake2b(keys.online.sign("idempotency keys", keys.pool_key), digest_size=32)
         requests = Requests(
             application, self._office, gate=self._gate.settings.name, digest_key=digest_key.digest()
         )
-        return self.administering.guarded(requests)
+        return self.administering.guarded(Beside(self._asked, requests))
+
+    async def _asked(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """An administrator asks the mesh itself, at no app's expense: over a session the audit says who."""
+        principal: Principal = scope["state"]["principal"]
+        if principal.kind == "session" and scope["method"] == "POST":
+            await self._office.changed("ask", scope["path"], principal.label, {})
+        await self._gate.capabilities.administrator(scope, receive, send)
 
     def routers(self) -> tuple[APIRouter, ...]:
         """The routers of all nouns, for the control surface."""
@@ -95,3 +115,4 @@ class Governing:
             tasks.create_task(self.configuring.run(), name="configuring")
             tasks.create_task(self.staff.run(), name="people")
             tasks.create_task(self.replicating.run(), name="copies of models")
+            tasks.create_task(self.elections.run(), name="elections")

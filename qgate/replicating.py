@@ -18,6 +18,7 @@ from qgate.capability.workers import Workers
 from qgate.federation.attested import rules as attested_rules
 from qgate.federation.blob_fetch import BlobFetch
 from qgate.federation.blob_files import BlobFiles, pieces
+from qgate.federation.blob_queue import next_fetches, share
 from qgate.federation.blobs import LOST_AFTER_S
 from qgate.federation.chunk_serving import ChunkServing
 from qgate.federation.chunk_stream import ChunkStream
@@ -25,6 +26,7 @@ from qgate.federation.copies import COPIES_MAX, DECLINE_S, Copies, Sight, verdic
 from qgate.federation.links import PeerLinks
 from qgate.federation.log.problems import LogProblem
 from qgate.federation.log.replication import Replication
+from qgate.federation.surplus import Taken
 from qgate.federation.trust import may
 from qgate.governance.office import Office
 from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
@@ -32,6 +34,7 @@ from qgate.store import StoreUnavailableError
 from qgate.store import blobs as table
 from qgate.store.blobs import Blob, FetchRow, Holdings, PeerBlob
 from qgate.store.database import Connection
+from qgate.surplus_copies import SurplusCopies, clear_whole
 from qgate.vouching import Vouching
 from tunnel_proto.blob_messages import KIND_CHUNKS
 from tunnel_proto.errors import MeshError
@@ -78,7 +81,11 @@ class Replicating:
         self._directory = office.directory
         self.files = BlobFiles(folder)
         self.copies = Copies(
-            pool_key=pool_key, peers=self._directory.peers, linked=links.up, monotonic=monotonic
+            pool_key=pool_key,
+            peers=self._directory.peers,
+            linked=links.up,
+            calm_s=lambda: float(self._directory.setting("federation.surplus_s")),
+            monotonic=monotonic,
         )
         self.serving = ChunkServing(office.store, self.files, holders=self.holders, peer=self._directory.peer)
         self._seen: dict[bytes, float] = {}  # files that our workers have, and when they were seen last
@@ -89,6 +96,7 @@ class Replicating:
         self._delivery: asyncio.Task[None] | None = None
         self._stir = asyncio.Event()
         self.vouching = Vouching(office, workers)
+        self.surplus = SurplusCopies(office, workers, pool_key=pool_key, linked=links.up, named=self.named)
         for rule in (self.copies.rule(), *attested_rules()):
             replication.register(rule)
         links.serve(KIND_CHUNKS, "models", self.serving.accept)
@@ -177,7 +185,8 @@ class Replicating:
         held = self._seen.keys() | {row.sha256 for row in rows.values() if row.state == WHOLE}
         taken = {one.sha256: one.size for one in theirs if one.sha256 in held or one.sha256 in rows}
         quota = int(self._directory.setting("federation.model_room_mb")) * MB - sum(taken.values())
-        free = max(0, quota) if not quota > 0 else min(quota, self.files.room())
+        coming = sum(one.fetch.missing for one in self._running.values() if not one.task.done())
+        free = max(0, min(quota, self.files.room() - coming)) if quota > 0 else 0
         return Sight(frozenset(held), frozenset(self._declined), free)
 
     # --- fetching
@@ -203,9 +212,7 @@ class Replicating:
     ) -> None:
         """Begin the next fetch; end those that are not wanted or not allowed any more."""
         wanted = {
-            one.sha256: one
-            for one in sorted(theirs, key=lambda one: one.size, reverse=True)
-            if self.pool_key in one.placed and self._may_take(one.origin)
+            one.sha256: one for one in theirs if self.pool_key in one.placed and self._may_take(one.origin)
         }
         for sha256, running in self._running.items():
             if sha256 not in wanted:
@@ -213,18 +220,34 @@ class Replicating:
         for sha256 in rows.keys() - wanted.keys() - {table.ROOM}:
             if rows[sha256].state != WHOLE and rows[sha256].gate == self._gate:
                 await table.drop_fetch(connection, sha256)
-        if any(not one.task.done() and self._sources(one.fetch.blob) for one in self._running.values()):
-            return  # one at a time: two would only be late together
-        for sha256, blob in reversed(wanted.items()):  # the smallest first
-            if sha256 in sight.held or sha256 in self._declined or sha256 in self._running:
-                continue
-            begun = sha256 in rows
-            if not begun and blob.size > sight.room:
-                self._declined[sha256] = self._monotonic()
-                continue
-            if self._sources(blob) and await table.claim(connection, sha256, self._gate):
-                self._begin(blob)
+        held = sight.held | self._declined.keys() | self._running.keys()
+        waiting = {
+            sha256: blob for sha256, blob in wanted.items() if sha256 not in held and self._sources(blob)
+        }
+        while True:
+            moving = [one.fetch.blob for one in self._running.values() if self._moves(one)]
+            begun = [blob for blob in waiting.values() if blob.sha256 in rows]  # their room is taken already
+            fresh = [blob for blob in waiting.values() if blob.sha256 not in rows]
+            chosen, _ = next_fetches(begun, moving, 1 << 62)
+            more, too_large = next_fetches(fresh, [*moving, *chosen], sight.room)
+            for blob in too_large:
+                self._declined[blob.sha256] = self._monotonic()
+            if not chosen and not more:
                 return
+            for blob in (*chosen, *more):
+                del waiting[blob.sha256]
+                if await table.claim(connection, blob.sha256, self._gate):  # else another gate fetches it
+                    self._begin(blob)
+
+    def _moves(self, running: _Running) -> bool:
+        """Whether a fetch takes a place and a share: one whose pools are all away does not."""
+        return not running.task.done() and bool(self._sources(running.fetch.blob))
+
+    def _share(self, blob: PeerBlob) -> float:
+        """Bytes a second that a fetch may take; 0 sets no bound."""
+        rate = float(self._directory.setting("federation.model_kb_s")) * 1000
+        moving = {sha256: one.fetch.blob.origin for sha256, one in self._running.items() if self._moves(one)}
+        return share(rate, moving, blob.sha256)
 
     def _may_take(self, origin: bytes) -> bool:
         peer = self._directory.peer(origin)
@@ -249,7 +272,7 @@ class Replicating:
             open_stream=self._open,
             sources=lambda: self._sources(blob),
             named=self.named,
-            rate=lambda: float(self._directory.setting("federation.model_kb_s")) * 1000,
+            rate=lambda: self._share(blob),
             monotonic=self._monotonic,
         )
         task = asyncio.get_running_loop().create_task(self._fetch(fetch), name=f"fetch {blob.name}")
@@ -287,9 +310,13 @@ class Replicating:
             log.exception("handing models over failed")
 
     async def _hand_out(self) -> None:
+        gone = await self.surplus.clear(self._models())
+        if gone is not None:
+            self._seen.pop(gone, None)
         present = await asyncio.to_thread(self.files.whole)
         async with self._office.store.connection() as connection:
-            theirs = {one.sha256: one for one in await table.peer_blobs(connection)}
+            said = await table.peer_blobs(connection)
+        theirs = {one.sha256: one for one in said}
         wanted = {one.root for one in theirs.values()}
         wanted |= {one.fetch.blob.root for one in self._running.values()}
         await asyncio.to_thread(self.files.prune, frozenset(wanted))
@@ -298,7 +325,8 @@ class Replicating:
         here = self._models()
         for sha, path in present.items():
             sha256 = bytes.fromhex(sha)
-            if sha256 in here or sha256 not in theirs:
+            surplus = sha256 not in here and clear_whole(self.files, self.pool_key, said, sha256)
+            if surplus or sha256 in here or sha256 not in theirs:
                 await asyncio.to_thread(self.files.drop, sha)
                 async with self._office.store.connection() as connection:
                     await table.drop_fetch(connection, sha256)
@@ -328,6 +356,9 @@ class Replicating:
             if answer.ok:
                 log.info("a model was handed over", worker=name, model=called)
                 detail = {"worker": name, "pool": self.named(blob.origin), "sha256": blob.sha256.hex()}
+                async with self._office.store.connection() as connection:
+                    taken = Taken(blob.sha256, name, called)
+                    await table.note_taken(connection, taken, blob.origin, self._office.now())
                 await self._office.changed("model.replicated", called, "peer", detail)
                 return
             problem = answer.problem

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from meshctl.cli import options
-from meshctl.client import find_socket
 from meshctl.errors import UnreachableError, UsageError
 from meshctl.render import Output, machine_text, write
 from meshctl.surface import Surface
@@ -58,24 +57,16 @@ def ask(
             "--key-file", metavar="FILE", help="With --url: the app's API key; - is standard input."
         ),
     ] = None,
-    gate_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--gate-dir",
-            metavar="DIR",
-            help="The gate's directory, or a dev stack's; without it ./.mesh, then /var/lib/qgate. A context "
-            "asks for nothing: --url does, as an app.",
-            show_default=False,
-        ),
-    ] = None,
+    gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
     """Have the mesh do something with a text: meshctl ask 'task=summarize;prefer=speed' < article.txt
 
     The answer is printed as it comes; -o json prints the whole result with its receipt once it is complete.
-    Ctrl-C cancels the request wherever it runs. At the gate's own socket everything is allowed and paid by no
-    app's budget; --url with an app's key asks as that app.
+    Ctrl-C cancels the request wherever it runs. At the gate's own socket, and for an admin over a context,
+    everything is allowed and paid by no app's budget; --url with an app's key asks as that app. Over a
+    context the next pool is asked where one does not answer.
     """
     model, kind = _wanted(request)
     if system is not None and kind != "chat":
@@ -129,11 +120,13 @@ def _surface(url: str | None, key_file: str | None, gate_dir: Path | None, socke
                 hint="leave --key-file out, or say --url URL",
             )
         try:
-            return Surface(socket=find_socket(gate_dir, socket, here=Path.cwd()))
+            gate = options.connect(gate_dir, socket)
         except UnreachableError as error:
             raise UnreachableError(
-                error.message, hint="meshctl dev, --gate-dir DIR, or as an app: --url URL --key-file FILE"
+                error.message,
+                hint="meshctl dev, --gate-dir DIR, --context NAME, or as an app: --url URL --key-file FILE",
             ) from None
+        return Surface(pools=gate) if gate.place else Surface(socket=gate.dialler.path)
     if socket is not None or gate_dir is not None:
         raise UsageError("--url and the gate's socket exclude each other.", hint="give one of them")
     return Surface(url=url, key=read_secret("API key", key_file, option="--key-file"))

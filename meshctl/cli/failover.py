@@ -61,7 +61,11 @@ def auto(
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,
 ) -> None:
-    """Let nodes move by themselves: at once when this pool is dead, and home 30 to 60 s after it is back."""
+    """Let nodes move by themselves: at once when this pool is dead, and home 30 to 60 s after it is back.
+
+    With --authority: let a majority of the catalogue's group replace a master that is dead. Each pool says so
+    for itself; two pools have no majority, and are refused.
+    """
     _mode("auto", dry_run, authority, gate_dir, socket, output)
 
 
@@ -133,6 +137,11 @@ def _mode(mode: str, dry_run: bool, authority: bool, gate_dir: Any, socket: Any,
         emit(reply, [], output)
         return
     verb = "would be" if dry_run else "is"
+    if authority:
+        voters = ", ".join(reply["voters"]) or "nobody"
+        how = f"{reply['needed']} of {voters} elect" if mode == "auto" else "a person promotes"
+        note(f"The authority {verb} {mode} at this pool (it was {reply['was']}): {how}.")
+        return
     where = ", ".join(reply["targets"]) or "nowhere"
     note(f"The mode {verb} {mode} (it was {reply['was']}); nodes go to: {where}.")
 

@@ -112,10 +112,6 @@ class Root(TyperGroup):
         return [*ORDER, *(name for name in self.commands if name not in ORDER)]
 
 
-WITHOUT_CONTEXT = frozenset({"ask"})
-"""Commands that speak to a gate's own socket for something else than its control API."""
-
-
 def command_line(app: typer.Typer, arguments: Sequence[str] = ()) -> Any:
     """A command line ready to run: every command that reaches a gate takes ``--context`` as well.
 
@@ -125,7 +121,7 @@ def command_line(app: typer.Typer, arguments: Sequence[str] = ()) -> Any:
     option = get_command(_context_option()).params[0]
     for name, one in _leaves(root):
         places = [index for index, param in enumerate(one.params) if param.name == "gate_dir"]
-        if places and name not in WITHOUT_CONTEXT:
+        if places:
             one.params.insert(places[0], copy.copy(option))
     return root
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from qgate.control.bodies import Body, Name
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
-from qgate.governance.problems import ConflictError
+from qgate.governance.catalogue import AUTOMATIC
 from tunnel_proto.roster import ORDER_NODES_MAX
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ def _failover(movement: Movement, administration: Administration, catalogue: Cat
 
     @router.put("/mode")
     async def mode(body: ModeBody, by: By) -> dict[str, Any]:
-        """Let nodes move by themselves, or not; every node hears of it at once."""
+        """Let nodes move by themselves, or not; every node hears of it at once. With ``authority``, let a
+        majority of the catalogue's group move its master, or not; refused where there can be none.
+        """
         if body.authority:
-            why = await catalogue.refuse_automatic()
-            raise ConflictError(
-                f"the catalogue's master does not change by itself: {why}", hint="meshctl catalog promote"
-            )
-        plan = movement.plan_mode(body.mode)
+            plan, setting = await catalogue.plan_automatic(body.mode), AUTOMATIC
+        else:
+            plan, setting = movement.plan_mode(body.mode), "failover.mode"
         if not body.dry_run:
-            await administration.preferences.set("failover.mode", body.mode, by=by)
+            await administration.preferences.set(setting, body.mode, by=by)
         return {**plan, "dry_run": body.dry_run}
 
     @router.post("/orders")

@@ -118,6 +118,12 @@ class BlobFetch:
         self._banned: set[bytes] = set()
         self._manifest: Manifest | None = None
 
+    @property
+    def missing(self) -> int:
+        """Bytes that will still be written."""
+        chunks = self.progress.chunks
+        return self.blob.size * (chunks - self.progress.have) // chunks if chunks else self.blob.size
+
     async def run(self) -> None:
         """Until the whole file is in its place. LogProblem ``disk-full`` or ``manifest`` where it cannot."""
         try:
@@ -253,7 +259,7 @@ class BlobFetch:
     def _took(self, pool: bytes, index: int, data: bytes) -> None:
         now = self._monotonic()
         if self._rate() != self._pace.rate:
-            self._pace = Pace(self._rate(), at=now)
+            self._pace = self._pace.at_rate(self._rate(), now)
         self._pace = self._pace.spent(len(data), now)
         self.progress.bytes += len(data)
         manifest = self._manifest

@@ -11,7 +11,7 @@ same answer, whatever order they came in:
     an old epoch   is its master's up to the number at which the next promotion cut it
 
 Frozen means read-only until an admin resolves it, which is a promotion at the next epoch. Nothing here
-promotes by itself: a majority is needed for that, and two pools without a witness have none.
+promotes by itself: a majority is needed for that (`election`), and two pools without a witness have none.
 """
 
 from __future__ import annotations
@@ -245,20 +245,16 @@ def resolution(standing: Standing, *, own: bytes, master: bytes, through: int, r
 
 
 def why_not_automatic(group: Group | None) -> str:
-    """Why the authority over the catalogue cannot move by itself; never empty in this version."""
+    """Why the authority over the catalogue cannot move by itself; empty where a majority may move it."""
     if group is None:
         return "there is no catalogue group yet, so there is no authority to move: meshctl catalog promote"
-    voters = len(group.members) + len(group.witnesses)
-    if voters < 3:
+    if len({*group.members, *group.witnesses}) < 3:
         return (
             "two pools and no witness have no majority: if the link between them fails, each would promote"
             " itself and the catalogue would have two masters; routing failover stays automatic,"
             " the authority is promoted by a person: meshctl catalog promote"
         )
-    return (
-        f"the {voters} voters could form a majority, but this version does not hold elections: the authority"
-        " is promoted by a person: meshctl catalog promote"
-    )
+    return ""
 
 
 def document_payload(document: Document) -> dict[str, Any]:

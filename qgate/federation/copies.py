@@ -6,8 +6,9 @@
     blob: SHA-256, root, N, who was chosen   ──▶ fetches it in verified chunks, hands it to a worker
     counts copies by who says to have it     ◀── holding, or declined (no room after all)
 
-A pool that has been away for `LOST_AFTER_S` counts no more, and another one is chosen. One gate of a pool
-compares what peers were told with what is; the gate that claimed a file fetches it.
+A pool that has been away for `LOST_AFTER_S` counts no more, and another one is chosen; when it is back its
+copy is one too many (`surplus`). One gate of a pool compares what peers were told with what is; the gate that
+claimed a file fetches it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qgate.federation.log.entry import Entry
 from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import Peer
 from qgate.federation.publishing import publish_changed
+from qgate.federation.surplus import Copied, ripen, too_many
 from qgate.federation.trust import may
 from qgate.store import blobs as table
 from qgate.store import guests as exports
@@ -70,13 +72,16 @@ class Copies:
         pool_key: bytes,
         peers: Callable[[], Sequence[Peer]],
         linked: Callable[[bytes], bool],
+        calm_s: Callable[[], float] = lambda: 0.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool_key = pool_key
         self._peers = peers
         self._linked = linked
+        self._calm_s = calm_s
         self._monotonic = monotonic
         self._seen_up: dict[bytes, float] = {}
+        self._surplus_since: Mapping[tuple[bytes, bytes], float] = {}
         self._told_room: int | None = None
 
     # --- ours
@@ -89,11 +94,16 @@ class Copies:
         known = await exports.published(connection, STREAM)
         said = await table.holdings(connection)
         wanted: dict[bytes, dict[str, Any]] = {}
+        blobs = []
         for blob in (await table.own_blobs(connection)).values():
             placed = self._place(blob, said)
             if placed != blob.placed:
                 await table.place_blob(connection, blob.sha256, placed)
-            wanted[record_of("blob", blob.sha256)] = replace(blob, placed=placed).payload()
+            blobs.append(replace(blob, placed=placed))
+        ripe = self._ripe(blobs, said, sight)
+        for blob in blobs:
+            surplus = ripe.get(blob.sha256, ())
+            wanted[record_of("blob", blob.sha256)] = replace(blob, surplus=surplus).payload()
         for sha256 in {one.sha256 for one in await table.peer_blobs(connection)}:
             record = record_of("holding", sha256)
             if sha256 in sight.held:
@@ -132,9 +142,24 @@ class Copies:
             if one not in declined
         ]
         fresh = placement(blob.sha256, blob.size, blob.copies, holders)
-        already = [one for one in able if one in has and one not in chosen and not declined & {one}]
+        spare = [one for one in able if one in has and one not in chosen and one not in declined]
+        already = [one for one in spare if away.get(one, 0.0) < LOST_AFTER_S]
         room = max(0, blob.copies - len(chosen))
         return (*chosen, *[*already, *fresh][:room])
+
+    def _ripe(self, blobs: Sequence[Blob], said: Holdings, sight: Sight) -> Mapping[bytes, tuple[bytes, ...]]:
+        """By file the pools whose copies have been too many for long enough."""
+        there = frozenset(pool for pool, away in self.away().items() if not away)
+        found = {
+            blob.sha256: too_many(
+                Copied(blob.copies, blob.placed, said.has(blob.sha256), there, blob.sha256 in sight.held)
+            )
+            for blob in blobs
+        }
+        self._surplus_since, ripe = ripen(
+            self._surplus_since, found, self._monotonic(), calm_s=self._calm_s()
+        )
+        return ripe
 
     def away(self) -> Mapping[bytes, float]:
         """For how long each peer has not been linked to this gate; 0 where it is."""
@@ -201,6 +226,7 @@ def read_blob(origin: bytes, payload: Mapping[str, Any]) -> PeerBlob:
             _key(payload["root"]),
             whole(0, COPIES_MAX)(payload["copies"]),
             tuple(_key(one) for one in listed(_KEY, COPIES_MAX)(payload["placed"])),
+            tuple(_key(one) for one in listed(_KEY, COPIES_MAX)(payload.get("surplus", []))),
         )
     except (ShapeError, KeyError) as error:
         raise RemoteProtocolError(f"an entry about a model's copies is malformed: {error}") from None

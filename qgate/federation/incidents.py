@@ -34,7 +34,12 @@ HOOK_S: Final = 30.0
 EVIDENCE_MAX: Final = 50
 """Sightings kept of one incident; further ones are counted."""
 
-SEVERITIES: Final = {"target_dead": "critical", "nowhere_to_go": "critical", "order_refused": "warning"}
+SEVERITIES: Final = {
+    "target_dead": "critical",
+    "nowhere_to_go": "critical",
+    "order_refused": "warning",
+    "authority_moved": "warning",
+}
 
 log = structlog.get_logger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from qgate.federation.catalogue import (
     sign_document,
     why_not_automatic,
 )
+from qgate.federation.election import candidates, majority, voters
 from qgate.federation.log.digest import GONE, SUPERSEDED, is_gone, record_digest
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.problems import LogConflict, LogProblem
@@ -39,16 +40,22 @@ from tunnel_proto.constants import TIME_MAX
 from tunnel_proto.identity import fingerprint
 
 STREAM: Final = "catalogue"
+AUTOMATIC: Final = "failover.authority"
+"""The setting: "auto" where a majority may move the authority."""
+
 NAME_MAX: Final = 200
 LEVEL: Final = 3
 
 
 class Catalogue:
-    """Status, promotions and records. ``pool_key`` is this pool's."""
+    """Status, promotions and records. ``pool_key`` is this pool's, ``alive`` tells whether a peer is
+    heard.
+    """
 
     def __init__(self, office: Office, pool_key: bytes) -> None:
         self._office = office
         self._pool = pool_key
+        self.alive: Callable[[bytes], bool] = lambda _pool: True
 
     def rules(self) -> tuple[StreamRule, ...]:
         """The rules of the streams "authority" and "catalogue"."""
@@ -92,8 +99,9 @@ class Catalogue:
             "witnesses": [self._name(key) for key in group.witnesses] if group else [],
             "records": len(rows),
             "in_review": len(reviews),
-            "automatic": False,
-            "why_not_automatic": why_not_automatic(group),
+            "automatic": self._automatic() and not why_not_automatic(group),
+            "why_not_automatic": why_not_automatic(group)
+            or ("" if self._automatic() else "a person promotes here: meshctl failover auto --authority"),
             "promotions": [self._history(one) for one in promotions],
         }
 
@@ -130,10 +138,55 @@ class Catalogue:
         await self._office.changed("catalogue.group", "group", by, {"serial": serial})
         return await self.status()
 
-    async def refuse_automatic(self) -> str:
-        """Why the authority does not move by itself."""
+    async def plan_automatic(self, mode: str) -> dict[str, Any]:
+        """What it means that the authority moves by itself, or not. LogConflict with the reason where there
+        can be no majority.
+        """
         async with self._office.store.connection() as connection:
-            return why_not_automatic((await self.standing(connection)).group)
+            group = (await self.standing(connection)).group
+        if mode == "auto" and (why := why_not_automatic(group)):
+            raise LogConflict(
+                "no-majority",
+                f"the catalogue's master does not change by itself: {why}",
+                hint="meshctl catalog promote",
+            )
+        return {
+            "mode": mode,
+            "was": self._office.directory.setting(AUTOMATIC),
+            "targets": [self._name(one) for one in candidates(Standing(group))],
+            "voters": sorted(self._name(one) for one in voters(group)),
+            "needed": majority(group),
+            "nodes": [],
+        }
+
+    async def elect(self, epoch: int, voted: Iterable[bytes], why: str) -> bool:
+        """Become the master by a majority's vote. False where something has changed since: another promotion
+        came, or this pool gave its ballot away.
+        """
+        async with self._office.store.transaction() as connection:
+            await self._lock(connection)
+            standing = await self.standing(connection)
+            if standing.frozen or standing.master is None or standing.epoch + 1 != epoch:
+                return False
+            if await table.ballot(connection, epoch) != self._pool:
+                return False
+            names = sorted(self._name(one) for one in voted)
+            reason = f"elected by {', '.join(names)}: {why}"
+            through = await table.last_write(connection, standing.master, standing.epoch)
+            promotion = next_promotion(
+                standing, own=self._pool, master=self._pool, through=through, reason=reason
+            )
+            await self._sign(connection, promotion)
+            await self._refold(connection)
+        detail = {
+            "epoch": epoch,
+            "reason": reason,
+            "was": self._name(standing.master),
+            "through": through,
+            "rule": f"{majority(standing.group)} of {len(voters(standing.group))} voters",
+        }
+        await self._office.changed("catalogue.elect", self._name(self._pool), "election", detail)
+        return True
 
     # --- records
 
@@ -261,6 +314,9 @@ class Catalogue:
             connection, stream=AUTHORITY, record=document.digest, payload=document_payload(document)
         )
 
+    def _automatic(self) -> bool:
+        return bool(self._office.directory.setting(AUTOMATIC) == "auto")
+
     async def _lock(self, connection: Connection) -> None:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", table.AUTHORITY_LOCK)
 
@@ -280,6 +336,15 @@ class Catalogue:
                 f"the catalogue is written at {who}" if who else "the catalogue has no master",
                 hint="write it there, or promote this pool: meshctl catalog promote",
             )
+        if self._automatic() and not why_not_automatic(standing.group):
+            heard = {self._pool, *filter(self.alive, voters(standing.group) - {self._pool})}
+            if len(heard) < majority(standing.group):
+                raise LogConflict(
+                    "no-majority",
+                    f"this master hears {len(heard)} of {len(voters(standing.group))} voters: another one may"
+                    " be elected any moment, and what is written here would not count",
+                    hint="meshctl pool list; to write all the same: meshctl failover manual --authority",
+                )
         return standing
 
     async def _publish(self, connection: Connection, row: CatalogueRow) -> None:

@@ -195,6 +195,22 @@ _DECLARED = (
         choices=("auto", "manual"),
     ),
     Setting(
+        "failover.authority",
+        str,
+        "manual",
+        "Whether this pool votes, and stands, where the catalogue's master is dead (auto), or leaves it to "
+        "people (manual): meshctl failover auto --authority.",
+        choices=("auto", "manual"),
+    ),
+    Setting(
+        "failover.authority_after_s",
+        float,
+        60.0,
+        "How long the catalogue's master has to be dead to this pool before it votes or stands, in seconds.",
+        minimum=5.0,
+        maximum=86_400.0,
+    ),
+    Setting(
         "failover.guest_databases",
         str,
         "*",
@@ -453,6 +469,15 @@ _DECLARED = (
         "How fast a gate fetches other pools' models, in kB/s; 0 sets no bound.",
         minimum=0,
         maximum=10_000_000,
+    ),
+    Setting(
+        "federation.surplus_s",
+        float,
+        3600.0,
+        "After as many copies of a model as are wanted have been elsewhere for so long without a break, a "
+        "pool that took one too many removes it, in seconds; 0: never.",
+        minimum=0.0,
+        maximum=30 * 86_400.0,
     ),
     Setting(
         "sidecar.certificate_days",

@@ -313,7 +313,7 @@ _PREFIXES: Final[Mapping[str, _Method]] = {
 class Beside:
     """One ASGI application of two: ``capability`` under /v1 and /api, ``other`` for everything else."""
 
-    capability: Application
+    capability: Callable[..., Awaitable[None]]
     other: Callable[..., Awaitable[None]]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
 from qgate.federation.log.digest import record_digest
+from qgate.federation.surplus import Taken
 from qgate.store.database import Connection
 
 LOCK: Final = 0x6D657368_626C6F62
@@ -25,7 +26,9 @@ DECLINED: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One of our models, and where its copies shall be. ``manifest`` is packed."""
+    """One of our models, and where its copies shall be. ``manifest`` is packed, ``surplus`` are pools whose
+    copies are too many.
+    """
 
     sha256: bytes
     name: str
@@ -34,10 +37,11 @@ class Blob:
     copies: int
     placed: tuple[bytes, ...] = ()
     manifest: bytes = field(default=b"", repr=False)
+    surplus: tuple[bytes, ...] = ()
 
     def payload(self) -> dict[str, Any]:
         """What peers are told."""
-        return {
+        said: dict[str, Any] = {
             "kind": "blob",
             "sha256": self.sha256,
             "name": self.name,
@@ -46,6 +50,7 @@ class Blob:
             "copies": self.copies,
             "placed": list(self.placed),
         }
+        return {**said, "surplus": list(self.surplus)} if self.surplus else said
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,12 @@ class PeerBlob:
     root: bytes
     copies: int
     placed: tuple[bytes, ...] = ()
+    surplus: tuple[bytes, ...] = ()
 
     def payload(self) -> dict[str, Any]:
         """As the peer said it."""
-        return Blob(self.sha256, self.name, self.size, self.root, self.copies, self.placed).payload()
+        said = Blob(self.sha256, self.name, self.size, self.root, self.copies, self.placed)
+        return replace(said, surplus=self.surplus).payload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +142,11 @@ async def put_peer_blob(connection: Connection, blob: PeerBlob, record: bytes) -
     """Keep what a peer says of one of its models."""
     await connection.execute(
         """
-        INSERT INTO peer_blobs (origin, sha256, name, size, root, copies, placed, record)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+        INSERT INTO peer_blobs (origin, sha256, name, size, root, copies, placed, record, surplus)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         ON CONFLICT (origin, sha256) DO UPDATE SET name = excluded.name, size = excluded.size,
-            root = excluded.root, copies = excluded.copies, placed = excluded.placed, record = excluded.record
+            root = excluded.root, copies = excluded.copies, placed = excluded.placed,
+            record = excluded.record, surplus = excluded.surplus
         """,
         blob.origin,
         blob.sha256,
@@ -148,6 +156,7 @@ async def put_peer_blob(connection: Connection, blob: PeerBlob, record: bytes) -
         blob.copies,
         list(blob.placed),
         record,
+        list(blob.surplus),
     )
 
 
@@ -285,6 +294,38 @@ async def drop_fetch(connection: Connection, sha256: bytes) -> None:
     await connection.execute("DELETE FROM blob_fetches WHERE sha256 = $1", sha256)
 
 
+# --- what came here as a copy
+
+
+async def note_taken(connection: Connection, taken: Taken, origin: bytes, at: datetime) -> None:
+    """A worker has a copy now."""
+    await connection.execute(
+        """
+        INSERT INTO blobs_taken (sha256, worker, name, origin, at) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (sha256, worker) DO UPDATE SET name = excluded.name, origin = excluded.origin,
+            at = excluded.at
+        """,
+        taken.sha256,
+        taken.worker,
+        taken.name,
+        origin,
+        at,
+    )
+
+
+async def all_taken(connection: Connection) -> list[Taken]:
+    """Every copy that was handed to a worker."""
+    rows = await connection.fetch("SELECT sha256, worker, name FROM blobs_taken ORDER BY sha256, worker")
+    return [Taken(bytes(row["sha256"]), row["worker"], row["name"]) for row in rows]
+
+
+async def drop_taken(connection: Connection, taken: Taken) -> None:
+    """The copy is gone, or is somebody's own now."""
+    await connection.execute(
+        "DELETE FROM blobs_taken WHERE sha256 = $1 AND worker = $2", taken.sha256, taken.worker
+    )
+
+
 def _peer_blob(row: Any) -> PeerBlob:
     return PeerBlob(
         bytes(row["origin"]),
@@ -294,4 +335,5 @@ def _peer_blob(row: Any) -> PeerBlob:
         bytes(row["root"]),
         row["copies"],
         tuple(bytes(one) for one in row["placed"]),
+        tuple(bytes(one) for one in row["surplus"]),
     )

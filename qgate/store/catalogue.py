@@ -148,6 +148,26 @@ async def last_write(connection: Connection, origin: bytes, epoch: int) -> int:
     return next((row["seq"] for row in rows if read_entry(row["entry"]).epoch == epoch), 0)
 
 
+async def ballot(connection: Connection, epoch: int) -> bytes | None:
+    """For whom this pool voted, locked until this transaction ends."""
+    query = "SELECT candidate FROM catalogue_ballots WHERE epoch = $1 FOR UPDATE"
+    found = await connection.fetchval(query, epoch)
+    return None if found is None else bytes(found)
+
+
+async def put_ballot(connection: Connection, epoch: int, candidate: bytes, at: datetime) -> None:
+    """Vote. The caller has looked whether it may, under `AUTHORITY_LOCK`."""
+    await connection.execute(
+        """
+        INSERT INTO catalogue_ballots (epoch, candidate, at) VALUES ($1, $2, $3)
+        ON CONFLICT (epoch) DO UPDATE SET candidate = excluded.candidate, at = excluded.at
+        """,
+        epoch,
+        candidate,
+        at,
+    )
+
+
 async def unsigned(connection: Connection) -> bool:
     """Whether writes of our own to the catalogue wait for the sequencer."""
     return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM outbox WHERE stream = 'catalogue')"))

@@ -156,7 +156,9 @@ class FakePool:
                     "detail": "this pool does not take sessions of that one",
                     "code": "unauthenticated",
                 }
-            return 200, self._token() | {"role": "owner"}
+            is_home = self.gate_pools[0] is self
+            told = {"pools": [pool.listed() for pool in self.gate_pools]} if is_home else {}
+            return 200, self._token() | {"role": "owner"} | told
         token = headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in self.tokens:
             return 401, {"detail": "this session is over", "code": "unauthenticated", "next": "meshctl login"}

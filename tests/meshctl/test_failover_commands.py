@@ -78,6 +78,23 @@ def test_the_catalogues_authority_is_refused_with_the_reason(gate: FakeGate, at_
     assert "meshctl catalog promote" in err
 
 
+def test_the_authority_may_be_a_majoritys(gate: FakeGate, at_gate: Run) -> None:
+    plan = {
+        "mode": "auto",
+        "was": "manual",
+        "voters": ["gpu", "hq", "spare"],
+        "needed": 2,
+        "targets": ["gpu"],
+    }
+    gate.answer("PUT /failover/mode", plan)
+    code, _, err = at_gate("failover", "auto", "--authority")
+    assert (code, gate.body_of("PUT /failover/mode")["authority"]) == (0, True)
+    assert "2 of gpu, hq, spare elect" in err
+    gate.answer("PUT /failover/mode", {**plan, "mode": "manual", "was": "auto"})
+    code, _, err = at_gate("failover", "manual", "--authority")
+    assert (code, "a person promotes" in err) == (0, True)
+
+
 def test_an_order_is_shown_before_it_is_given(gate: FakeGate, at_gate: Run) -> None:
     gate.answer("POST /failover/orders", PLAN)
     code, _, err = at_gate("failover", "to", "gpu", "--dry-run")

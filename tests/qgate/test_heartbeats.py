@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,6 +176,30 @@ async def test_a_peer_without_leave_is_not_heard_but_not_dead_either(
         assert not branch.peering.vitals.heard  # what hq sent was refused
         await know(branch, peer_of(hq, level=1))
         await until(lambda: shown(hq, branch)["health"] == "alive", 20)
+
+
+async def test_an_unpaired_peers_heartbeat_counts_for_nothing(
+    tmp_path: Path, store_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
+        for gate in (hq, branch):
+            await hasten(gate)
+        vitals = branch.peering.vitals
+        frames: list[Any] = []
+        take = vitals.take
+
+        def taken(*given: Any) -> None:
+            frames.append(given)
+            take(*given)
+
+        monkeypatch.setattr(vitals, "take", taken)
+        await pair(hq, branch, level=1)
+        await until(lambda: shown(branch, hq)["health"] == "alive" and len(frames) >= 2, 20)
+        await know(branch, peer_of(hq, state="unpaired", level=0))
+        with pytest.raises(TunnelError, match="not accepted from your pool"):
+            take(*frames[-1])  # sound, signed, and the newest
+        assert shown(branch, hq)["health"] is None
+        await until(lambda: not branch.peering.links.up(hq.parts.keys.pool_key), 20)
 
 
 async def test_a_peers_new_address_is_learnt(tmp_path: Path, store_server: EmbeddedPostgres) -> None:

@@ -159,7 +159,17 @@ async def test_the_authority_never_moves_by_itself_between_two_pools(
     async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
         await pair(hq, branch, level=3)
         await hq.catalogue.promote(None, by="test")
-        assert "no majority" in await hq.catalogue.refuse_automatic()
+        async with control(hq) as client:
+            reply = await client.put("/failover/mode", json={"mode": "auto", "authority": True})
+            assert (reply.status_code, reply.json()["code"]) == (409, "no-majority")
+            assert "two pools and no witness have no majority" in reply.json()["detail"]
+            assert "routing failover stays automatic" in reply.json()["detail"]
+            dry = await client.put(
+                "/failover/mode", json={"mode": "auto", "authority": True, "dry_run": True}
+            )
+            assert dry.status_code == 409
+            assert (await client.get("/failover")).json()["mode"] == "auto", "of routing, as it was"
+        assert hq.parts.directory.setting("failover.authority") == "manual"
 
 
 async def test_an_archive_goes_by_hand_and_its_receipt_back(

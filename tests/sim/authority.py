@@ -71,12 +71,17 @@ class Authority:
         if standing.group is None:
             self._sign(catalogue.first_group(pool.key, pool.trust))
             standing = self.standing
-        through = max((row.entry.seq for row in self._rows(standing.master, standing.epoch)), default=0)
+        through = self.last_write()
         choose = catalogue.resolution if standing.frozen else catalogue.next_promotion
         try:
             self._sign(choose(standing, own=pool.key, master=master, through=through, reason=""))
         except LogConflict:
             return
+
+    def last_write(self) -> int:
+        """The last entry here of what the present master wrote."""
+        standing = self.standing
+        return max((row.entry.seq for row in self._rows(standing.master, standing.epoch)), default=0)
 
     def catalogue(self) -> dict[bytes, bytes]:
         """Every record, made of all logs in the order of epochs."""

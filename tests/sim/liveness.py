@@ -72,6 +72,7 @@ class Liveness:
             if one.state == DEAD != before[key]:
                 pool.world.watch.declared_dead(pool, self._gate, key)
         pool.world.watch.gate_looked(pool, self._gate)
+        pool.elections.look(self._gate)
 
     def _probe(self, key: bytes) -> None:
         """A handshake: it needs both directions, and a gate at the other end, from its begin to its end."""

@@ -37,6 +37,7 @@ from qgate.federation.log.replica import (
 from qgate.federation.log.streams import INCARNATION, OWN_STREAMS, STREAMS, published_stream
 from qgate.federation.log.vector import EMPTY, Head, common, points
 from tests.sim.authority import AUTHORITY, EPOCH, Authority
+from tests.sim.elections import Elections
 from tests.sim.jobs import Desk, Jobs
 from tests.sim.liveness import Liveness
 from tests.sim.store import Replica, Row, Store, Waiting
@@ -104,6 +105,7 @@ class Pool:
         self.gates = [Gate(f"{name}-1"), Gate(f"{name}-2")]
         self.store = Store(server=1, settled=0)
         self.authority = Authority(self)
+        self.elections = Elections(self)
         self.trust: dict[bytes, int] = {}
         self.fastest = 0.0  # how far ahead a calendar here ever was
         self.backups: list[tuple[Store, dict[str, Head | None]]] = []

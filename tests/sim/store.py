@@ -72,6 +72,7 @@ class Store:
     outbox: list[Waiting] = field(default_factory=list)
     documents: dict[bytes, Document] = field(default_factory=dict)
     replicas: dict[bytes, Replica] = field(default_factory=dict)
+    ballots: dict[int, bytes] = field(default_factory=dict)
     claims: dict[bytes, Head] = field(default_factory=dict)
     receipts: dict[str, jobs.Record] = field(default_factory=dict)
     results: dict[tuple[bytes, str], jobs.Kept] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Store:
             rows=list(self.rows),
             outbox=list(self.outbox),
             documents=dict(self.documents),
+            ballots=dict(self.ballots),
             replicas={origin: replica.copy() for origin, replica in self.replicas.items()},
             claims=dict(self.claims),
             receipts=dict(self.receipts),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from qgate.federation.election import STAGGER_S
+from tests.sim.elections import AFTER_S, ANSWERS_S
 from tests.sim.planted import bugs
 from tests.sim.watch import Broken
-from tests.sim.world import Plan, simulate
+from tests.sim.world import Plan, World, simulate
 
 EACH = 10
 SHORT = Plan(seconds=240.0, trouble_every_s=6.0, write_every_s=8.0)
@@ -28,6 +30,40 @@ def test_promises_are_kept(first: int) -> None:
 @pytest.mark.parametrize("seed", ONCE_FAILED)
 def test_seeds_that_found_something(seed: int) -> None:
     simulate(seed, Plan())
+
+
+def test_a_master_that_dies_is_replaced_by_a_majority() -> None:
+    """Nothing else happens: the two others agree within the time that docs/replication.md names."""
+    for seed in range(3):
+        world = World(seed, Plan(nodes=0))
+        hq, *others = world.pools
+        world.heap.run(30.0)
+        hq.authority.promote(hq.key)
+        world.heap.run(90.0)
+        assert {pool.authority.standing.master for pool in world.pools} == {hq.key}
+        for gate in hq.gates:
+            gate.alive = False
+        world.heap.run(90.0 + 20.0 + AFTER_S + STAGGER_S + 4 * ANSWERS_S + 10.0)
+        first, second = (pool.authority.standing for pool in others)
+        assert (first.epoch, first.frozen) == (2, False)
+        assert first.master == second.master in {pool.key for pool in others}
+        for gate in hq.gates:
+            gate.begin()
+        world.heap.run(world.heap.now + 60.0)
+        assert hq.authority.standing.master == first.master, "the old one hears of it"
+
+
+def test_a_pool_that_is_alone_elects_nobody() -> None:
+    for seed in range(3):
+        world = World(seed, Plan(nodes=0))
+        hq, gpu, branch = world.pools
+        world.heap.run(30.0)
+        hq.authority.promote(hq.key)
+        world.heap.run(90.0)
+        for other in (hq, branch):
+            world.network.cut |= {(gpu.name, other.name), (other.name, gpu.name)}
+        world.heap.run(600.0)
+        assert {pool.authority.standing.master for pool in world.pools} == {hq.key}
 
 
 def test_a_seed_is_a_history() -> None:

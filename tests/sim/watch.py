@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qgate.federation.election import Question
 from qgate.federation.log import hlc
 from qgate.federation.log.entry import Contents, Entry
 from qgate.federation.log.replica import Forked
@@ -71,6 +72,7 @@ class Watch:
         self._looked: dict[str, tuple[float, int]] = {}
         self._began: dict[str, float] = {}
         self._owed: set[tuple[bytes, str]] = set()
+        self._elected: dict[int, set[str]] = {}
 
     def check(self, promise: str, holds: bool, text: str) -> None:
         """Count a check; raise `Broken` where it fails."""
@@ -116,8 +118,15 @@ class Watch:
         masters.add(origin)
         self.check("one master", len(masters) == 1, f"{at.name} took two masters' writes at epoch {epoch}")
 
+    def elected(self, pool: Pool, question: Question) -> None:
+        """A pool is master by a majority's vote."""
+        winners = self._elected.setdefault(question.epoch, set())
+        winners.add(pool.name)
+        self.check("one elected", len(winners) == 1, f"{sorted(winners)} were elected at {question.epoch}")
+
     def restored(self, pool: Pool) -> None:
         """A pool's store is an older one: what it had taken since is forgotten."""
+        self._elected.clear()  # its ballots may be
         self._masters = {place: found for place, found in self._masters.items() if place[0] != pool.name}
         self._owed = {place for place in self._owed if self._known_of(*place)}
 

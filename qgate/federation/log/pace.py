@@ -17,6 +17,10 @@ class Pace:
     level: float = float(BURST)
     at: float = 0.0
 
+    def at_rate(self, rate: float, now: float) -> Pace:
+        """The same bucket under another bound; what came while there was none is no debt."""
+        return Pace(rate, self._level(now) if self.rate else float(BURST), now)
+
     def spent(self, size: int, now: float) -> Pace:
         """After ``size`` bytes came at ``now``."""
         return replace(self, level=self._level(now) - size, at=now)
