@@ -12,8 +12,11 @@ from meshctl.worker_view import share
 
 
 def _detail(value: Any) -> str:
-    """What a node says of itself, without what is empty."""
-    return view.text({name: one for name, one in (value or {}).items() if one not in (None, "", {})})
+    """What a node says of itself, without what is empty and what other columns say."""
+    said = {name: one for name, one in (value or {}).items() if one not in (None, "", {}) and name != "this"}
+    if isinstance(said.get("rtt_s"), float):
+        said["rtt"] = view.milliseconds(said.pop("rtt_s"))
+    return view.text(said)
 
 
 NODE_COLUMNS = (
@@ -128,7 +131,13 @@ def worker(row: Record) -> dict[str, Any]:
     if row.get("missing"):
         return dict(row)
     draining = row.get("draining") and row.get("state") == "present"
-    return {**row, "jobs": jobs(row), "state": "draining" if draining else row.get("state")}
+    return {
+        **row,
+        "jobs": jobs(row),
+        "state": "draining" if draining else row.get("state"),
+        "vram": row.get("vram") or None,
+        "vram_used": row.get("vram_used") if row.get("vram") else None,
+    }
 
 
 def overview(row: Record) -> dict[str, Any]:

@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from meshctl.view import Column, Table, card, moment, table
 
 NODES = (
-    Column("node", "node"),
-    Column("role", "role"),
-    Column("home", "home"),
-    Column("at", "target"),
-    Column("mode", "mode"),
-    Column("pinned", "pinned"),
-    Column("roster", "serial", right=True),
-    Column("streams", "streams", right=True),
-    Column("address", "address"),
-    Column("refused", "refused"),
+    Column("NODE", "node"),
+    Column("ROLE", "role"),
+    Column("HOME", "home"),
+    Column("AT", "target"),
+    Column("MODE", "mode"),
+    Column("PINNED", "pinned"),
+    Column("ROSTER", "serial", right=True),
+    Column("STREAMS", "streams", right=True),
+    Column("ADDRESS", "address"),
+    Column("REFUSED", "refused"),
 )
 TARGETS = (
-    Column("fails over to", "pool"),
-    Column("level", "level", right=True),
-    Column("gates", "gates", right=True),
+    Column("FAILS OVER TO", "pool"),
+    Column("LEVEL", "level", right=True),
+    Column("GATES", "gates", right=True),
 )
 HISTORY = (
-    Column("at", "at", moment),
-    Column("node", "node"),
-    Column("home", "home"),
-    Column("rule", "rule"),
-    Column("from", "from"),
-    Column("to", "to"),
-    Column("cause", "cause"),
-    Column("by", "by"),
+    Column("AT", "at", moment),
+    Column("NODE", "node"),
+    Column("HOME", "home"),
+    Column("RULE", "rule"),
+    Column("FROM", "from"),
+    Column("TO", "to"),
+    Column("CAUSE", "cause"),
+    Column("BY", "by"),
 )
 INCIDENTS = (
-    Column("id", "id", right=True),
-    Column("state", "state"),
-    Column("severity", "severity"),
-    Column("kind", "kind"),
-    Column("about", "subject"),
-    Column("seen", "seen", right=True),
-    Column("opened", "opened_at", moment),
-    Column("last seen", "seen_at", moment),
-    Column("escalated", "escalated_at", moment),
-    Column("answered by", "answered_by"),
+    Column("ID", "id", right=True),
+    Column("STATE", "state"),
+    Column("SEVERITY", "severity"),
+    Column("KIND", "kind"),
+    Column("ABOUT", "subject"),
+    Column("SEEN", "seen", right=True),
+    Column("OPENED", "opened_at", moment),
+    Column("LAST SEEN", "seen_at", moment),
+    Column("ESCALATED", "escalated_at", moment),
+    Column("ANSWERED BY", "answered_by"),
 )
 INCIDENT_CARD = (
-    *INCIDENTS,
+    *(replace(one, heading=one.heading.lower()) for one in INCIDENTS),
     Column("answered", "answered_at", moment),
     Column("resolved", "resolved_at", moment),
     Column("note", "note"),
 )
-EVIDENCE = (Column("at", "at", moment), Column("seen by", "who"), Column("saw", "saw"))
+EVIDENCE = (Column("AT", "at", moment), Column("SEEN BY", "who"), Column("SAW", "saw"))
 
 
 def status(reply: Mapping[str, Any]) -> list[Table]:

@@ -28,6 +28,11 @@ def share(value: Any) -> str:
     return "-" if value is None else f"{float(value) * 100:.0f}%"
 
 
+def load(value: Any) -> str:
+    """Processes that run or want to, on average."""
+    return "-" if value is None else f"{float(value):.1f}"
+
+
 def short(value: Any) -> str:
     """The first digits of a hash, as NAME@SHA takes them."""
     return str(value)[:12] if value else "-"
@@ -91,7 +96,7 @@ TOP_COLUMNS = (
     Column("NAME", "name"),
     Column("STATE", "state"),
     Column("CPU", "cpu_busy", share, right=True),
-    Column("LOAD", "load", right=True),
+    Column("LOAD", "load", load, right=True),
     Column("FREE", "free", size, right=True),
     Column("SWAP", "swap", size, right=True),
     Column("DISK", "disk_io", rate, right=True),

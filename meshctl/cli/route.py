@@ -6,24 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from meshctl import view
+from meshctl import route_view
 from meshctl.cli import options
 from meshctl.render import Output, emit
 from meshctl.terminal import note
 
 commands = options.group("Where requests go: every candidate with its score and the reasons.")
-
-COLUMNS = (
-    view.Column("VERDICT", "verdict"),
-    view.Column("NODE", "node"),
-    view.Column("KIND", "kind"),
-    view.Column("MODEL", "model"),
-    view.Column("SCORE", "score", view.text, right=True),
-    view.Column("SECONDS", "seconds", view.text, right=True),
-    view.Column("PRICE", "price", view.text, right=True),
-    view.Column("QUALITY", "quality", view.text, right=True),
-    view.Column("WHY", "why"),
-)
 
 
 @commands.command("explain")
@@ -62,18 +50,9 @@ def explain(
     """
     body = {"request": request, "app": app, "input_tokens": input_tokens, "limit": limit}
     reply = options.connect(gate_dir, socket).post("/route/explain", body)
-    emit(reply, _table(reply), output)
+    emit(reply, route_view.candidates(reply), output)
     if output is Output.TABLE:
         _notes(reply)
-
-
-def _table(reply: dict[str, Any]) -> view.Table:
-    rows = []
-    for item in reply["items"]:
-        facts = [] if item["resident"] or item["kind"] != "worker" else [f"load {item['load_s']:.1f} s"]
-        facts += [f"queue {item['queue_s']:.1f} s"] if item["queue_s"] else []
-        rows.append({**item, "why": "; ".join([*item["reasons"], *facts])})
-    return view.table(rows, COLUMNS)
 
 
 def _notes(reply: dict[str, Any]) -> None:

@@ -17,8 +17,14 @@ INSTALL = "pip install 'qgate-mesh[tui]'"
 
 def tui(
     section: Annotated[
-        str, typer.Option("--section", metavar="NAME", help="Where to begin, such as workers.")
-    ] = "overview",
+        str,
+        typer.Option(
+            "--section",
+            metavar="NAME",
+            help="Where to begin, such as workers; without it the overview, in a fresh pool the first steps.",
+            show_default=False,
+        ),
+    ] = "",
     theme: Annotated[
         str | None,
         typer.Option(
@@ -64,22 +70,28 @@ def refuse_terminal() -> None:
 
 
 def run(gate: Gate, where: str, section: str, chosen: dict[str, object]) -> None:
-    """Open the screen; where a person chose another context in it, open it again there."""
+    """Open the screen; where a person chose another context in it, open it again there, at what they saw."""
     try:
         from meshctl.tui import preferences
+        from meshctl.tui.context_screen import LOCAL
         from meshctl.tui.room import Launch, Room
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("textual"):
             raise
         raise CommandError("The control room is not installed.", hint=INSTALL) from None
     file = preferences.place()
+    home = gate if where == LOCAL else options.local_gate()
     while True:
         liked = preferences.load(file).changed(**chosen)
-        room = Room(Launch(gate, where, liked, file, section))
+        room = Room(Launch(gate, where, liked, file, section, at_home=home is not None))
         following = room.run(mouse=liked.mouse)
         if not following:
             return
-        gate, where = options.over_context(following), following
+        if following == LOCAL and home is not None and LOCAL not in options.context_names(LOCAL):
+            gate, where = home, LOCAL
+        else:
+            gate, where = options.over_context(following), following
+        section = room.picture
 
 
 def _where(gate_dir: Path | None, gate: Gate) -> str:

@@ -74,11 +74,11 @@ def crumbs(
     if len(panes) > 1:
         parts.append("   ")
         names = [f" {index + 1} {one} " for index, one in enumerate(panes)]
-        letters = max(map(len, panes))
+        letters = max(map(len, panes)) + 1
         while width and letters and sum(map(cell_len, (*trail, *names))) + 3 * len(trail) > width:
-            letters -= 1
+            letters -= 1  # at first it is only the blanks between them that go
             names = [
-                f" {index + 1} {one if index == chosen else one[:letters]}".rstrip() + " "
+                f" {index + 1} {one} " if index == chosen else f"{index + 1} {one[:letters]}".rstrip() + " "
                 for index, one in enumerate(panes)
             ]
         parts += [(one, "reverse" if index == chosen else "$text-muted") for index, one in enumerate(names)]
@@ -104,8 +104,9 @@ def footer(hints: Sequence[Hint], always: Sequence[Hint], width: int) -> Content
             parts += [(f"{hint.key} {hint.label}{why}", "$text-disabled"), "  "]
         else:
             parts += [(hint.key, "$text-accent bold"), f" {hint.label}  "]
-    for hint in always:
-        parts += [(hint.key, "$text-accent bold"), f" {hint.label}  "]
+    for index, hint in enumerate(always):
+        gap = "  " if index + 1 < len(always) else ""  # blanks at the end would count as what is cut
+        parts += [(hint.key, "$text-accent bold"), f" {hint.label}{gap}"]
     return Content.assemble(*parts)
 
 

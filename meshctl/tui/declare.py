@@ -10,6 +10,7 @@ import string
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -104,7 +105,17 @@ _SPOKEN: Final[Mapping[State, tuple[str, ...]]] = {
     ),
     State.BUSY: (
         *("busy", "loading", "running", "acknowledged", "acked", "pending", "waiting", "starting"),
-        *("info", "queued", "rebuilding", "fetching", "checking", "reclaiming", "answered", "confirmed"),
+        *(
+            "info",
+            "queued",
+            "invited",
+            "rebuilding",
+            "fetching",
+            "checking",
+            "reclaiming",
+            "answered",
+            "confirmed",
+        ),
     ),
     State.WARN: (
         *("draining", "warning", "expired", "suspect", "unfit", "lost", "lagging", "away", "grace"),
@@ -214,6 +225,7 @@ class Action:
     undo        the request that takes it back, from the record as it was, the values and the answer
     missed      what of it was not done, as lines, from an answer that says so for its parts
     answer      lays the answer out, where it is described
+    once        lays out what is shown once, from where the gate is and its answer
     versioned   False: it changes something else than the record, whose version says nothing about that
     matched     True: a POST that takes the version as well, because it ends what was seen
     row         False: it needs no record; ``bulk``: it may be done to all that are marked
@@ -243,6 +255,7 @@ class Action:
     done: str = ""
     result: Result = Result.TOAST
     answer: Callable[[Any], Sequence[view.Table]] | None = None
+    once: Callable[[Path, Any], Sequence[view.Table]] | None = None
     versioned: bool = True
     matched: bool = False
     row: bool = True
@@ -292,6 +305,10 @@ class Action:
             words += form.words(values)
         return " ".join(word for word in words if word)
 
+    def said(self, records: Sequence[Record]) -> str:
+        """The command for what is chosen now, with its name where that is one record."""
+        return filled(self.cli, records[0], plain=True) if len(records) == 1 else self.cli
+
     def subject(self, record: Record) -> str:
         """What a record is called in questions."""
         return str(at(record, self.name) or "") if record else ""
@@ -334,6 +351,8 @@ class TablePane:
     nested parts columns; ``one`` is the path of a whole record for its description, which ``tables`` lays
     out; ``drill`` opens another pane for a record in place of the description. ``every`` reloads it each so
     many seconds; 0 not. ``amend`` lays a row of the feed's over a record, where they are not alike.
+    ``says`` names the field whose text stands below the rows, of the one under the cursor, where columns are
+    cut.
     ``back``: its pages go back in time, as the audit's do: what an answer calls "previous" goes into
     ``before``.
     """
@@ -358,6 +377,7 @@ class TablePane:
     switches: tuple[Switch, ...] = ()
     back: bool = False
     sort: str = ""
+    says: str = ""
     cli: str = ""
     empty: str = ""
 

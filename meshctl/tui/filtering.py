@@ -7,7 +7,7 @@ gpu fast        both words, each in some cell, or scattered through the first on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,20 @@ class Filter:
         )
         return found is not self.inverse
 
-    def query(self) -> dict[str, str] | None:
-        """The same as the control API's query; None where it has no words for it (the inverse)."""
-        if self.inverse:
+    def query(self, *, labels: Collection[str] | None = None) -> dict[str, str] | None:
+        """The same as the control API's query; None where it has no words for it (the inverse of several).
+
+        ``labels``: the fields of records that have labels; every other key is one of these labels.
+        """
+        if self.inverse and len(self.words) + len(self.labels) > 1:
             return None
-        return {**({"q": " ".join(self.words)} if self.words else {}), **dict(self.labels)}
+        sign = "!" if self.inverse else ""
+        asked = {"q": sign + " ".join(self.words)} if self.words else {}
+        for key, value in self.labels:
+            name = key if labels is None or key.partition(".")[0] in labels else f"labels.{key}"
+            there = sign + value if value else ("" if self.inverse else "!")  # "!": anything but nothing
+            asked[name] = there
+        return asked
 
 
 def parse(text: str) -> Filter:

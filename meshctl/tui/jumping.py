@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 from textual.app import SystemCommand
 
 from meshctl.tui import sections, words
+from meshctl.tui.bars import shown_key
+from meshctl.tui.context_screen import go_over
 from meshctl.tui.table import TableView
 from meshctl.tui.themes import THEMES
+from meshctl.tui.typed_ahead import MOVING
 
 if TYPE_CHECKING:
-    from meshctl.tui.declare import Section
+    from meshctl.tui.declare import Action, Section
+    from meshctl.tui.pane import PaneView
     from meshctl.tui.room import Room
 
 
@@ -30,7 +34,15 @@ def destinations(room: Room) -> list[str]:
         ]
     found += [f"theme {theme.name}" for theme in THEMES]
     found += [f"language {language}" for language in words.languages()]
-    return [*found, "ascii on", "ascii off", "context", "help", "quit"]
+    return [
+        *found,
+        "ascii on",
+        "ascii off",
+        "context",
+        *(["context local"] if room.launch.at_home else []),
+        "help",
+        "quit",
+    ]
 
 
 async def go(room: Room, line: str) -> None:
@@ -49,7 +61,10 @@ async def go(room: Room, line: str) -> None:
         case "help":
             room.action_help()
         case "context" | "ctx":
-            room.exit(rest) if rest else room.action_contexts()
+            if rest:
+                await go_over(room, rest)
+            else:
+                room.action_contexts()
         case _:
             await _section(room, line, word, rest)
 
@@ -93,21 +108,41 @@ async def _row(room: Room, name: str) -> None:
 
 
 def commands(room: Room) -> Iterator[SystemCommand]:
-    """What ctrl+p finds: sections, what can be done here, and how it is shown."""
+    """What ctrl+p finds: what can be done here and in the other panes of the section, sections, and how all
+    is shown.
+    """
     say = room.say
+    section, pane = room.section, room.pane
+    if pane is not None:
+        yield from _doable(room, pane)
+    others = [
+        (number, other)
+        for number, other in enumerate(section.section.panes if section is not None else ())
+        if pane is not None and other is not pane.pane
+    ]
+    for number, other in others:
+        here = {one.id for one in pane.actions()} if pane is not None else set()
+        for action in other.actions:
+            if action.id not in here:
+                yield SystemCommand(
+                    f"{say(other.title)}: {say(action.label)}",
+                    action.cli,
+                    lambda number=number, one=action: room.run_worker(
+                        _elsewhere(room, number, one), group=MOVING
+                    ),
+                )
+    for number, other in others:
+        yield SystemCommand(
+            say(other.title),
+            say("Go to this pane ({number})", number=number + 1),
+            lambda number=number: room.action_pane(number),
+        )
     for entry in sections.present():
         yield SystemCommand(
             say(entry.title),
             say("Go to this section ({key})", key=entry.key),
             lambda name=entry.id: room.action_section(name),
         )
-    pane = room.pane
-    if pane is not None:
-        records = pane.chosen()
-        for action in pane.actions():
-            why = room.acting.reason(action, records)
-            note = say("not now: {why}", why=why) if why else action.cli
-            yield SystemCommand(say(action.label), note, lambda one=action: room.perform(one))
     for theme in THEMES:
         yield SystemCommand(
             say("Theme: {name}", name=theme.name),
@@ -130,3 +165,24 @@ def commands(room: Room) -> Iterator[SystemCommand]:
     yield SystemCommand(say("Screenshot"), say("A picture as SVG"), room.action_shot)
     yield SystemCommand(say("Help"), say("The keys of this screen"), room.action_help)
     yield SystemCommand(say("Quit"), say("End"), room.exit)
+
+
+def _doable(room: Room, pane: PaneView) -> Iterator[SystemCommand]:
+    records = pane.chosen()
+    for action in pane.actions():
+        why = room.acting.reason(action, records)
+        note = room.say("not now: {why}", why=why) if why else action.said(records)
+        label = f"{room.say(action.label)}   {shown_key(action.key)}"
+        yield SystemCommand(label, note, lambda one=action: room.perform(one))
+
+
+async def _elsewhere(room: Room, number: int, action: Action) -> None:
+    """To the pane of an action; done at once only where it needs no row, for nobody has chosen one there."""
+    if room.section is None:
+        return
+    await room.section.go(number)
+    room.refresh_bars()
+    if action.row:
+        room.tell(room.say("{key} does that to the row under the cursor.", key=shown_key(action.key)))
+    else:
+        room.perform(action)

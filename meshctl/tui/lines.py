@@ -60,17 +60,18 @@ class Lines:
         if pane is not None:
             records = pane.chosen()
             actions = [
-                Hint(shown_key(one.key), say(one.label), room.acting.reason(one, records))
+                Hint(say(shown_key(one.key)), say(one.label), room.acting.reason(one, records))
                 for one in pane.actions()
             ]
             hints += sorted(actions, key=lambda hint: bool(hint.why))
-            hints += [Hint(shown_key(key), say(label)) for key, label in pane.hints()]
+            hints += [Hint(say(shown_key(key)), say(label)) for key, label in pane.hints()]
         return hints
 
     def _always(self) -> list[Hint]:
-        say = self._room.say
+        room, say = self._room, self._room.say
+        narrows = room.pane is not None and room.pane.narrows
         return [
-            Hint("/", say("filter")),
+            *([Hint("/", say("filter"))] if narrows else []),
             Hint(":", say("go")),
             Hint(".", say("all")),
             Hint("?", say("help")),

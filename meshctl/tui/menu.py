@@ -35,7 +35,7 @@ class ActionMenu(Modal):
 
     def __init__(self, room: Room, pane: PaneView) -> None:
         super().__init__()
-        records = pane.chosen()
+        self.records = records = pane.chosen()
         self.offered = [(action, room.acting.reason(action, records)) for action in pane.actions()]
 
     def compose(self) -> ComposeResult:
@@ -49,8 +49,9 @@ class ActionMenu(Modal):
 
     def _option(self, number: int) -> Option:
         action, why = self.offered[number]
-        label = f"{shown_key(action.key):>4}  {self.say(action.label)}"
-        text = Content.assemble(label, (f"   {why}" if why else f"   = {action.cli}", "$text-muted"))
+        label = f"{self.say(shown_key(action.key)):>5}  {self.say(action.label)}"
+        note = why or f"= {action.said(self.records)}"
+        text = Content.assemble(label, (f"   {note}", "$text-muted"))
         return Option(text, id=str(number))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

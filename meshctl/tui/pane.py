@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual.widget import Widget
 
-from meshctl.tui.declare import CHANGES, Action, CardPane, OwnPane, Pane, Record, TablePane
+from meshctl.tui.declare import CHANGES, Action, CardPane, OwnPane, Pane, Record, TablePane, named
 from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
@@ -75,12 +75,7 @@ class PaneView(Widget):
     def listens(self, topic: str, data: Any) -> bool:
         """Whether news concern this pane."""
         if topic == CHANGES and self.pane.about:
-            names = data.get("names", ()) if isinstance(data, Mapping) else ()
-            return (
-                data is None
-                or bool(data.get("all"))
-                or any(name.partition(":")[0] in self.pane.about for name in names)
-            )
+            return data is None or named(data, self.pane.about)
         return bool(topic) and topic == self.pane.topic
 
     def told(self, topic: str, data: Any) -> None:
@@ -130,8 +125,9 @@ class PaneView(Widget):
                 self.became_current()
 
     def _fail(self, error: MeshError) -> None:
-        hint = f"  ({error.hint})" if error.hint else ""
-        self.problem = f"{error.message}{hint}"
+        shown = self.room.catalogue.shown
+        hint = f"  ({shown(error.hint)})" if error.hint else ""
+        self.problem = f"{shown(error.message)}{hint}"
         self.became_stale()
 
     def became_stale(self) -> None:

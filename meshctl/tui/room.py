@@ -10,18 +10,17 @@ import concurrent.futures
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from textual import events, work
-from textual.app import ComposeResult, SystemCommand
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.css.query import NoMatches
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Input, TextArea
 from textual.worker import Worker
 
@@ -32,13 +31,14 @@ from meshctl.tui.acting import Acting
 from meshctl.tui.bars import Bar
 from meshctl.tui.branded import wear
 from meshctl.tui.confirm import ConfirmScreen
-from meshctl.tui.context_screen import log_in
+from meshctl.tui.context_screen import LOCAL, log_in
 from meshctl.tui.data import Desk, Principal
-from meshctl.tui.declare import Action
+from meshctl.tui.declare import CHANGES, Action, Role, named
 from meshctl.tui.describe import AnswerView, DocumentView
 from meshctl.tui.feed import Feed, Link, News, Standing
 from meshctl.tui.layout import Form, clean
 from meshctl.tui.lines import Lines
+from meshctl.tui.palette import RoomCommands
 from meshctl.tui.pane import PaneView
 from meshctl.tui.preferences import Preferences
 from meshctl.tui.prompt import Prompt
@@ -55,6 +55,10 @@ KEPT_SECTIONS: Final = 4
 GLANCE: Final = "overview"
 """The topic that the header listens to, whatever is in front."""
 
+FIRST: Final = "overview"
+FRESH: Final = "onboarding"
+"""Where one begins, and where in a pool that nobody has set up."""
+
 
 OWN_ACTIONS: Final = frozenset(
     {
@@ -68,13 +72,18 @@ OWN_ACTIONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What the screen is started with; ``where`` is what the header calls the gate."""
+    """What the screen is started with; ``where`` is what the header calls the gate.
+
+    ``section`` "" is the overview, or the first steps where nobody has taken any. ``at_home``: a gate of this
+    machine can be gone to.
+    """
 
     gate: Gate
-    where: str = "local"
+    where: str = LOCAL
     preferences: Preferences = field(default_factory=Preferences)
     preferences_file: Path | None = None
     section: str = "overview"
+    at_home: bool = False
 
 
 class FeedNews(Message):
@@ -92,6 +101,7 @@ class Room(Shell):
     TITLE = "meshctl"
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
+    COMMANDS = {RoomCommands}  # noqa: RUF012 - as the base class declares it
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("colon", "jump", show=False, priority=True),
         Binding("slash", "filter", show=False, priority=True),
@@ -165,7 +175,7 @@ class Room(Shell):
         self.feed.start()
         self.set_interval(1.0, self._age)
         self.introduce()
-        await self.show_section(self.launch.section)
+        await self.show_section(self.launch.section or FIRST)
 
     def on_unmount(self) -> None:
         """Stop listening."""
@@ -188,8 +198,24 @@ class Room(Shell):
                 self.action_reload()
             with contextlib.suppress(MeshError):
                 wear(self, await self.desk.get("/branding") or {})
+            if not self.launch.section:
+                await self._lead_in()
         except MeshError as error:
             self.fail(error)
+        self.refresh_bars()
+
+    async def _lead_in(self) -> None:
+        """To the first steps of a pool, where none was taken and whoever looks is still where they began."""
+        with contextlib.suppress(MeshError):
+            steps = (await self.desk.get("/onboarding")).get("steps") or ()
+            fresh = bool(steps) and all(one["state"] == "open" or one["step"] == "store" for one in steps)
+            if fresh and self._front == FIRST and self.principal.role.covers(Role.ADMIN):
+                self.action_section(FRESH)
+
+    async def dress(self) -> None:
+        """Name and colours anew, after somebody changed them."""
+        with contextlib.suppress(MeshError):
+            wear(self, await self.desk.get("/branding") or {})
         self.refresh_bars()
 
     def _may_log_in(self) -> bool:
@@ -276,11 +302,12 @@ class Room(Shell):
 
     def _listen(self, *, anew: bool = False) -> None:
         section = self.section
-        self.feed.listen({GLANCE, *(section.section.topics() if section is not None else ())}, anew=anew)
+        topics = section.section.topics() if section is not None else ()
+        self.feed.listen({GLANCE, CHANGES, *topics}, anew=anew)
 
     @property
     def picture(self) -> str:
-        """What a picture of the screen is called."""
+        """The section that is seen, after which a picture of the screen is called."""
         return self._front or "screen"
 
     # --- the feed
@@ -302,6 +329,8 @@ class Room(Shell):
             self.newest[news.topic] = news.data
         if news.topic == GLANCE and isinstance(news.data, Mapping):
             self.glance(news.data)
+        if news.topic == CHANGES and named(news.data, ("branding", "licence")):
+            self.run_worker(self.dress(), group="introduce")
         pane = self.pane
         if pane is not None and pane.listens(news.topic, news.data):
             pane.told(news.topic, news.data)
@@ -543,13 +572,14 @@ class Room(Shell):
         if language not in words.languages():
             self.warn(self.say("There is no language {name}.", name=language))
             return
-        self.catalogue = words.catalogue(language)
         self.keep(language=language)
+        self.catalogue = words.catalogue(language, ascii_only=self.ascii_only)
         self.run_worker(self._anew(), group=MOVING, exclusive=True)
 
     def use_ascii(self, wanted: bool) -> None:
         """Draw ASCII only, or not, also the next time."""
         self.keep(ascii_only=wanted)
+        self.catalogue = words.catalogue(self.preferences.language, ascii_only=wanted)
         self.set_class(wanted, "-ascii")
         self.run_worker(self._anew(), group=MOVING, exclusive=True)
 
@@ -558,8 +588,3 @@ class Room(Shell):
         while self._sections:
             await self._sections.popitem()[1].remove()
         await self.show_section(front, pane=number)
-
-    def get_system_commands(self, screen: Screen[Any]) -> Iterator[SystemCommand]:
-        """What ctrl+p finds."""
-        yield from jumping.commands(self)
-        del screen

@@ -6,6 +6,7 @@ both, and this holds one page at a time, whatever the length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
 
 PAGE: Final = 1000
+_NUMBERS: Final = re.compile(r"([0-9]{1,18})")
+WIDE: Final = 140
+"""Columns from which there is room for every text in its own column."""
 
 
 class TableView(PaneView):
@@ -33,6 +37,7 @@ class TableView(PaneView):
     DEFAULT_CSS: ClassVar[str] = """
     TableView > .table--line { height: 1; padding: 0 1; color: $text-muted; background: $surface; }
     TableView > .table--line.-stale { color: $text-warning; }
+    TableView > .table--line.-whole { height: auto; max-height: 4; }
     """
 
     narrows = True
@@ -51,6 +56,9 @@ class TableView(PaneView):
         self._rows: dict[str, Row] = {}
         self._next: str | None = None
         self._pages: list[str | None] = [None]
+        self._fields: set[str] = set()
+        self._counted = False
+        self._large = False
         self._land_last = False
         self._below = ""
         if pane.sort:
@@ -85,7 +93,11 @@ class TableView(PaneView):
 
     @property
     def paged(self) -> bool:
-        """Whether the gate has more than is here."""
+        """Whether the gate has more than is here, or had before it was asked for a part."""
+        return self._large or self._beside
+
+    @property
+    def _beside(self) -> bool:
         return self._next is not None or len(self._pages) > 1
 
     # --- loading
@@ -97,22 +109,32 @@ class TableView(PaneView):
         if self._pages[-1] is not None:
             query["before" if self.table.back else "after"] = self._pages[-1]
         if self.paged:
-            query |= self.filter.query() or {}
-            if self.order and not self.table.back:
+            query |= self._asked() or {}
+            if self.order and not self.table.back and self._known(self.order):
                 query["sort"] = f"-{self.order}" if self.descending else self.order
         return query
 
+    def _asked(self) -> dict[str, str] | None:
+        """What the gate is asked by, instead of filtering here; None where it cannot be."""
+        if self.filter.inverse and not self._counted:
+            return None
+        return self.filter.query(labels=self._fields if "labels" in self._fields else None)
+
+    def _known(self, key: str) -> bool:
+        """Whether the gate has this field, or only the table that was made of what it has."""
+        return key.partition(".")[0] in self._fields or key in self._fields
+
     async def load(self) -> None:
         """Ask for the page that is shown."""
-        reply = await self.room.desk.get(self.table.path, self._query())
-        self._take(reply)
+        narrowed = self.paged and bool(self.filter) and self._asked() is not None
+        self._take(await self.room.desk.get(self.table.path, self._query()), narrowed=narrowed)
 
     def told(self, topic: str, data: Any) -> None:
         """News: the whole list or what changed of it, where the feed carries that; else ask."""
         if isinstance(data, Mapping) and "gone" in data:
             self._amend(data)
             return
-        whole = isinstance(data, Mapping) and "items" in data and not data.get("next")
+        whole = isinstance(data, Mapping) and "items" in data and not (data.get("next") or data.get("more"))
         if whole and not self.paged and not self.table.query and self.switch is None:
             self._take(data)
         else:
@@ -140,8 +162,10 @@ class TableView(PaneView):
         if (unknown and not self.paged) or not self.loaded:
             self.reload()
 
-    def _take(self, reply: Any) -> None:
+    def _take(self, reply: Any, *, narrowed: bool = False) -> None:
         records = self.table.items(reply)
+        for record in records[:50]:
+            self._fields.update(record)
         before = self.records
         self.records = {}
         for record in records:
@@ -152,10 +176,13 @@ class TableView(PaneView):
             key: row for key, row in self._rows.items() if self.records.get(key) is before.get(key, ...)
         }
         self._next, self.total = None, len(records)
+        self._counted = isinstance(reply, Mapping) and isinstance(reply.get("total"), int)
         following = "previous" if self.table.back else "next"
         if isinstance(reply, Mapping) and reply.get(following):
             self._next = str(reply[following])
-        if self.paged and isinstance(reply, Mapping) and isinstance(reply.get("total"), int):
+        if not narrowed:
+            self._large = self._beside
+        if self.paged and self._counted:
             self.total = reply["total"]
         self.loaded = True
         self._show()
@@ -179,7 +206,8 @@ class TableView(PaneView):
         marks = ("v", "^") if self.room.ascii_only else ("▼", "▲")
         return [
             Heading(
-                self.say(one.heading) + (f" {marks[not self.descending]}" if one.key == self.order else ""),
+                self.room.catalogue.heading(one.heading, one.key)
+                + (f" {marks[not self.descending]}" if one.key == self.order else ""),
                 one.right,
                 one.most,
             )
@@ -191,18 +219,23 @@ class TableView(PaneView):
             flat = self.table.flat(record) if self.table.flat is not None else record
             row = self._rows[key] = Row(
                 key,
-                tuple(clean(one.cell(flat)) for one in self.shown),
+                tuple(clean(self._told(one, flat)) for one in self.shown),
                 tuple(state_of(at(flat, one.key)) if one.state else None for one in self.shown),
             )
         return row
+
+    def _told(self, column: Column, flat: Record) -> str:
+        return self.room.catalogue.cell(
+            column.cell(flat), at(flat, column.key), words=column.words, counts=column.counts
+        )
 
     def _show(self) -> None:
         if not self.is_mounted:
             return
         rows = [self._row(key, record) for key, record in self.records.items()]
-        if self.filter and not (self.paged and self.filter.query() is not None):
+        if self.filter and not (self.paged and self._asked() is not None):
             rows = [row for row in rows if self.filter.matches(row.cells, self.records[row.key])]
-        if self.order and (not self.paged or self.table.back):
+        if self.order and (not self.paged or self.table.back or not self._known(self.order)):
             rows = self._sorted(rows)
         self.grid.fill(rows)
         self._tell()
@@ -210,12 +243,12 @@ class TableView(PaneView):
     def _sorted(self, rows: list[Row]) -> list[Row]:
         flat = self.table.flat
 
-        def value(row: Row) -> tuple[int, float, str]:
+        def value(row: Row) -> tuple[int, float, list[str | int]]:
             record = self.records[row.key]
             found = at(flat(record) if flat is not None else record, self.order)
             if isinstance(found, bool | int | float):
-                return (0, float(found), "")
-            return (1, 0.0, str(found).casefold())
+                return (0, float(found), [])
+            return (1, 0.0, natural(str(found)))
 
         known = [row for row in rows if at(self._flat(row), self.order) is not None]
         unknown = [row for row in rows if at(self._flat(row), self.order) is None]
@@ -236,28 +269,36 @@ class TableView(PaneView):
             return
         seen = len(self.grid.rows)
         if not self.records and not self.filter:
-            self._say_below(self.say(self.table.empty) if self.table.empty else self.say("nothing here"))
+            text = self.say(self.table.empty) if self.table.empty else self.say("nothing here")
+            self._say_below(text, whole=True)
             return
         first = (len(self._pages) - 1) * int(self.table.query.get("limit") or PAGE)
         parts = [
             self.say("{first} to {last} of {total}", first=first + 1, last=first + seen, total=self.total)
-            if self.paged
+            if self._beside
             else self.say("{seen} of {total}", seen=seen, total=self.total)
         ]
         if self.filter:
-            here = self.paged and self.filter.query() is None
+            here = self.paged and self._asked() is None
             parts.append(f"/{self.filter.text}" + (" " + self.say("(in this page)") if here else ""))
         if self.grid.marked:
             parts.append(self.say("{count} marked", count=len(self.grid.marked)))
         if self.switch is not None:
             parts.append(self.say(self.switch.label))
+        if self.table.says and self.size.width < WIDE and (record := self.front()) is not None:
+            parts.append(self.room.catalogue.shown(str(at(record, self.table.says) or "")))
         self._say_below(clean("  ".join(parts)))
 
-    def _say_below(self, text: str) -> None:
-        """Only where it says something else: the whole screen is laid out anew for one."""
+    def _say_below(self, text: str, *, whole: bool = False) -> None:
+        """Only where it says something else: the whole screen is laid out anew for one. ``whole``: in as many
+        lines as it takes.
+        """
         if text != self._below:
             self._below = text
-            self.query_one(".table--line", Static).update(Content(text), layout=False)
+            line = self.query_one(".table--line", Static)
+            wide = whole or line.has_class("-whole")
+            line.set_class(whole, "-whole")
+            line.update(Content(text), layout=wide)
 
     def became_stale(self) -> None:
         """Say why on the line below the rows."""
@@ -289,14 +330,15 @@ class TableView(PaneView):
         return tuple((one.key, one.label) for one in self.table.switches)
 
     def extract(self) -> tuple[str, str]:
-        """The rows that are seen, as comma-separated values."""
+        """The rows that are seen, as comma-separated values; for programs, so as commands print them."""
         import csv
         import io
 
         into = io.StringIO()
         writer = csv.writer(into, lineterminator="\n")
         writer.writerow([one.heading for one in self.shown])
-        writer.writerows(row.cells for row in self.grid.rows)
+        flat = (self._flat(row) for row in self.grid.rows)
+        writer.writerows([clean(one.cell(row)) for one in self.shown] for row in flat)
         return self.table.id, into.getvalue()
 
     def machine(self) -> list[Record]:
@@ -326,7 +368,8 @@ class TableView(PaneView):
     def narrow(self, text: str) -> None:
         """Show what the filter finds."""
         self.filter = filtering.parse(text)
-        if self.paged and self.filter.query() is not None:
+        if self.paged and self._asked() is not None:
+            self.grid.go(0)
             self._restart()
         else:
             self._show()
@@ -418,3 +461,8 @@ class TableView(PaneView):
     def name_of(self, record: Record) -> str:
         """What a record is called."""
         return clean(str(at(record, self.table.name) or at(record, self.table.key)))
+
+
+def natural(text: str) -> list[str | int]:
+    """What a text is sorted by, so that gpu-2 comes before gpu-10: words and numbers by turns."""
+    return [int(part) if number % 2 else part for number, part in enumerate(_NUMBERS.split(text.casefold()))]

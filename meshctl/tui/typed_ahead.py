@@ -67,6 +67,7 @@ class TypedAhead:
         self._awaited: WeakSet[Screen[Any]] = WeakSet()
         self._settling = 0
         self._muted = 0
+        self._writing: MessagePump | None = None
 
     # --- what is going on
 
@@ -143,6 +144,8 @@ class TypedAhead:
         """Whether a key is kept, or belongs to nobody; else it is to be typed now."""
         if self._muted:
             return True
+        if not _prints(event):
+            self._catch_up()
         if not self._kept and not self.waiting:
             return False
         if self._questions and len(self._app.screen_stack) == 1 and _leaves(event):
@@ -157,9 +160,23 @@ class TypedAhead:
 
     async def _drain(self) -> None:
         while self._kept and not self.waiting and not self._muted:
+            if not _prints(self._kept[0]) and self._catch_up():
+                return
             await self.give(self._kept.popleft())
         if self._muted:
             self._kept.clear()
+
+    def _catch_up(self) -> bool:
+        """Letters go into a field one after the other and nobody waits for them, but a key that is none may
+        be for the whole screen, such as one that sends a form: it waits until they are in. Whether any are
+        under way.
+        """
+        taker, self._writing = self._writing, None
+        if taker is None:
+            return False
+        self._settling += 1
+        self._climb(taker, self._settle_later)
+        return True
 
     async def give(self, event: Typed) -> None:
         """Type it now. The next one waits until all is done that this one does: it may move the cursor
@@ -170,7 +187,9 @@ class TypedAhead:
             app.app_focus = True
         taker = app.focused or app.screen
         await self._give(event)
-        if not (isinstance(taker, Input | TextArea) and _prints(event)):
+        if isinstance(taker, Input | TextArea) and _prints(event):
+            self._writing = taker
+        else:
             self._settling += 1
             self._climb(taker, lambda: self._climb(taker, self._settle_later))
 

@@ -2,7 +2,8 @@
 
     ?limit=50            rows of one page; without it all of them, as scripts want it, up to `ROWS_MAX`
     &after=CURSOR        the page after the one whose "next" this was
-    &q=TEXT              rows that have TEXT in one of the searched fields, in any case; "!TEXT": that do not
+    &q=TEXT              rows that have each word of TEXT in one of the searched fields, in any case;
+                         "!TEXT": those that do not
     &sort=name,-size     fields to sort by, the first decides; "-": from large to small
     &FIELD=VALUE         rows whose field is one of the values (several: any of them; "!VALUE": not it)
 
@@ -53,7 +54,8 @@ class Page(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Fields:
     """What one list can be asked: ``key`` names a row (and settles ties), ``search`` are looked through by
-    ``q``, ``filters`` may be asked for by name. Every field may be sorted by; a dot goes into a map.
+    ``q``, ``filters`` may be asked for by name ("labels.*": everything in that map). Every field may be
+    sorted by; a dot goes into a map.
     """
 
     key: str
@@ -116,11 +118,11 @@ def page(rows: Iterable[Row], listing: Asked, fields: Fields) -> dict[str, Any]:
     for name, values in listing.values.items():
         if name in fields.own:
             continue
-        if name not in fields.filters:
+        if not _filters(name, fields):
             raise _unknown("filter", name, fields.filters)
         if len(values) > VALUES_MAX:
             raise _invalid(name, f"at most {VALUES_MAX} values")
-    wanted = {name: values for name, values in listing.values.items() if name in fields.filters}
+    wanted = {name: values for name, values in listing.values.items() if _filters(name, fields)}
     found = [row for row in rows if _fits(row, wanted) and _has(row, listing.q, fields.search)]
     if listing.sort:
         known = {name for row in found[:ROWS_MAX] for name in row}
@@ -141,6 +143,11 @@ def page(rows: Iterable[Row], listing: Asked, fields: Fields) -> dict[str, Any]:
     }
 
 
+def _filters(name: str, fields: Fields) -> bool:
+    head, dot, key = name.partition(".")
+    return name in fields.filters or (bool(dot and key) and f"{head}.*" in fields.filters)
+
+
 def _fits(row: Row, wanted: Mapping[str, tuple[str, ...]]) -> bool:
     for name, values in wanted.items():
         value = _value(row, name)
@@ -155,14 +162,20 @@ def _fits(row: Row, wanted: Mapping[str, tuple[str, ...]]) -> bool:
 def _has(row: Row, q: str, search: Sequence[str]) -> bool:
     if not q or q == "!":
         return True
-    inverse, text = q.startswith("!"), q.removeprefix("!").casefold()
-    found = any(text in _text(_value(row, name)).casefold() for name in search)
+    inverse, words = q.startswith("!"), q.removeprefix("!").casefold().split()
+    texts = [_text(_value(row, name)).casefold() for name in search]
+    found = all(any(word in text for text in texts) for word in words)
     return found != inverse
 
 
 def _value(row: Any, path: str) -> Any:
-    for part in path.split("."):
-        row = row.get(part) if isinstance(row, Mapping) else None
+    while path:
+        if not isinstance(row, Mapping):
+            return None
+        if path in row:  # a key of its own may hold dots, such as a label's
+            return row[path]
+        head, _, path = path.partition(".")
+        row = row.get(head)
     return row
 
 

@@ -86,9 +86,8 @@ class Watching:
         return {"nodes": shown["nodes"], "edges": shown["edges"]}
 
     async def _incidents(self) -> Mapping[str, Any]:
-        return {
-            "items": await self._gate.movement.journal.incidents(limit=INCIDENTS_SHOWN, all_=False),
-        }
+        found = await self._gate.movement.journal.incidents(limit=INCIDENTS_SHOWN + 1, all_=False)
+        return {"items": found[:INCIDENTS_SHOWN], "more": max(0, len(found) - INCIDENTS_SHOWN)}
 
     async def _pools(self) -> Mapping[str, Any]:
         return {"items": await self._gate.administration.pools.list()}

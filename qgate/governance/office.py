@@ -38,7 +38,12 @@ class Live(Protocol):
         """Where the nodes are connected from that are connected here, by name."""
 
 
-BESIDE: Final = frozenset({"people", "signup", "smtp", "notification", "admin", "session"})
+BESIDE: Final = frozenset(
+    {
+        *("people", "signup", "smtp", "notification", "admin", "session"),
+        *("branding", "licence", "onboarding", "order", "automation"),
+    }
+)
 """Kinds that are in the store and not in the directory: whoever watches hears of a change at this gate."""
 
 

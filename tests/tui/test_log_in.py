@@ -98,3 +98,18 @@ async def test_another_context_is_gone_on_with(
         await at.sees("Contexts", "lyon")
         await at.press("enter")
         await at.until(lambda: at.room.return_value == "lyon", "the other context")
+
+
+async def test_the_gate_of_this_machine_is_gone_back_to(
+    gate: RoomGate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    async with visiting(Launch(Gate(gate.socket), "hq", at_home=True)) as at:
+        await at.sees("requests/s")
+        await at.type(":context nowhere")
+        await at.press("enter")
+        await at.told("There is no context nowhere.")
+        await at.press("ctrl+o")
+        await at.sees("Contexts", "local", "the gate of this machine")
+        await at.press("enter")
+        await at.until(lambda: at.room.return_value == "local", "the gate of this machine")

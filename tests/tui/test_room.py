@@ -161,6 +161,54 @@ async def test_news_change_only_what_they_are_about(visit: Open, gate: RoomGate)
         await at.sees("lyon local")
 
 
+async def test_the_palette_finds_what_can_be_done_in_the_section(visit: Open, gate: RoomGate) -> None:
+    gate.answer("POST /workers/gpu-1/drain", {})
+    async with visit("workers") as at:
+        await at.sees("gpu-1")
+        await at.press("ctrl+p")
+        await at.sees("Drain   t", "meshctl worker drain gpu-1")
+        await at.type("worker drain")
+        await at.sees("Drain   t")
+        await at.press("enter", "enter")
+        await at.told("gpu-1 takes no more jobs.")
+        await at.press("I")
+        await at.sees("target_dead")
+        await at.press("ctrl+p")
+        await at.type("schedule")
+        await at.sees("Scheduled: Schedule")
+        await at.press("enter", "enter")
+        await at.sees("Have something done at a time")
+
+
+def steps(**states: str) -> dict[str, Any]:
+    found = [
+        {"step": name, "title": name, "state": states.get(name, "open"), "skippable": True, "next": "x"}
+        for name in ("machine", "admin", "store", "database", "model", "pair")
+    ]
+    return {"done": False, "next": "machine", "steps": found}
+
+
+async def test_a_pool_that_nobody_has_set_up_begins_at_its_first_steps(visit: Open, gate: RoomGate) -> None:
+    gate.answer("GET /onboarding", steps(store="done"))
+    async with visit("") as at:
+        await at.sees("Onboarding", "database")
+    gate.answer("GET /onboarding", steps(store="done", admin="done"))
+    async with visit("") as at:
+        await at.sees("requests/s", "owner")
+        await at.until(lambda: any(one.call == "GET /onboarding" for one in gate.asked[-8:]))
+        await at.pilot.pause()
+        await at.sees("requests/s")
+
+
+async def test_the_name_of_a_pool_changes_where_it_is_shown(visit: Open, gate: RoomGate) -> None:
+    gate.answer("GET /branding", {"title": "Lyon AI", "name": "Lyon AI", "colours": {}, "logo": []})
+    async with visit("workers") as at:
+        await at.sees("Lyon AI")
+        gate.answer("GET /branding", {"title": "Paris AI", "name": "Paris AI", "colours": {}, "logo": []})
+        gate.tell("changes", {"names": ["branding:Paris AI"], "all": False})
+        await at.sees("Paris AI")
+
+
 async def test_a_lost_stream_is_taken_up_again(visit: Open, gate: RoomGate) -> None:
     async with visit() as at:
         await at.sees("live")

@@ -8,6 +8,7 @@ from typing import Any
 
 from meshctl.tui.filtering import parse, scattered
 from meshctl.tui.grid import Grid
+from meshctl.tui.table import natural
 from tests.tui.conftest import Open
 from tests.tui.gate import RoomGate, listed, worker
 
@@ -33,6 +34,11 @@ def test_a_filter_knows_words_their_inverse_and_labels() -> None:
         assert parse(text).matches(row, record) is found, text
     assert scattered("abc", "a-b-c")
     assert not scattered("cba", "a-b-c")
+
+
+def test_names_with_numbers_are_sorted_as_people_count() -> None:
+    names = ["gpu-10", "GPU-9", "gpu", "10/12+0", "9/12+3", "a" * 30 + "1" * 40]
+    assert sorted(names, key=natural) == ["9/12+3", "10/12+0", "a" * 30 + "1" * 40, "gpu", "GPU-9", "gpu-10"]
 
 
 async def test_the_filter_shows_as_it_is_typed_and_escape_takes_it_away(visit: Open) -> None:
@@ -115,10 +121,14 @@ async def test_a_failure_says_the_gates_next_step(visit: Open, gate: RoomGate) -
 
 def pages(count: int) -> Any:
     """Workers by pages, filtered and sorted as the control API does it."""
-    rows = [worker(f"w{n:05d}") for n in range(count)]
+    rows = [worker(f"w{n:05d}", labels={"site": ("lyon", "paris")[n % 2]}) for n in range(count)]
 
     def answer(query: Mapping[str, str], _body: Any) -> tuple[int, Any]:
         found = [row for row in rows if query.get("q", "") in row["name"]]
+        found = [row for row in found if query.get("state", row["state"]) == row["state"]]
+        for site in [query["labels.site"]] if "labels.site" in query else []:
+            inverse, wanted = site.startswith("!"), site.removeprefix("!")
+            found = [row for row in found if (row["labels"]["site"] == wanted) is not inverse]
         if query.get("sort") == "-name":
             found.reverse()
         start, limit = int(query.get("after", 0)), int(query["limit"])
@@ -148,6 +158,43 @@ async def test_ten_thousand_rows_are_one_page_at_a_time(visit: Open, gate: RoomG
         await at.sees("w09999")
         assert gate.last("GET /workers").query["sort"] == "-name"
         assert len(at.room.query_one(Grid).rows) == 1000
+
+
+async def test_labels_and_the_inverse_are_asked_of_the_gate_beyond_a_page(
+    visit: Open, gate: RoomGate
+) -> None:
+    gate.answers["GET /workers"] = pages(3000)
+    async with visit("workers") as at:
+        await at.sees("1 to 1000 of 3000")
+        for text, total, asked in (
+            ("-l site=paris", 1500, {"labels.site": "paris"}),
+            ("!-l site=paris", 1500, {"labels.site": "!paris"}),
+            ("-l site=lyon w0002", 5, {"labels.site": "lyon", "q": "w0002"}),
+            ("-l state=present", 3000, {"state": "present"}),
+        ):
+            await at.type(f"/{text}")
+            await at.press("enter")
+            await at.sees(f" of {total}  /{text}")
+            query = gate.last("GET /workers").query
+            assert {key: query[key] for key in query.keys() & {"q", "state", "labels.site"}} == asked
+            await at.press("escape")
+            await at.until(lambda: at.text().splitlines()[-2].strip() == "1 to 1000 of 3000")
+        await at.type("/!w0001 lyon")
+        await at.press("enter")
+        await at.sees("(in this page)")
+
+
+async def test_a_filter_at_the_gate_is_left_at_once(visit: Open, gate: RoomGate) -> None:
+    gate.answers["GET /sidecars"] = pages(1500)
+    async with visit("api") as at:
+        await at.type(":sidecars")
+        await at.press("enter")
+        await at.sees("1 to 1000 of 1500")
+        await at.type("/w0149")
+        await at.press("enter")
+        await at.sees("10 of 10", "w01499")
+        await at.press("escape")
+        await at.sees("1 to 1000 of 1500")
 
 
 async def test_a_thousand_rows_are_filled_and_amended_quickly(visit: Open, gate: RoomGate) -> None:

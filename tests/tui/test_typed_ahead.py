@@ -39,6 +39,21 @@ async def test_what_follows_an_action_goes_into_its_form(visit: Open, gate: Room
     assert not gate.calls("P")
 
 
+async def test_letters_are_in_before_what_sends_them(visit: Open, gate: RoomGate) -> None:
+    gate.answer("PUT /settings/audit.retention_days", {"name": "audit.retention_days", "value": 7})
+    async with visit("settings") as at:
+        await at.sees("audit.retention_days")
+        await at.press("e")
+        await at.sees("meshctl settings set")
+        at_once(at, "\b\b365")
+        at.room.post_message(events.Key("tab", None))
+        at_once(at, "by law")
+        at.room.post_message(events.Key("ctrl+s", None))
+        await at.told("audit.retention_days is changed.")
+    sent = gate.last("PUT /settings/audit.retention_days")
+    assert (sent.body, sent.query) == ({"value": 365}, {"reason": "by law"})
+
+
 async def test_a_name_typed_before_it_is_asked_for(visit: Open, gate: RoomGate) -> None:
     gate.answer("DELETE /sidecars/gpu-2", {"name": "gpu-2"})
     async with visit("workers") as at:

@@ -209,7 +209,7 @@ class BrandingForm(FormScreen):
     def _draw(self) -> None:
         box = self.query_one("#specimen", Static)
         width = max(20, (box.size.width or 72))
-        box.update(specimen(self._seen, width, ascii_only=self.room.ascii_only))
+        box.update(specimen(self._seen, width, ascii_only=self.room.ascii_only, say=self.say))
 
 
 class BrandingView(PaneView):
@@ -256,7 +256,8 @@ class BrandingView(PaneView):
     def _draw(self) -> None:
         if self.shown is None or not self.is_mounted:
             return
-        picture = specimen(self.shown, max(40, self.size.width - 4), ascii_only=self.room.ascii_only)
+        ascii_only, width = self.room.ascii_only, max(40, self.size.width - 4)
+        picture = specimen(self.shown, width, ascii_only=ascii_only, say=self.say)
         picture.append("\n\n")
         picture.append_text(self._words(self.shown))
         self.query_one("#picture", Static).update(picture)
@@ -267,12 +268,14 @@ class BrandingView(PaneView):
         if shown["white_label"]:
             in_force = bool(shown["white_label_in_force"])
             white = self.say("yes") if in_force else self.say("wanted, and no licence gives it")
-        for label, value in (
+        facts = (
             (self.say("Title"), shown["title"]),
             (self.say("White label"), white),
             (self.say("Changed by"), shown.get("changed_by") or "-"),
-        ):
-            text.append(f"{label:<14}", "bold")
+        )
+        width = max(len(label) for label, _ in facts) + 2
+        for label, value in facts:
+            text.append(f"{label:<{width}}", "bold")
             text.append(f"{clean(str(value))}\n")
         pairs: dict[str, list[str]] = {}
         for pair in self.contrasts:
@@ -390,7 +393,16 @@ SECTION: Final = Section(
     "branding",
     "Branding",
     "B",
-    (OwnPane("branding", t("Branding"), BrandingView, (EDIT, LOGO, RESET), cli="meshctl branding show"),),
+    (
+        OwnPane(
+            "branding",
+            t("Branding"),
+            BrandingView,
+            (EDIT, LOGO, RESET),
+            about=("branding", "licence"),
+            cli="meshctl branding show",
+        ),
+    ),
     about=t("What the pool shows of itself: name, logo in text, colours as a theme, whom to ask."),
     page="licence.md",
 )

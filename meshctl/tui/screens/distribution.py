@@ -267,7 +267,7 @@ class RedundancyView(PaneView):
         lines: list[Line] = [
             (
                 (self.say("Our log") + "  ", "title"),
-                (state.upper(), _role(state)),
+                (self.room.catalogue.value(state.upper()), _role(state)),
                 (f"   {copies}   {self.say('{count} entries', count=f'{head:,}')}", ""),
             ),
             (),
@@ -402,7 +402,7 @@ SECTION: Final = Section(
             every=5.0,
             items=lambda reply: reply.get("room", ()),
             cli="meshctl pool redundancy",
-            empty=t("No pool has said how much it would take."),
+            empty=t("No pool has said how much it would take. Next: pair one in Federation (F)."),
         ),
         TablePane(
             "streams",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from meshctl import failover_view
+from meshctl import failover_view, route_view
 from meshctl.tui.declare import (
     Action,
     Call,
@@ -189,6 +189,7 @@ EXPLAIN: Final = Action(
         ),
     ),
     result=Result.DESCRIBE,
+    answer=route_view.explained,
     row=False,
 )
 
@@ -230,10 +231,9 @@ SECTION: Final = Section(
             ORDERS,
             key="at",
             name="node",
-            topic="incidents",
-            every=5.0,
+            every=2.0,
             cli="meshctl failover history",
-            empty=t("No node has moved yet."),
+            empty=t("No node has moved yet. Press t to send one to another pool."),
         ),
         TablePane(
             "nodes",
@@ -251,8 +251,7 @@ SECTION: Final = Section(
             name="node",
             every=2.0,
             items=lambda reply: reply.get("nodes", ()),
-            cli="meshctl failover status",
-            empty=t("No node is connected to this gate."),
+            empty=t("No node is connected to this gate. Next, enroll one: :sidecars or W, then a."),
         ),
         CardPane(
             "failover",

@@ -417,13 +417,14 @@ class StepsView(PaneView):
         for check in step.get("checks") or ():
             if check["verdict"] != "PASSED":
                 role = "bad" if check["verdict"] == "FAILED" else "warn"
-                lines.append(((clean(f"{check['verdict']}: {check['name']}: {check['detail']}"), role),))
+                verdict = self.say(check["verdict"])
+                lines.append(((clean(f"{verdict}: {check['name']}: {check['detail']}"), role),))
                 lines.append(((clean(f"  {check['next']}"), "muted"),))
         for index, action in enumerate(self.actions()):
             if why := self.room.acting.reason(action, (step,)):
                 lines.append(((f"  {shown_key(action.key):>5}  {self.say(action.label)}  ({why})", "off"),))
                 continue
-            key = "enter" if index == 0 else shown_key(action.key)
+            key = self.say("enter" if index == 0 else shown_key(action.key))
             command = filled(action.cli, step, plain=True)
             lines.append(
                 ((f"  {key:>5}  ", "busy"), (self.say(action.label), ""), (f"   = {command}", "muted"))
@@ -453,7 +454,7 @@ SECTION: Final = Section(
             t("First steps"),
             StepsView,
             tuple(dict.fromkeys(action for ways in WAYS.values() for action in ways)),
-            about=("route", "provider", "node", "peer", "pool", "admins"),
+            about=("route", "provider", "node", "peer", "pool", "admins", "admin", "onboarding"),
             cli="meshctl onboard status",
         ),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -36,17 +35,18 @@ def _over(order: Record) -> str:
     return "" if order.get("state") == "waiting" else t("It has begun, or is over.")
 
 
-def _moment(values: Values) -> float:
+def _moment(values: Values) -> dict[str, float]:
+    """A span goes as it is: it begins when the gate hears of it, not while somebody still reads the plan."""
     at, in_s = values.get("at"), values.get("in_s")
     if (at is None) == (in_s is None):
         raise UsageError("When?", hint="one of the two: a time, or a span from now")
     if at is None:
-        return time.time() + float(in_s or 0.0)
+        return {"in_s": float(in_s or 0.0)}
     try:
         moment = datetime.fromisoformat(str(at))
     except ValueError:
         raise UsageError(f'"{at}" is no time.', hint="write it as 2027-01-31T02:00") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return {"at": (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()}
 
 
 def _ordered(_record: Record, values: Values) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _ordered(_record: Record, values: Values) -> dict[str, Any]:
         "what": what,
         "arguments": given,
         "reason": values.get("reason") or "",
-        "at": _moment(values),
+        **_moment(values),
     }
 
 
@@ -170,6 +170,7 @@ ORDERS_PANE: Final = TablePane(
     (ADD, CANCEL),
     key="number",
     name="number",
+    about=("order",),
     every=2.0,
     one="/orders/{number}",
     switches=(Switch("o", t("also those that are over"), {"all": "true"}),),
@@ -252,7 +253,7 @@ AUTOMATIONS_PANE: Final = TablePane(
         Column("WHAT IT DOES", "description", most=90),
     ),
     (_switches(True), _switches(False), WOULD, RUN),
-    about=("setting",),
+    about=("setting", "automation"),
     flat=lambda record: {**record, "switch": "on" if record.get("on") else "off"},
     one="/automations/{name}",
     cli="meshctl automation list",

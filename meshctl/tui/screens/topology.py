@@ -10,9 +10,9 @@ from textual.binding import Binding, BindingType
 from textual.timer import Timer
 from textual.widgets import Static
 
-from meshctl import cluster_view, view
+from meshctl import cluster_view, view, worker_view
 from meshctl.tui import jumping, sections, spark
-from meshctl.tui.declare import OwnPane, Record, Section, TablePane, columns_of
+from meshctl.tui.declare import Column, OwnPane, Record, Section, TablePane, columns_of
 from meshctl.tui.describe import DocumentView
 from meshctl.tui.fields import t
 from meshctl.tui.layout import clean
@@ -129,7 +129,7 @@ class GraphView(PaneView):
     def sight(self) -> Sight:
         """The document that is shown, as it is looked at."""
         shown = self.frames[self.number] if self.frames else self.document or {}
-        return Sight(shown, self.sought, self.only_troubled)
+        return Sight(shown, self.sought, self.only_troubled, self.room.catalogue.shown)
 
     def is_tree(self, sight: Sight) -> bool:
         """Whether a tree is drawn: by choice, or because there are too many nodes or too few columns."""
@@ -215,7 +215,11 @@ class GraphView(PaneView):
             for name, value in (node.get("detail") or {}).items()
             if value not in (None, "", {}) and name != "this"
         }
-        said = "  ".join(f"{name} {view.text(value)}" for name, value in detail.items())
+        words = self.room.catalogue
+        said = "  ".join(
+            f"{words.label(name.replace('_', ' '))} {words.fact(name, view.text(value))}"
+            for name, value in detail.items()
+        )
         kind, state = self.say(str(node["kind"])), self.say(str(node["state"]))
         return f"{node['label']}  {kind}  {state}  {sight.rate(self.chosen_id)}  {said}"
 
@@ -404,6 +408,16 @@ def _named(edge: Record) -> Record:
     return {**edge, "id": f"{edge['from']} {edge['to']}"}
 
 
+def _measured(edge: Record) -> Record:
+    """A line with what flows in its own unit: bytes a second, or connections that are in use."""
+    counted = edge.get("kind") == "postgres"
+    return {
+        **edge,
+        "bytes_s": None if counted else edge.get("rate"),
+        "connections": edge.get("rate") if counted else None,
+    }
+
+
 SECTION: Final = Section(
     "topology",
     "Topology",
@@ -428,12 +442,17 @@ SECTION: Final = Section(
             "lines",
             t("Lines"),
             "/topology",
-            columns_of(cluster_view.EDGE_COLUMNS),
+            (
+                *columns_of(cluster_view.EDGE_COLUMNS[:-1]),
+                Column("RATE", "bytes_s", worker_view.rate, right=True),
+                Column("IN USE", "connections", right=True),
+            ),
             key="id",
             name="id",
             topic="topology",
             items=lambda reply: [_named(one) for one in reply.get("edges", ())],
-            sort="-rate",
+            flat=_measured,
+            sort="-bytes_s",
             cli="meshctl topology --lines",
         ),
     ),

@@ -31,6 +31,10 @@ def _away(worker: Record) -> str:
     return "" if worker.get("connected") else t("It is not connected.")
 
 
+def _foreign(worker: Record) -> str:
+    return t("It is another pool's.") if "/" in str(worker["name"]) else ""
+
+
 def _undrain(worker: Record, _values: Values, _reply: Any) -> Call:
     command = filled("meshctl worker undrain {name}", worker, plain=True)
     return Call("POST", filled(UNDRAIN, worker), cli=command, label=t("Drain"))
@@ -197,6 +201,7 @@ ACTIONS: Final = (
         "DELETE",
         "/sidecars/{name}",
         "meshctl worker revoke {name}",
+        against=_foreign,
         confirm=Confirm.NAME,
         question=t("Revoke {name}? Its tunnel ends at once and its jobs go elsewhere."),
         done=t("{name} is revoked."),
