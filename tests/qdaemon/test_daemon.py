@@ -116,10 +116,14 @@ async def test_orders_about_models(tmp_path: Path) -> None:
             assert answer.problem is not None
             assert "pinned" in answer.problem.code
         assert (await gate.ask("unpin", model="a")).ok
+        busy = await gate.ask("remove", model="a", idle=True)
+        assert busy.problem is not None
+        assert busy.problem.code == "loaded", "what nobody asked for does not take it out of memory"
+        assert gate.model("a").state == "resident"  # type: ignore[union-attr]
         grouped = await gate.ask("groups", model="b", groups=["!big"], ttl_s=5)
         assert (grouped.result["groups"], grouped.result["ttl_s"]) == (["!big"], 5.0)
         assert (await gate.ask("unload", model="a")).result["state"] == "stored"
-        removed = await gate.ask("remove", model=hashes["a"])
+        removed = await gate.ask("remove", model=f"a@{hashes['a']}", idle=True)
         assert removed.result["removed"] == "a"
         assert gate.model("a") is None
         for verb, args, code in (

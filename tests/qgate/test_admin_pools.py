@@ -121,6 +121,35 @@ async def test_the_ceiling_holds_at_once(paired: Pair, ceiling: str, role: str) 
     assert (await alice.call("GET", "/session")).body["role"] == "viewer"
 
 
+async def test_an_admin_asks_the_mesh_itself_over_a_session(paired: Pair) -> None:
+    alice = paired.alice
+    body = {"model": "no-such-model", "messages": [{"role": "user", "content": "Hello."}]}
+    ask = ("POST", "/chat/completions", body)
+    through = await alice.call(*ask, prefix="/v1")
+    assert (through.status, through.body["error"]["code"]) == (404, "model_not_found")
+    assert (await alice.call("GET", "/models", prefix="/v1")).status == 200
+    assert (await alice.call(*ask, prefix="/v1", token="")).status == 401
+    assert (await paired.at_hq.post("http://gate/v1/chat/completions", json=body)).status_code == 404
+    assert (await alice.mint(read_only=True)).body["role"] == "owner"
+    assert (await alice.call(*ask, prefix="/v1")).code == "read-only"
+    await paired.hq.parts.audit.flush()
+    told = (await paired.at_hq.get("/audit", params={"kind": "admin"})).json()["items"]
+    asked = [one["detail"] for one in told if one["detail"]["what"] == "ask"]
+    assert [(one["by"], one["name"]) for one in asked] == [("alice", "/v1/chat/completions")]
+    await paired.to_branch()
+    assert (await alice.call(*ask, prefix="/v1")).code == "role", "an operator moves work and brings none"
+    await know(paired.branch, peer_of(paired.hq, level=4, permissions=Permissions(admin_role="admin")))
+    await alice.mint()
+    assert (await alice.call(*ask, prefix="/v1")).status == 404
+
+
+async def test_home_tells_where_the_pools_are_with_each_token(paired: Pair) -> None:
+    told = (await paired.alice.mint()).body["pools"]
+    assert [one["name"] for one in told] == ["hq", "branch"]
+    alice = await paired.to_branch()
+    assert "pools" not in (await alice.mint()).body, "another pool's word moves nobody"
+
+
 async def test_who_logs_out_at_home_is_out_everywhere(paired: Pair) -> None:
     alice = await paired.to_branch()
     sid = (await alice.call("GET", "/session")).body["session"]
