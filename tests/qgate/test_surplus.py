@@ -1,8 +1,12 @@
-"""Copies too many: told after a while, let go of one at a time, never below what is wanted."""
+"""Copies too many: told after a while, let go of, never below what is wanted. Copies that come: a few at a
+time, in fair shares.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import hashlib
 import random
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgate.capability.workers import Workers
+from qgate.federation.blob_files import BlobFiles
 from qgate.federation.blob_queue import AT_ONCE, next_fetches, share
-from qgate.federation.blobs import LOST_AFTER_S, Holder, placement
+from qgate.federation.blobs import LOST_AFTER_S, Holder, manifest_of, placement
 from qgate.federation.copies import Copies, Sight, read_blob
 from qgate.federation.log.pace import BURST, Pace
 from qgate.federation.peer import Peer
@@ -27,7 +32,9 @@ from qgate.store import blobs as table
 from qgate.store.blobs import Blob, PeerBlob
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.surplus_copies import SurplusCopies
-from tests.qgate.peering import know, peer_of, pools
+from tests.qgate.gates import until
+from tests.qgate.peering import know, pair, peer_of, pools
+from tunnel_proto.blob_messages import CHUNK_MIN, chunk_hash
 from tunnel_proto.errors import MeshError, RemoteProtocolError
 from tunnel_proto.messages import ModelState
 from tunnel_proto.packing import unpack
@@ -195,6 +202,47 @@ def test_another_share_forgives_no_debt() -> None:
     assert pace.wait(0.0) == pytest.approx(5.0)
     assert pace.at_rate(500.0, 0.0).wait(0.0) == pytest.approx(10.0)
     assert Pace(0.0).spent(1 << 40, 0.0).at_rate(1000.0, 0.0).wait(0.0) == 0.0
+
+
+async def test_a_gate_fetches_a_few_at_a_time_and_all_in_the_end(
+    tmp_path: Path, store_server: EmbeddedPostgres
+) -> None:
+    async with pools(tmp_path, store_server, "hq", "gpu", "branch") as (hq, gpu, branch):
+        replicating = branch.governing.replicating
+        most = 0
+        sizes = {hq: (30, 31, 32, 33), gpu: (200,)}  # what gpu wants is larger than all that hq wants
+        for gate in (hq, gpu):
+            await pair(gate, branch, level=2)
+            shelf = BlobFiles(tmp_path / f"shelf-{gate.settings.name}", reserve=0)
+            shelf.open()
+            gate.governing.replicating.serving._files = shelf
+            async with gate.parts.store.store.transaction() as connection:
+                for chunks in sizes[gate]:
+                    data = random.Random(chunks).randbytes(chunks * CHUNK_MIN)
+                    parts = [data[at : at + CHUNK_MIN] for at in range(0, len(data), CHUNK_MIN)]
+                    digest = hashlib.sha256(data)
+                    made = manifest_of(digest.digest(), len(data), map(chunk_hash, parts), chunk=CHUNK_MIN)
+                    (shelf.folder / f"{digest.hexdigest()}.gguf").write_bytes(data)
+                    wanted = Blob(made.sha256, f"m{chunks}", made.size, made.root, 1, (), made.pack())
+                    await table.put_blob(connection, wanted, by="test", at=datetime.now(UTC))
+        await branch.administration.preferences.set("federation.model_kb_s", 4000, by="test")
+
+        def together() -> int:
+            nonlocal most
+            running = [one for one in replicating._running.values() if not one.task.done()]
+            most = max(most, len(running))
+            return len({one.fetch.blob.origin for one in running})
+
+        await until(lambda: together() == 2, 60)
+
+        async def whole() -> bool:
+            together()
+            return len(await asyncio.to_thread(replicating.files.whole)) == 5
+
+        async with asyncio.timeout(120):
+            while not await whole():
+                await asyncio.sleep(0.05)
+        assert 2 <= most <= AT_ONCE
 
 
 # --- in a store
