@@ -29,7 +29,7 @@ _WHOLE: Final = re.compile(rf"{_NUMBER}(?:{_UNIT})?(?:(?:[ /,+]| / ){_NUMBER}(?:
 _COUNT: Final = re.compile(r"\d{1,3}(?:,\d{3})+")
 _UNITED: Final = re.compile(rf"{_NUMBER}(?:{_UNIT})(?:(?: | / ){_NUMBER}(?:{_UNIT}))*")
 _AT: Final = re.compile(
-    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)(?: (?P<time>\d\d:\d\d(?::\d\d)?)(?P<zone>Z?))?"
+    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)(?:[ T](?P<time>\d\d:\d\d(?::\d\d)?)(?P<zone>Z?))?"
 )
 
 

@@ -30,12 +30,17 @@ BESIDE = 13
 """Lines around the fields: frame, title, what the form says first, the request with its command, the keys."""
 
 
+LABEL = 2
+"""Lines that the name of a field and what is said of it take at most."""
+
+
 class Lines(VerticalScroll, inherit_bindings=False):
     """The fields below each other. Arrows go from one to the next; what scrolls follows, label and all."""
 
     def scroll_to_region(self, region: Region, **options: Any) -> Offset:
-        """Show a field together with the line above it, which says what it is called."""
-        whole = Region(region.x, max(0, region.y - 1), region.width, region.height + min(1, region.y))
+        """Show a field together with the lines above it, which say what it is called."""
+        above = min(LABEL, region.y)
+        whole = Region(region.x, region.y - above, region.width, region.height + above)
         return super().scroll_to_region(whole, **options)
 
 
@@ -48,7 +53,7 @@ class FormScreen(Modal):
 
     DEFAULT_CSS: ClassVar[str] = """
     FormScreen VerticalScroll { max-height: 18; }
-    FormScreen .form--label { height: 1; color: $text-muted; }
+    FormScreen .form--label { height: auto; max-height: 2; color: $text-muted; }
     FormScreen .form--fault { height: auto; color: $text-error; }
     FormScreen .form--fault.-none { display: none; }
     FormScreen TextArea { height: 5; border: none; background: $surface; }
@@ -82,7 +87,7 @@ class FormScreen(Modal):
     def compose(self) -> ComposeResult:
         """The fields, what the gate said, and the request as it stands."""
         with Vertical(classes="modal--box"):
-            yield told(self.heading, classes="modal--title")
+            yield told(self.say(self.heading), classes="modal--title")
             if self.form.intro:
                 yield told(self.say(self.form.intro), classes="modal--muted")
             with Lines(can_focus=False):

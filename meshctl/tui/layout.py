@@ -16,6 +16,8 @@ from meshctl.tui.pager import Line
 from meshctl.tui.words import Catalogue
 
 ENGLISH: Final = Catalogue()
+BYTES: Final = frozenset({"memory", "memory_available", "vram", "vram_used", "size", "bytes", "disk_free"})
+"""Fields of records that are bytes."""
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 
@@ -81,11 +83,15 @@ def card(record: Any) -> list[view.Table]:
     """Any record as name and value, where nobody said how it reads."""
     if not isinstance(record, dict):
         return [view.Table(("",), ((view.text(record),),))]
-    return [view.card({key: view.moment(one) if _moment(key) else one for key, one in record.items()})]
+    return [view.card({key: _measured(key, one) for key, one in record.items()})]
 
 
-def _moment(key: str) -> bool:
-    return key.endswith(("_at", "_until")) or key in {"not_after", "not_before"}
+def _measured(key: str, value: Any) -> Any:
+    if key.endswith(("_at", "_until")) or key in {"not_after", "not_before"}:
+        return view.moment(value)
+    if isinstance(value, int) and key in BYTES:
+        return view.size(value)
+    return value
 
 
 def _told(table: view.Table, row: Sequence[str], catalogue: Catalogue) -> list[str]:

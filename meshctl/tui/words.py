@@ -50,15 +50,20 @@ ENUMERATED: Final = frozenset(
         ),
         *("side", "source", "switch", "outcome", "last_outcome", "rule", "how", "read", "from_severity"),
         *("target_session", "isolation", "key", "mail", "password", "master", "said", "heard", "local"),
-        *("check", "unit", "automatic", "next", "description", "what_it_does"),
+        *("check", "unit", "automatic", "next", "description", "what_it_does", "what", "section", "group"),
+        *("sign-up", "mail_domains_that_may", "written_by", "to_replace_it"),
     }
 )
 """Fields, and what they are called in lists, whose values are words of ours and not somebody's names."""
+
+VERSIONS: Final = frozenset({"version", "build", "driver", "cuda", "name", "id", "server version"})
+"""Names of values in a description that look like a number with decimals and are none."""
 
 LONGEST: Final = 400
 """Characters of a text that is looked at for a phrase."""
 
 _PAIR: Final = re.compile(r"(?:(?<=^)|(?<=, ))(?P<name>[a-z_]+)=(?P<value>(?:yes|no)(?=,|$))?")
+_DECIMAL: Final = re.compile(r"-?\d+\.\d+")
 _PAIRS: Final = re.compile(r"[a-z_]+=[^=]*(?:, [a-z_]+=[^=]*)*")
 _PLAIN: Final = str.maketrans(
     {"\u202f": " ", "\u00a0": " ", "’": "'", "«": '"', "»": '"', "…": "...", "–": "-", "œ": "oe", "Œ": "OE"}
@@ -180,7 +185,11 @@ class Catalogue:
             known = self.value(text)
             if known != text:
                 return known
-        return self.pairs(text) if name != "labels" and _PAIRS.fullmatch(text) else self.shown(text)
+        if name != "labels" and _PAIRS.fullmatch(text):
+            return self.pairs(text)
+        if _DECIMAL.fullmatch(text) and name.casefold() not in VERSIONS:
+            return self.figures.told(text)
+        return self.shown(text) if " " in text else self.figures.whole(text) or text
 
     def _phrase(self, text: str) -> str | None:
         for one in self.phrases:
