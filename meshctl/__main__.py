@@ -35,9 +35,11 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except MeshError as error:
         note(f"Error: {error.message}")
-        if error.hint:
-            note(f"Next: {error.hint}")
-        return int(exit_code(error))
+        code = exit_code(error)
+        hint = error.hint or (f"{_named(arguments)} --help" if code is ExitCode.USAGE else "")
+        if hint:
+            note(f"Next: {hint}")
+        return int(code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
@@ -51,6 +53,18 @@ def run(arguments: Sequence[str]) -> int:
         show()
         return int(getattr(error, "exit_code", ExitCode.USAGE))
     return result if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _named(arguments: Sequence[str]) -> str:
+    """The command that was typed, without its arguments and options."""
+    words, place = ["meshctl"], command_line(app, arguments)
+    for word in arguments:
+        below = getattr(place, "commands", {})
+        if word not in below:
+            break
+        words.append(word)
+        place = below[word]
+    return " ".join(words)
 
 
 def exit_code(error: MeshError) -> ExitCode:

@@ -452,9 +452,17 @@ def find_socket(gate_dir: Path | None, socket_path: Path | None, *, here: Path) 
         return socket_path
     if gate_dir is not None:
         return socket_of(gate_dir)
+    closed = ""
     for candidate in (here / DEV_STATE, SYSTEM_GATE):
-        if (found := socket_of(candidate)).exists():
+        if os.path.exists(found := socket_of(candidate)):  # Path.exists raises where it may not look
             return found
+        if candidate.is_dir() and not os.access(candidate, os.X_OK, effective_ids=True):
+            closed = closed or str(candidate)
+    if closed:
+        raise UnreachableError(
+            f"The gate in {closed} is another user's.",
+            hint=f"sudo -u $(stat -c %U {closed}) meshctl ..., or as an admin: meshctl login",
+        )
     raise UnreachableError(
         f"No gate is running here: neither {DEV_STATE}/ nor {SYSTEM_GATE} has an admin socket.",
         hint="meshctl dev   (or name one: --gate-dir DIR, --socket PATH)",
@@ -463,7 +471,7 @@ def find_socket(gate_dir: Path | None, socket_path: Path | None, *, here: Path) 
 
 def socket_of(directory: Path) -> Path:
     """Where the gate of ``directory`` listens for meshctl, from its qgate.toml where that says so."""
-    gate = directory / "gate" if (directory / "gate").is_dir() else directory
+    gate = directory / "gate" if os.path.isdir(directory / "gate") else directory
     with contextlib.suppress(OSError, ValueError):
         import tomllib
 

@@ -112,7 +112,7 @@ def unreachable(path: Path, error: OSError) -> UnreachableError:
     """Say in a person's words why the socket could not be used."""
     if isinstance(error, FileNotFoundError):
         settings = path.with_name("qgate.toml")
-        own = f"qgate --config {settings if settings.is_file() else 'FILE'}"
+        own = f"qgate --config {settings if os.path.isfile(settings) else 'FILE'}"
         return UnreachableError(
             f"No gate is running: {path} does not exist.",
             hint=f"start it (meshctl dev, or: {own})",

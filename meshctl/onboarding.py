@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from meshctl.client import Gate
 from meshctl.errors import CheckError, CommandError, UsageError
-from meshctl.terminal import ask, note, read_secret
+from meshctl.terminal import ask, note, read_secret, why_unreadable
 
 STEPS: Final = ("machine", "admin", "store", "database", "model", "pair")
 SAMPLE_TIMEOUT_S: Final = 300.0
@@ -41,7 +41,8 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path} cannot be read: {error}", hint="meshctl docs show onboarding has an example"
+            f"{path} cannot be read: {why_unreadable(error)}.",
+            hint="meshctl docs show onboarding has an example",
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}", hint="meshctl docs show onboarding has an example") from None
@@ -240,7 +241,8 @@ def _file_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{path} cannot be read: {error}", hint="meshctl docs show onboarding has an example"
+            f"{path} cannot be read: {why_unreadable(error)}.",
+            hint="meshctl docs show onboarding has an example",
         ) from None
 
 

@@ -77,7 +77,7 @@ def read_secret(what: str, source: str | None, *, option: str, twice: bool = Fal
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
-                f"{what} cannot be read from {path}: {_why(error)}.",
+                f"{what} cannot be read from {path}: {why_unreadable(error)}.",
                 hint=f"{option} FILE, or {option} - to read standard input",
             ) from error
     text = text.removesuffix("\n").removesuffix("\r")
@@ -94,12 +94,13 @@ def read_text(source: str, what: str) -> str:
         return Path(source).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{what} cannot be read from {source}: {_why(error)}.",
+            f"{what} cannot be read from {source}: {why_unreadable(error)}.",
             hint="name the file, or - for standard input",
         ) from error
 
 
-def _why(error: OSError | UnicodeDecodeError) -> str:
+def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file's text cannot be had, in a few words."""
     return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 

@@ -146,10 +146,17 @@ def _section(words: list[str], command: Any, depth: int) -> Iterator[str]:
 
 def _usage(command: Any) -> list[str]:
     arguments = [one for one in command.params if one.param_type_name == "argument"]
-    shown = [f"{one.metavar or one.name.upper()}" for one in arguments]
+    shown = [_argument(one) for one in arguments]
     required = [f"{one.opts[0]} {one.metavar or 'TEXT'}" for one in command.params if _required_option(one)]
     optional = any(one.param_type_name == "option" and not one.required for one in command.params)
     return [*shown, *required, *(["[OPTIONS]"] if optional else [])]
+
+
+def _argument(one: Any) -> str:
+    """As a usage line names it: [ONE] may be left out, ONE... is one or more."""
+    name = one.metavar or one.name.upper()
+    several = "..." if one.nargs != 1 else ""
+    return f"{name}{several}" if one.required else f"[{name}]{several}"
 
 
 def _required_option(one: Any) -> bool:
@@ -161,7 +168,7 @@ def _table(params: list[Any]) -> Iterator[str]:
     yield "|---|---|"
     for one in params:
         if one.param_type_name == "argument":
-            name = one.metavar or one.name.upper()
+            name = _argument(one)
         else:
             name = ", ".join([*one.opts, *one.secondary_opts])
             if not one.is_flag:

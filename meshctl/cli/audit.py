@@ -13,7 +13,7 @@ from meshctl import view
 from meshctl.cli import options
 from meshctl.errors import CheckError, CommandError, UsageError
 from meshctl.render import Output, emit, machine_text, write
-from meshctl.terminal import note
+from meshctl.terminal import note, why_unreadable
 from tunnel_proto.errors import AuthenticationFailed
 
 commands = options.group("The audit trail: append-only, hash-chained, without literals or content.")
@@ -138,9 +138,10 @@ def _check_file(file: Path, pool: str) -> dict[str, Any]:
     try:
         with file.open(encoding="utf-8") as lines, file.open(encoding="utf-8") as again:
             found = check_export(lines, again, pool=pool)
-    except OSError as error:
-        raise CommandError(
-            f"{file} cannot be read: {error.strerror}", hint="name the file that meshctl audit export wrote"
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{file} cannot be read: {why_unreadable(error)}.",
+            hint="name the file that meshctl audit export wrote",
         ) from error
     except ValueError as error:
         raise UsageError(

@@ -88,7 +88,7 @@ def show(
 @commands.command("forecast")
 def forecast(
     budget: Annotated[
-        str | None, typer.Argument(metavar="[BUDGET]", help="WHO/PERIOD; all if left out.")
+        str | None, typer.Argument(metavar="BUDGET", help="WHO/PERIOD; all if left out.")
     ] = None,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,

@@ -19,7 +19,7 @@ commands = options.group("The shared catalogue of models: one master writes it, 
 Pool = Annotated[
     str | None,
     typer.Argument(
-        metavar="[POOL]",
+        metavar="POOL",
         help="The pool; left out, this one.",
         autocompletion=options.pool_names,
         show_default=False,
@@ -123,7 +123,7 @@ def list_records(
 def set_record(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name.", show_default=False)],
     values: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUE...", help="What is said of it.", show_default=False)
+        list[str], typer.Argument(metavar="KEY=VALUE", help="What is said of it.", show_default=False)
     ],
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
@@ -161,10 +161,10 @@ def remove(
 def review(
     pool: Annotated[
         str | None,
-        typer.Argument(metavar="[POOL]", help="With NUMBER: decide this write.", show_default=False),
+        typer.Argument(metavar="POOL", help="With NUMBER: decide this write.", show_default=False),
     ] = None,
     number: Annotated[
-        int | None, typer.Argument(metavar="[NUMBER]", help="Its number in POOL's log.", show_default=False)
+        int | None, typer.Argument(metavar="NUMBER", help="Its number in POOL's log.", show_default=False)
     ] = None,
     accept: Annotated[
         bool, typer.Option("--accept/--drop", help="Write it again here, or let it go.")

@@ -12,7 +12,7 @@ from meshctl import view
 from meshctl.cli import options
 from meshctl.errors import CheckError
 from meshctl.render import Output, emit
-from meshctl.terminal import note
+from meshctl.terminal import note, why_unreadable
 from tunnel_proto.errors import ConfigError
 
 commands = options.group("The pool's configuration as one document; the daemons' settings files.")
@@ -56,10 +56,13 @@ def kind_of(file: Path) -> str:
         return "qgate"
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {why_unreadable(error)}",
+            hint="name a qgate.toml, minigate.toml or qdaemon.toml",
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}", hint=f"correct {file}") from None
     if WORKER_TABLES & document.keys():
         return "qdaemon"
     if SIDECAR_TABLES & document.keys() or "hosts" in _table(document, "listen"):

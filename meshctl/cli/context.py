@@ -68,7 +68,7 @@ def add(
     name: Name,
     bundle_file: Annotated[
         str | None,
-        typer.Argument(metavar="[BUNDLE]", help="The bundle that came back, or - for standard input."),
+        typer.Argument(metavar="BUNDLE", help="The bundle that came back, or - for standard input."),
     ] = None,
     admin: Annotated[
         str | None,
@@ -161,7 +161,7 @@ def show(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", help="Without it the current one.", autocompletion=options.context_names
+            metavar="NAME", help="Without it the current one.", autocompletion=options.context_names
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Dial each pool and say how it went.")] = False,

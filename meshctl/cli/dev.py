@@ -19,6 +19,7 @@ from meshctl.drivers import DEFAULT_PORT, openai_settings
 from meshctl.errors import CommandError, ExitCode, UnreachableError, UsageError
 from meshctl.render import Output, emit, write
 from meshctl.terminal import note
+from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
     from meshctl.dev.pools import DevPool, DevPools
@@ -240,28 +241,19 @@ def _foreground(state: DevState, port: int, output: Output) -> None:
     lock = state.lock()
     stack = DevStack(state, port=port, say=note)
     began = time.monotonic()
-    try:
-        with _signals_interrupt():
-            try:
-                proof = stack.start()
-                assert stack.record is not None
-                if output is Output.TABLE:
-                    _tell(stack.record, proof, time.monotonic() - began)
-                    live.follow(lambda: dict(stack.gate.get("/status")), stack.watch)
-                else:
-                    emit(stack.record.public(), [], output)
-                    live.wait(stack.watch)
-            except UnreachableError:
-                stack.watch()  # a daemon that ended by itself says more than a socket that is gone
-                raise
-    except KeyboardInterrupt:
-        note("\ndraining; again to force")
-        _stop(stack)
-    except BaseException:
-        _stop(stack)
-        raise
-    finally:
-        os.close(lock)
+    with _stopped_at_the_end(stack, state, lock):
+        try:
+            proof = stack.start()
+            assert stack.record is not None
+            if output is Output.TABLE:
+                _tell(stack.record, proof, time.monotonic() - began)
+                live.follow(lambda: dict(stack.gate.get("/status")), stack.watch)
+            else:
+                emit(stack.record.public(), [], output)
+                live.wait(stack.watch)
+        except UnreachableError:
+            stack.watch()  # a daemon that ended by itself says more than a socket that is gone
+            raise
 
 
 def _foreground_pools(state: DevState, port: int, count: int, output: Output) -> None:
@@ -272,23 +264,14 @@ def _foreground_pools(state: DevState, port: int, count: int, output: Output) ->
     lock = state.lock()
     stack = DevPools(state, count=count, port=port, say=note)
     began = time.monotonic()
-    try:
-        with _signals_interrupt():
-            signal.signal(signal.SIGUSR1, lambda _number, _frame: stack.ask_revival())
-            stack.start()
-            if output is Output.TABLE:
-                _tell_pools(stack.pools, time.monotonic() - began)
-            else:
-                emit(stack.public(), [], output)
-            live.wait(stack.watch)
-    except KeyboardInterrupt:
-        note("\ndraining; again to force")
-        _stop(stack)
-    except BaseException:
-        _stop(stack)
-        raise
-    finally:
-        os.close(lock)
+    with _stopped_at_the_end(stack, state, lock):
+        signal.signal(signal.SIGUSR1, lambda _number, _frame: stack.ask_revival())
+        stack.start()
+        if output is Output.TABLE:
+            _tell_pools(stack.pools, time.monotonic() - began)
+        else:
+            emit(stack.public(), [], output)
+        live.wait(stack.watch)
 
 
 def _tell_pools(pools: list[DevPool], took: float) -> None:
@@ -305,6 +288,26 @@ def _tell_pools(pools: list[DevPool], took: float) -> None:
     note(f"As an admin who is logged in, wherever a pool is left: meshctl status --watch --context {context}")
     which = _beside(pools[0].state)
     note(f"Try: meshctl dev kill hq{which}, and ask on; meshctl dev revive{which} brings it back.")
+
+
+@contextlib.contextmanager
+def _stopped_at_the_end(stack: DevStack | DevPools, state: DevState, lock: int) -> Iterator[None]:
+    """Run the body until it ends or a signal comes, then stop the stack and let its folder go."""
+    from meshctl.dev.state import near
+
+    try:
+        with _signals_interrupt():
+            yield
+    except KeyboardInterrupt:
+        note("\ndraining; again to force")
+        _stop(stack)
+    except BaseException as error:
+        _stop(stack)
+        if isinstance(error, MeshError) and not error.hint:
+            error.hint = f"the logs are in {near(state.logs)}"
+        raise
+    finally:
+        os.close(lock)
 
 
 def _stop(stack: DevStack | DevPools) -> None:

@@ -43,7 +43,7 @@ def show(
 
 @commands.command("search")
 def search(
-    words: Annotated[list[str], typer.Argument(metavar="WORD...", help="All of them, in any case.")],
+    words: Annotated[list[str], typer.Argument(metavar="WORD", help="All of them, in any case.")],
     output: options.Format = Output.TABLE,
 ) -> None:
     """Find the lines that hold these words; headings first."""

@@ -180,7 +180,7 @@ def group(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[GROUP]...",
+            metavar="GROUP",
             help="Groups; of one that begins with ! a single model is in memory at a time. None: leave all.",
             show_default=False,
         ),

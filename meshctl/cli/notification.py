@@ -15,7 +15,7 @@ commands = options.group("Notifications: what somebody should know, until it is 
 
 Numbers = Annotated[
     list[int] | None,
-    typer.Argument(metavar="[ID]...", help="Which; or --all.", show_default=False),
+    typer.Argument(metavar="ID", help="Which; or --all.", show_default=False),
 ]
 Everything = Annotated[bool, typer.Option("--all", help="All that are in the inbox.")]
 

@@ -133,9 +133,7 @@ def trust(
 
 @commands.command("order")
 def order(
-    names: Annotated[
-        list[str], typer.Argument(metavar="POOL...", help="Peers, the first to stand in first.")
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="POOL", help="Peers, the first to stand in first.")],
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
     output: options.Format = Output.TABLE,

@@ -18,7 +18,7 @@ from meshctl.terminal import confirm, note
 PoolArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[POOL]",
+        metavar="POOL",
         help="One pool; left out, all of them.",
         autocompletion=options.pool_names,
         show_default=False,
@@ -30,7 +30,7 @@ def log(
     pool: Annotated[
         str | None,
         typer.Argument(
-            metavar="[POOL]",
+            metavar="POOL",
             help="Show this pool's entries; left out, how far every log has come.",
             autocompletion=options.pool_names,
             show_default=False,

@@ -235,7 +235,7 @@ def set_price(
 @prices.command("list")
 def list_prices(
     model: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="Only models with this in their name.")
+        str | None, typer.Argument(metavar="TEXT", help="Only models with this in their name.")
     ] = None,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,

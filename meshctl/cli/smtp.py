@@ -96,7 +96,7 @@ def recipients(
     to: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="ADDRESS[=SEVERITY]...",
+            metavar="ADDRESS[=SEVERITY]",
             help="Who is told, from info, warning (the default) or critical on; nobody where none is named.",
             show_default=False,
         ),

@@ -184,9 +184,7 @@ def label(
     name: WorkerName,
     changes: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE|KEY-]...", help="Set a label, or take it away.", show_default=False
-        ),
+        typer.Argument(metavar="KEY=VALUE|KEY-", help="Set a label, or take it away.", show_default=False),
     ] = None,
     gate_dir: options.GateDir = None,
     socket: options.Socket = None,
@@ -215,7 +213,7 @@ def label(
 def move(
     name: WorkerName,
     pool: Annotated[
-        str | None, typer.Argument(metavar="[POOL]", help="Where to; without it home.", show_default=False)
+        str | None, typer.Argument(metavar="POOL", help="Where to; without it home.", show_default=False)
     ] = None,
     yes: options.Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,

@@ -116,7 +116,7 @@ async def connect(
             except TimeoutError:
                 failures.append(_unreachable(endpoint, f"no answer within {route.connect_timeout_s:g} s"))
             except OSError as error:
-                failures.append(_unreachable(endpoint, str(error) or type(error).__name__))
+                failures.append(_unreachable(endpoint, error.strerror or str(error) or type(error).__name__))
             except LoginRefusedError as error:
                 failures.append(upstream_error(error.sqlstate, f"{endpoint}: {error}"))
                 if error.sqlstate in _NO_NEXT_HOST:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import tempfile
 import threading
 from pathlib import Path
 
@@ -119,3 +121,20 @@ def test_a_socket_named_in_the_settings_is_used(tmp_path: Path) -> None:
     assert socket_of(tmp_path) == Path("/run/qgate/a.sock")
     (tmp_path / "qgate.toml").write_text("not toml")
     assert socket_of(tmp_path) == tmp_path / "admin.sock"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_of_another_user_is_told_and_is_no_defect() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        here = Path(name)
+        (here / ".mesh" / "gate").mkdir(parents=True)
+        (here / ".mesh").chmod(0o700)
+        here.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            assert find_socket(here / ".mesh", None, here=here) == here / ".mesh" / "admin.sock"
+            with pytest.raises(UnreachableError, match="another user's") as refused:
+                find_socket(None, None, here=here)
+        finally:
+            os.seteuid(0)
+    assert "sudo -u" in refused.value.hint

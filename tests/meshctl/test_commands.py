@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from meshctl.errors import ExitCode
 from meshctl.sidecar_directory import offer_of
 from tests.meshctl.conftest import Run
 from tests.meshctl.fake_gate import FakeGate
@@ -248,6 +249,27 @@ def test_settings_set_sends_text_and_tells_of_a_restart(at_gate: Run, gate: Fake
     code, _, err = at_gate("settings", "set", "audit.when_full", "-5")
     assert (code, "restarted" in err) == (0, True)
     assert gate.body_of("PUT /settings/audit.when_full") == {"value": "-5"}
+
+
+def test_a_value_that_is_refused_without_a_word_on_it_leads_to_the_help(at_gate: Run, gate: FakeGate) -> None:
+    gate.problem("PUT /budgets/app:x/month", 422, "hard: must be a number")
+    code, _, err = at_gate("budget", "set", "app:x/month", "--hard", "1")
+    assert (code, err) == (ExitCode.USAGE, "Error: hard: must be a number\nNext: meshctl budget set --help\n")
+
+
+def test_a_file_that_cannot_be_read_is_told_in_words(meshctl: Run, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(bytes(range(128, 256)))
+    (tmp_path / "folder").mkdir()
+    for name, why in (
+        ("noise", "it is not UTF-8 text"),
+        ("folder", "Is a directory"),
+        ("none", "No such file"),
+    ):
+        for command in (("config", "check"), ("onboard", "--answers"), ("sidecar", "enroll")):
+            code, _, err = meshctl(*command, name)
+            assert code in {ExitCode.USAGE, ExitCode.CHECK_FAILED}, err
+            assert why in err
+            assert "\nNext: " in err
 
 
 def test_enrolling_compares_the_fingerprint(at_gate: Run, gate: FakeGate, tmp_path: Path) -> None:
