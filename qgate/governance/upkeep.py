@@ -17,10 +17,13 @@ from qgate.store import StoreUnavailableError
 from qgate.store.budgets import forget_before
 from qgate.store.gates import announce_gate
 from qgate.store.peers import drop_old_pairings
-from qgate.store.receipts import drop_receipts
+from qgate.store.receipts import drop_receipts, read_documents
 from tunnel_proto.errors import MeshError
 
 EVERY_S: Final = 60.0
+READ_MAX: Final = 2_000
+"""Receipts whose documents are read in one transaction."""
+
 PAIRINGS_KEPT_DAYS: Final = 30
 """How long it can be seen why a pairing came to nothing."""
 
@@ -66,6 +69,7 @@ class Upkeep:
                 await self._announce()
                 for problem in await self._rotation.heal():
                     log.warning("a password rotation is unfinished", problem=problem)
+                await self._read()
                 days: int = self._office.directory.setting("audit.retention_days")
                 if loop.time() >= forget_at:
                     forget_at = loop.time() + RETIRE_EVERY_S
@@ -88,6 +92,13 @@ class Upkeep:
             await drop_receipts(connection, before)
             await drop_old_pairings(connection, self._office.now() - timedelta(days=PAIRINGS_KEPT_DAYS))
             await forget_before(connection, before)
+
+    async def _read(self) -> None:
+        """Read receipts that an earlier version wrote, some at a time, until none is left."""
+        count = READ_MAX
+        while count == READ_MAX:
+            async with self._office.store.transaction() as connection:
+                count = await read_documents(connection, READ_MAX)
 
     async def _announce(self) -> None:
         if addresses := self._office.gates():

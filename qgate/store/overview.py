@@ -17,12 +17,13 @@ async def incidents_by_state(connection: Connection) -> dict[str, int]:
 
 
 async def cost_between(connection: Connection, since: datetime, until: datetime) -> dict[str, Decimal]:
-    """What receipts of that time say was paid, by currency; requests without a price cost nothing."""
+    """What receipts of that time say was paid, by currency; requests without a price cost nothing. Those
+    that an earlier version wrote are counted once `read_documents` has come to them.
+    """
     rows = await connection.fetch(
         """
-        SELECT coalesce(r.said ->> 'currency', '') AS currency, sum((r.said ->> 'price')::numeric) AS amount
-        FROM (SELECT document::jsonb AS said FROM receipts WHERE at >= $1 AND at < $2) r
-        WHERE r.said ->> 'price' IS NOT NULL GROUP BY 1
+        SELECT currency, sum(price) AS amount FROM receipts
+        WHERE at >= $1 AND at < $2 AND day IS NOT NULL AND price IS NOT NULL GROUP BY 1
         """,
         since,
         until,

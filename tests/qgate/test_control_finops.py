@@ -195,7 +195,8 @@ async def test_old_receipts_and_periods_are_forgotten(gate: Gate, client: httpx.
                 days,
             )
             await connection.execute(
-                "INSERT INTO receipts VALUES ($1, now() - make_interval(days => $2), 'web', '{}')",
+                "INSERT INTO receipts (id, at, app, document)"
+                " VALUES ($1, now() - make_interval(days => $2), 'web', '{}')",
                 f"req_{days}",
                 days,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,14 @@ import pytest
 from qgate.capability.receipts import Receipts, fields_of
 from qgate.capability.work import Hop, Outcome, Usage
 from qgate.store import Store
-from qgate.store.receipts import drop_receipts, list_receipts
+from qgate.store.receipts import (
+    ReceiptRow,
+    add_receipts,
+    drop_receipts,
+    list_receipts,
+    read_documents,
+    sum_receipts,
+)
 from tests.qgate.pool import Pool, everything_stored
 from tests.qgate.spending import app, work
 from tunnel_proto.certificate import OnlineKey, issue_online
@@ -136,6 +144,57 @@ async def test_receipts_are_listed_newest_first_in_pages(pool: Pool) -> None:
         from datetime import UTC, datetime
 
         assert await drop_receipts(connection, datetime.fromtimestamp(2003, UTC)) == 3
+
+
+async def test_what_an_earlier_version_wrote_adds_up_the_same(pool: Pool) -> None:
+    documents = [
+        {"team": "a", "model": "m", "task": "chat", "currency": "USD", "outcome": "ok", "tokens_in": 3,
+         "tokens_out": 4, "price": "0.25"},
+        {"team": None, "model": "m", "task": "chat", "currency": "EUR", "outcome": "failed", "tokens_in": 1,
+         "tokens_out": None, "price": None},
+        {"model": "n", "outcome": "ok", "price": "1"},
+        {},
+    ]  # fmt: skip
+    rows = [
+        ReceiptRow(f"req_{number}", 1.8e9 + 40_000 * number, f"app-{number % 2}", json.dumps(document))
+        for number, document in enumerate(documents * 3)
+    ]
+
+    async def sums() -> list[list[dict[str, Any]]]:
+        async with pool.store.connection() as connection:
+            return [
+                await sum_receipts(connection, by=by, since=datetime.fromtimestamp(1.8e9, UTC), app=app)
+                for by in ("app", "team", "model", "task", "day")
+                for app in (None, "app-1")
+            ]
+
+    async with pool.store.connection() as connection:
+        await connection.executemany(
+            "INSERT INTO receipts (id, at, app, document) VALUES ($1, to_timestamp($2), $3, $4)",
+            [(row.id, row.at, row.app, row.document) for row in rows],
+        )
+    unread = await sums()
+    usd = next(row for row in unread[2] if row["currency"] == "USD")
+    assert (usd["name"], usd["requests"], usd["failed"], usd["tokens_in"], usd["cost"]) == (
+        "a",
+        3,
+        0,
+        9,
+        "0.75",
+    )
+    assert [row["name"] for row in unread[8]][:1] == ["2027-01-15"]
+    async with pool.store.transaction() as connection:
+        assert await read_documents(connection, 5) == 5
+    assert await sums() == unread  # some read, some not
+    async with pool.store.transaction() as connection:
+        assert await read_documents(connection, 100) == 7
+        assert await read_documents(connection, 100) == 0
+    assert await sums() == unread
+    async with pool.store.transaction() as connection:
+        await connection.execute("DELETE FROM receipts")
+        await add_receipts(connection, rows)
+        assert await connection.fetchval("SELECT count(*) FROM receipts WHERE day IS NULL") == 0
+    assert await sums() == unread  # and as this version writes them
 
 
 async def test_a_shift_is_told_on(pool: Pool) -> None:
