@@ -7,6 +7,7 @@ import importlib.util
 import json
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -95,6 +96,11 @@ def upload(gate: Gate, file: Path) -> None:
     gate.upload("/models/upload", file, {"name": PACKAGED_MODEL, "worker": DAEMON}, timeout=UPLOAD_TIMEOUT_S)
 
 
+REFUSED = (
+    "meshctl dev again; a machine that is very busy may need it. Its logs, in the stack's folder, say why"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What came back through the sidecar's HTTP side; ``seconds`` includes connecting."""
@@ -105,9 +111,29 @@ class Answer:
 
 
 def ask(port: int, key: str, model: str, text: str, *, timeout: float) -> Answer:
-    """One chat completion through localhost:``port``. Raises CommandError with the gate's own words."""
+    """One chat completion through localhost:``port``, asked again while the gate says when to come back.
+
+    Raises CommandError with the gate's own words.
+    """
+    until = time.monotonic() + timeout
+    while True:
+        began = time.monotonic()
+        status, headers, document = _exchange(port, key, model, text, timeout=timeout)
+        wait = headers.get("retry-after", "")
+        if status == HTTPStatus.OK:
+            said = document["choices"][0]["message"]["content"]
+            return Answer(said, headers.get("x-qgate-node", ""), time.monotonic() - began)
+        if not wait.isdigit() or time.monotonic() + int(wait) > until:
+            reason = document.get("error", {}).get("message", f"HTTP {status}")
+            raise CommandError(f"The stack came up, but {model} was refused: {reason}", hint=REFUSED)
+        time.sleep(int(wait))
+
+
+def _exchange(
+    port: int, key: str, model: str, text: str, *, timeout: float
+) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Status, headers by their names in lower case, and the JSON. CommandError where none comes."""
     body = {"model": model, "messages": [{"role": "user", "content": text}]}
-    began = time.monotonic()
     connection = http.client.HTTPConnection("localhost", port, timeout=timeout)
     try:
         connection.request(
@@ -117,19 +143,9 @@ def ask(port: int, key: str, model: str, text: str, *, timeout: float) -> Answer
             {"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
         )
         response = connection.getresponse()
-        document = json.loads(response.read())
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, headers, json.loads(response.read())
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CommandError(
-            f"The stack is up, but {model} got no answer: {error}",
-            hint="meshctl doctor; meshctl dev stop ends it",
-        ) from error
+        raise CommandError(f"The stack came up, but {model} got no answer: {error}", hint=REFUSED) from error
     finally:
         connection.close()
-    if response.status != 200:
-        reason = document.get("error", {}).get("message", f"HTTP {response.status}")
-        raise CommandError(
-            f"The stack is up, but {model} was refused: {reason}",
-            hint="meshctl doctor; meshctl dev stop ends it",
-        )
-    said = document["choices"][0]["message"]["content"]
-    return Answer(said, response.headers.get("x-qgate-node", ""), time.monotonic() - began)

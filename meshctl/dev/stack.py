@@ -350,7 +350,7 @@ def prove(record: DevRecord) -> Proof:
     except QueryFailed as error:
         state = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
         raise CommandError(
-            f"The stack is up, but a query through it failed: {error.message}{state}",
+            f"The stack came up, but a query through it failed: {error.message}{state}",
             hint=f"less {DevState(Path(record.state_dir)).logs / 'qgate.log'}",
         ) from error
 

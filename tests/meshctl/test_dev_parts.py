@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -13,12 +14,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from meshctl.dev import live
 from meshctl.dev.children import Child, end_process, runs_module, start, wait_for, wait_gone
+from meshctl.dev.models import ask
 from meshctl.dev.query import QueryFailed, run_query
 from meshctl.dev.state import DevRecord, DevState, free_port, require_free
 from meshctl.drivers import Credential
@@ -279,6 +282,52 @@ def test_a_server_that_hangs_up_or_babbles_is_told(said: bytes, told: str) -> No
                 Credential("demo", "pw", "shop", "127.0.0.1", listener.getsockname()[1]), "x", timeout=10
             )
         thread.join()
+
+
+Said = tuple[int, object, dict[str, str]]
+BUSY: Said = (503, {"error": {"message": "still being loaded"}}, {"Retry-After": "7"})
+GONE: Said = (404, {"error": {"message": "no such model"}}, {})
+SAID: Said = (200, {"choices": [{"message": {"content": "hello"}}]}, {"x-qgate-node": "local"})
+
+
+@contextmanager
+def answering(*answers: Said) -> Iterator[int]:
+    """A port that gives these answers, in order."""
+    left = list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, document, headers = left.pop(0)
+            body = json.dumps(document).encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_a_chat_is_asked_again_while_its_model_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("meshctl.dev.models.time.sleep", waited.append)
+    with answering(BUSY, BUSY, SAID) as port:
+        answer = ask(port, "key", "model", "hi", timeout=60)
+    assert (answer.text, answer.node, waited) == ("hello", "local", [7, 7])
+    with answering(GONE) as port, pytest.raises(CommandError, match="no such model") as refused:
+        ask(port, "key", "model", "hi", timeout=60)
+    assert refused.value.hint
+    with answering(BUSY) as port, pytest.raises(CommandError, match="still being loaded"):
+        ask(port, "key", "model", "hi", timeout=5)
 
 
 def test_readings_turn_totals_into_rates() -> None:
