@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual.css.query import NoMatches
 from textual.widgets import Static
 
 from meshctl.tui.declare import Record, TablePane, at, filled
+from meshctl.tui.fields import t
+from meshctl.tui.folding import folded
 from meshctl.tui.layout import Form, card, clean, lines_of
-from meshctl.tui.pager import Pager
+from meshctl.tui.pager import Line, Pager, text_of
 from meshctl.tui.pane import PaneView
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ class DocumentView(PaneView):
     narrows = True
     form: Form = Form.PERSON
     document: Any = None
+    whole: Sequence[Line] = ()
+    """The lines before they were folded to the screen's width: what is copied."""
 
     def compose(self) -> ComposeResult:
         """The text, and a line that says in which form."""
@@ -36,6 +41,21 @@ class DocumentView(PaneView):
     def on_mount(self) -> None:
         """Show what is known already."""
         self.show()
+
+    def on_resize(self) -> None:
+        """Another width."""
+        if self.whole:
+            self.spread(self.whole)
+
+    def spread(self, lines: Sequence[Line]) -> None:
+        """Show these lines; what is for a person is folded where it is wider than the screen."""
+        self.whole = lines
+        try:
+            pager = self.pager
+        except NoMatches:  # it is being left
+            return
+        width = pager.size.width
+        pager.fill(folded(lines, width) if width and self.form is Form.PERSON else lines)
 
     @property
     def pager(self) -> Pager:
@@ -48,12 +68,13 @@ class DocumentView(PaneView):
 
     def show(self) -> None:
         """Lay it out in the form that was chosen."""
-        if not self.children:
+        try:
+            line = self.query_one(".document--line", Static)
+        except NoMatches:  # before it is there, and while it is being left
             return
         if self.document is not None:
             tables = self.tables_of(self.document) if self.form is Form.PERSON else ()
-            self.pager.fill(lines_of(self.document, tables, self.form))
-        line = self.query_one(".document--line", Static)
+            self.spread(lines_of(self.document, tables, self.form, self.room.catalogue))
         line.set_class(bool(self.problem), "-stale")
         line.update(clean(self.problem) if self.problem else self.say(str(self.form)))
 
@@ -61,6 +82,10 @@ class DocumentView(PaneView):
         """Show it in another form, or again for a person."""
         self.form = Form.PERSON if form is self.form else form
         self.show()
+
+    def hints(self) -> Sequence[tuple[str, str]]:
+        """The other forms."""
+        return (("y", t("YAML")), ("J", t("JSON")), ("x", t("export")))
 
     def narrow(self, text: str) -> None:
         """Search in it."""
@@ -75,7 +100,7 @@ class DocumentView(PaneView):
 
     def extract(self) -> tuple[str, str]:
         """The text as it is shown."""
-        return self.crumb or self.pane.id, self.pager.text() + "\n"
+        return self.crumb or self.pane.id, text_of(self.whole) + "\n"
 
     def became_stale(self) -> None:
         """Say why."""

@@ -25,6 +25,11 @@ def plain(line: Line) -> str:
     return "".join(text for text, _ in line)
 
 
+def text_of(lines: Sequence[Line]) -> str:
+    """Lines as one text, without what is blank at the right."""
+    return "\n".join(plain(line).rstrip() for line in lines)
+
+
 class Pager(ScrollView, can_focus=True):
     """Lines of text, with a search."""
 
@@ -74,7 +79,7 @@ class Pager(ScrollView, can_focus=True):
 
     def text(self) -> str:
         """All of it."""
-        return "\n".join(plain(line).rstrip() for line in self.lines)
+        return text_of(self.lines)
 
     def seek(self, text: str) -> bool:
         """Go to the first line from here that holds ``text``; whether there is one."""

@@ -261,7 +261,8 @@ class Licences:
         try:
             found = read(token, self._vendors())
         except LicenceError as error:
-            raise RefusedLicenceError(error.message, error.code, hint=error.hint) from None
+            hint = error.hint or "take the file again as the vendor sent it"
+            raise RefusedLicenceError(error.message, error.code, hint=hint) from None
         return found.claims, found.vendor
 
     def _vendors(self) -> dict[str, bytes]:

@@ -7,7 +7,13 @@ from typing import Final
 from qgate.governance.setting import Setting
 
 PEOPLE_SETTINGS: Final = (
-    Setting("smtp.host", str, "", "The mail server that this pool sends through; empty: no mail is sent."),
+    Setting(
+        "smtp.host",
+        str,
+        "",
+        "The mail server that this pool sends through, a name or an address; empty: no mail is sent.",
+        pattern=r"\s*(\w[\w.-]{0,253}|[0-9A-Fa-f:.%]+)?\s*",
+    ),
     Setting("smtp.port", int, 587, "The mail server's port.", minimum=1, maximum=65_535),
     Setting(
         "smtp.tls",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -68,6 +69,8 @@ class Setting:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     owner_only: bool = False
+    pattern: str = ""
+    """What all of a text has to match."""
 
     @property
     def group(self) -> str:
@@ -90,16 +93,21 @@ class Setting:
         """`value` as this setting's type (text is parsed); SettingError when it does not fit."""
         parsed = self._parse(value)
         if self.choices and parsed not in self.choices:
-            raise SettingError(f"{self.name} must be one of {', '.join(self.choices)}, not {parsed!r}")
+            raise self._refusal(f"must be one of {', '.join(self.choices)}, not {parsed!r}")
         if self.minimum is not None and parsed < self.minimum:
-            raise SettingError(f"{self.name} must be at least {self.minimum:g}, not {parsed:g}")
+            raise self._refusal(f"must be at least {self.minimum:g}, not {parsed:g}")
         if self.maximum is not None and parsed > self.maximum:
-            raise SettingError(f"{self.name} must be at most {self.maximum:g}, not {parsed:g}")
+            raise self._refusal(f"must be at most {self.maximum:g}, not {parsed:g}")
+        if self.pattern and not re.fullmatch(self.pattern, parsed):
+            raise self._refusal(f"cannot be {_quoted(parsed)}")
         return parsed
+
+    def _refusal(self, why: str) -> SettingError:
+        return SettingError(f"{self.name} {why}", hint=f"meshctl settings get {self.name} says what it takes")
 
     def _parse(self, value: Any) -> Any:
         wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[self.type]
-        refusal = SettingError(f"{self.name} takes {wanted}, not {_quoted(value)}")
+        refusal = self._refusal(f"takes {wanted}, not {_quoted(value)}")
         if isinstance(value, str) and self.type is not str:
             try:
                 value = json.loads(value)

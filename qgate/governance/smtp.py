@@ -192,6 +192,13 @@ async def deliver(
     return shown
 
 
+CHECK: Final = "check smtp.host, smtp.port and smtp.tls: meshctl smtp show"
+WAITS_FOR_TLS: Final = (
+    "a server that waits for TLS says nothing: meshctl smtp set --tls tls --port 465; "
+    "one that is slow takes --timeout-s"
+)
+
+
 def problem_of(error: Exception, settings: SmtpSettings, password: str | None) -> MailError:
     """What an error of the exchange means for a person, and whether to try again."""
     for cause in (error, error.__cause__, error.__context__):
@@ -201,14 +208,19 @@ def problem_of(error: Exception, settings: SmtpSettings, password: str | None) -
         error = error.recipients[0]
     if isinstance(error, aiosmtplib.SMTPTimeoutError | TimeoutError):
         return MailError(
-            "slow", f"{settings.place} did not answer within {settings.timeout_s:g} s", again=True
+            "slow",
+            f"{settings.place} did not answer within {settings.timeout_s:g} s",
+            again=True,
+            hint=WAITS_FOR_TLS
+            if settings.tls != "tls"
+            else "check smtp.host and smtp.port: meshctl smtp show",
         )
     if isinstance(error, aiosmtplib.SMTPConnectError | aiosmtplib.SMTPServerDisconnected | OSError):
         return MailError(
             "unreachable",
             f"{settings.place} cannot be reached or hung up: {_shown(str(error), password, settings.user)}",
             again=True,
-            hint="check smtp.host, smtp.port and smtp.tls: meshctl smtp show",
+            hint=CHECK,
         )
     if isinstance(error, aiosmtplib.SMTPResponseException):
         said = f"{error.code} {_shown(error.message, password, settings.user)}"
@@ -219,8 +231,17 @@ def problem_of(error: Exception, settings: SmtpSettings, password: str | None) -
                 hint="meshctl smtp set --password",
             )
         if 400 <= error.code < 500:
-            return MailError("later", f"{settings.place} says to try later: {said}", again=True)
-        return MailError("rejected", f"{settings.place} refuses the letter: {said}")
+            return MailError(
+                "later",
+                f"{settings.place} says to try later: {said}",
+                again=True,
+                hint="nothing is wrong here: mail that waits is tried again by itself; test again in minutes",
+            )
+        return MailError(
+            "rejected",
+            f"{settings.place} refuses the letter: {said}",
+            hint="mend what the server names: the address, or the sender with meshctl smtp set --from",
+        )
     return MailError("rejected", f"the letter cannot be written: {type(error).__name__}")
 
 
@@ -235,7 +256,9 @@ def _tls_problem(cause: ssl.SSLError, settings: SmtpSettings) -> MailError:
         "tls",
         f"{settings.place} does not speak TLS as smtp.tls = {settings.tls} expects "
         f"({cause.reason or 'no TLS'})",
-        hint="meshctl smtp set --tls tls, usual at port 465; starttls, usual at 587",
+        hint="meshctl smtp set --tls starttls, usual at port 587"
+        if settings.tls == "tls"
+        else "meshctl smtp set --tls tls, usual at port 465",
     )
 
 

@@ -83,6 +83,7 @@ async def test_what_is_no_licence_is_refused_with_the_reason(
     header, claims, _ = long.read_text().strip().split(".")
     token = long.read_text().strip()
     async with visit_mesh("licence", size=(120, 40)) as at:
+        await at.sees("state", "none")
         for typed, said in (
             (str(tmp_path / "nowhere"), "machine"),
             (str(tmp_path), "a file."),

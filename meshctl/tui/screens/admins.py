@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ADMIN: Final = "/admins/{name}"
 FACTOR: Final = "/admins/{name}/second-factor"
+LOCKED: Final = "locked"
 ROLES: Final = tuple(str(role) for role in Role)
 
 CURRENT: Final = Field(
@@ -287,6 +288,12 @@ def account(admin: Record) -> list[view.Table]:
     ]
 
 
+def seen(admin: Record) -> Record:
+    """An account with its lock-out as its state, so that no width hides it."""
+    locked = admin.get("locked_until") and admin.get("state") == "active"
+    return {**admin, "state": LOCKED} if locked else admin
+
+
 def keys_of(admin: Record) -> TablePane:
     """The client keys of an admin."""
     name = str(admin["name"])
@@ -324,8 +331,10 @@ ADMINS: Final = TablePane(
     "/admins",
     columns_of(
         ADMIN_COLUMNS,
+        name={"most": 24},
         second_factor={"least": 70},
-        created_at={"least": 120},
+        locked_until={"least": 130},
+        created_at={"least": 150},
         logged_in_at={"least": 95},
     ),
     ACTIONS,
@@ -333,6 +342,7 @@ ADMINS: Final = TablePane(
     every=15.0,
     one=ADMIN,
     tables=account,
+    flat=seen,
     drill=keys_of,
     sort="name",
     cli="meshctl admin list",

@@ -465,7 +465,8 @@ class RevisionView(DocumentView):
         super().show()
         if self.form is Shape.PERSON and self.children:
             head = view.card(self.row, [one for one in HISTORY if self.row.get(one.key) is not None])
-            self.pager.fill([*described([head]), (), *change_lines(self.row.get("changes") or ())])
+            changes = change_lines(self.row.get("changes") or ())
+            self.spread([*described([head], self.room.catalogue), (), *changes])
 
     def chosen(self) -> Sequence[Record]:
         """The revision."""

@@ -120,7 +120,7 @@ COLUMNS: Final = (
     Column("SOURCE", "source", state=True),
     Column("CHANGED BY", "changed_by", least=100),
     Column("RESTART", "restart_needed", least=130),
-    Column("DESCRIPTION", "description", most=70, least=70),
+    Column("DESCRIPTION", "description", most=70, least=100),
 )
 
 SET: Final = Action(
@@ -187,6 +187,7 @@ SECTION: Final = Section(
             items=declared,
             cli="meshctl settings list",
             sort="name",
+            says="description",
         ),
         TablePane(
             "file",
@@ -197,11 +198,12 @@ SECTION: Final = Section(
                 Column("VALUE", "value", most=40),
                 Column("DEFAULT", "default", most=30, least=100),
                 Column("SOURCE", "source", state=True),
-                Column("DESCRIPTION", "description", most=70, least=70),
+                Column("DESCRIPTION", "description", most=70, least=100),
             ),
             items=in_file,
             cli="meshctl settings list --all",
             sort="name",
+            says="description",
         ),
         TablePane(
             "changes",

@@ -170,6 +170,7 @@ SECTION: Final = Section(
             about=("setting",),
             items=rules,
             sort="name",
+            says="description",
             cli="meshctl signup settings",
         ),
         PEOPLE,
