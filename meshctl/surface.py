@@ -208,8 +208,10 @@ def _object(data: bytes, *, strict: bool = True) -> dict[str, Any]:
 
 
 def _error(status: int, body: Mapping[str, Any]) -> AskError:
-    """The error of an OpenAI-shaped body; any other body still gives a useful one."""
+    """The error of an OpenAI-shaped body, or of a problem; any other body still gives a useful one."""
     error = body.get("error")
+    if isinstance(body.get("detail"), str):  # the gate's door answers before anything of OpenAI's does
+        error = {"message": body["detail"], "code": body.get("code"), "hint": body.get("next")}
     if not isinstance(error, Mapping):
         error = {"message": error} if isinstance(error, str) else {}
     message = str(error.get("message") or f"The answer was HTTP {status}.")

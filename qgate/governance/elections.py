@@ -29,6 +29,9 @@ from tunnel_proto.shapes import ShapeError, flag, raw, whole
 
 QUESTION: Final = "catalogue-vote"
 LOOK_S: Final = 2.0
+AGAIN_S: Final = 10.0
+"""How long a pool that was not elected waits before it asks again."""
+
 ASK_S: Final = 3.0
 
 _KEY: Final = raw(32)
@@ -58,6 +61,7 @@ class Elections:
         self._pool = pool_key
         self._verdict = verdict
         self._monotonic = monotonic
+        self._again_at = 0.0
         asks.question(QUESTION, "catalogue", self._answer)
         catalogue.alive = self._alive
 
@@ -65,7 +69,7 @@ class Elections:
         """Stand where the master is dead, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self._office.directory.setting(AUTOMATIC) != "auto":
+            if self._office.directory.setting(AUTOMATIC) != "auto" or self._monotonic() < self._again_at:
                 continue
             try:
                 await self.look()
@@ -82,6 +86,7 @@ class Elections:
             sight = await self._sight(connection)
         if why_not_stand(sight) or sight.standing.master is None:
             return False
+        self._again_at = self._monotonic() + AGAIN_S
         epoch, master = sight.standing.epoch + 1, sight.standing.master
         question = Question(epoch, master, self._pool, sight.head, binding=False)
         voters_for, refusals = await self._poll(sight, question)

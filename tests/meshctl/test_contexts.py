@@ -45,7 +45,7 @@ def test_the_folders_of_contexts_are_their_owners_alone(ops: Context, meshctl: R
     folder = home / ".config" / "qgate-mesh"
     assert [stat.S_IMODE(one.stat().st_mode) for one in (folder, ops.root.parent)] == [0o700, 0o700]
     folder.chmod(0o755)
-    code, _, err = meshctl("db", "list", "--context", "ops")
+    _code, _, err = meshctl("db", "list", "--context", "ops")
     assert f"{folder} could be looked into by others on this machine; its mode is 0700 now." in err
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     _, _, err = meshctl("db", "list", "--context", "ops")
@@ -202,6 +202,14 @@ def test_a_question_goes_over_a_context_and_on_to_the_next_pool(
     assert meshctl("ask", "task=chat", "Hello.", "--context", "ops@branch")[1] == "Said at branch.\n"
     pools["hq"].tokens.clear()
     assert meshctl(*ask)[0] == 0, "a token that is over is replaced"
+    pools["branch"].gate.problem(
+        "POST /v1/chat/completions", 403, "this needs the role admin", "ask an owner"
+    )
+    code, _, err = meshctl("ask", "task=chat", "Hello.", "--context", "ops@branch")
+    assert (code, "needs the role admin" in err, "ask an owner" in err) == (ExitCode.REFUSED, True, True)
+    pools["branch"].gate.answer(
+        "POST /v1/chat/completions", {"choices": [{"message": {"content": "Said at branch."}}]}
+    )
     pools.stop("hq")
     code, out, err = meshctl(*ask)
     assert (code, json.loads(out)["choices"][0]["message"]["content"]) == (0, "Said at gpu.")

@@ -11,8 +11,8 @@ from qgate.federation.election import Question, Sight, judge, majority, voters, 
 if TYPE_CHECKING:
     from tests.sim.pool import Gate, Pool
 
-AFTER_S = 30.0
-ANSWERS_S = 3.0
+AFTER_S = 8.0
+ANSWERS_S = 1.5
 
 
 class Elections:
