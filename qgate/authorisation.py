@@ -32,6 +32,10 @@ GUEST_ROLES = frozenset({"client", "daemon"})
 FOREIGN_ROLES = GUEST_ROLES | {"peer", "admin"}
 """Roles of other pools' nodes that may come in."""
 
+KNOCKS_S = 600.0
+KNOCKS_MOST = 1024
+"""How often a revoked node that knocks is told of, and of how many it is known."""
+
 UNKNOWN = "the node is not enrolled"
 REVOKED = "the node was revoked"
 SUPERSEDED = "the node was enrolled again and this is its old certificate"
@@ -58,13 +62,16 @@ _REASONS = {
 class GateAuthorisation:
     """Answers a handshake: pool key, chain, expiry, role, enrolment, revocation, replay mark, in that order.
 
-    ``refused`` counts refusals by reason; the reason is never told to the other side.
+    ``refused`` counts refusals by reason; the reason is never told to the other side. ``on_revoked`` hears
+    of a revoked node that knocks, by the name that it had here, once in `KNOCKS_S`.
     """
 
     def __init__(
         self, pool_key: bytes, directory: Directory, marks: ReplayMarks, *, clock: Callable[[], float]
     ) -> None:
         self.refused: Counter[str] = Counter()
+        self.on_revoked: Callable[[str], object] = _ignored
+        self._knocked: dict[bytes, float] = {}
         self._directory = directory
         self._pool_key = pool_key
         self._clock = clock
@@ -78,7 +85,20 @@ class GateAuthorisation:
             return self._check_of(hello)(hello, remote_static)
         except AuthenticationFailed as error:
             self.refused[reason_of(error)] += 1
+            if error.message == REVOKED:
+                self._knock(remote_static)
             raise
+
+    def _knock(self, remote_static: bytes) -> None:
+        """Somebody has a key that was revoked, and tries it: worth an entry, and not one a second."""
+        node, now = self._directory.node(remote_static), self._clock()
+        if node is None or now < self._knocked.get(remote_static, now - KNOCKS_S) + KNOCKS_S:
+            return
+        self._knocked.pop(remote_static, None)
+        self._knocked[remote_static] = now
+        while len(self._knocked) > KNOCKS_MOST:
+            del self._knocked[next(iter(self._knocked))]
+        self.on_revoked(node.name)
 
     def _check_of(self, hello: Hello) -> Authorisation:
         """The check for nodes of the pool that the chain claims to be of."""
@@ -152,6 +172,10 @@ class GateAuthorisation:
         """
         reason = self.standing(peer)
         return "" if reason == SUPERSEDED else reason
+
+
+def _ignored(name: str) -> None:
+    del name
 
 
 def _standing(certificate: NodeCertificate, node: Node | GuestNode | None) -> str:

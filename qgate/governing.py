@@ -48,6 +48,7 @@ class Governing:
         self.configuring = Configuring(gate, office)
         self.staff.under(self.configuring.licences)
         self.administering.under(self.configuring.licences)
+        gate.authorisation.on_revoked = self.administering.logins.knocked
 
         # --- models' copies at other pools
         self.replicating = Replicating(

@@ -564,6 +564,19 @@ class Logins:
             )
         )
 
+    def knocked(self, node: str) -> None:
+        """A node whose key was revoked has tried to connect; it heard nothing."""
+        office = self._office
+        office.audit.record(
+            AuditEvent(
+                "node.refused",
+                sidecar=node,
+                outcome="revoked",
+                started_at=office.clock(),
+                detail={"why": "its key was revoked"},
+            )
+        )
+
     # --- where else
 
     def _targets(self) -> tuple[Peer, ...]:

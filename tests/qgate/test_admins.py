@@ -261,7 +261,12 @@ async def test_a_revoked_key_is_cut_off(gate: Gate, local: httpx.AsyncClient, no
     await until(lambda: not gate.tunnel.sessions)
     assert (await local.get("/sessions")).json()["items"] == []
     await alice.close()
-    assert await dialled_in_vain(alice, gate)
+    for _ in range(2):
+        assert await dialled_in_vain(alice, gate)
+    await gate.parts.audit.flush()
+    noted = (await local.get("/audit", params={"kind": "node.refused"})).json()["items"]
+    # Once for all its tries, of which there are some a second.
+    assert [(one["sidecar"], one["outcome"]) for one in noted] == [("alice-laptop", "revoked")]
 
 
 async def test_how_owners_log_in_and_when_pools_part_is_for_owners(
