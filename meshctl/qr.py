@@ -18,7 +18,7 @@ Modules = tuple[tuple[bool, ...], ...]
 _HALVES: Final = {(True, True): "█", (True, False): "▀", (False, True): "▄", (False, False): " "}
 
 
-def modules(text: str) -> Modules:
+def modules(text: str, *, margin: int = MARGIN) -> Modules:
     """The QR code of a text, with its margin. UsageError where the text is too long for one."""
     import segno
 
@@ -26,7 +26,7 @@ def modules(text: str) -> Modules:
         code = segno.make_qr(text, error="l", boost_error=False)
     except segno.DataOverflowError as error:
         raise UsageError("The text is too long for a QR code.") from error
-    return tuple(tuple(bool(one) for one in row) for row in code.matrix_iter(border=MARGIN))
+    return tuple(tuple(bool(one) for one in row) for row in code.matrix_iter(border=margin))
 
 
 def in_halves(rows: Modules, *, dark: bool = True) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INK: Final = Style(color="#000000", bgcolor="#ffffff")
 PAPER: Final = Style(bgcolor="#ffffff")
 DARK: Final = Style(bgcolor="#000000")
-BESIDE: Final = 36
+BESIDE: Final = 34
 """Columns for the text beside the picture: a secret of 32 letters in one line."""
 FRAME: Final = 2
 
@@ -31,7 +31,7 @@ class SecretScreen(OnceScreen):
     DEFAULT_CSS: ClassVar[str] = """
     SecretScreen.-drawn > .modal--box { width: auto; max-width: 100%; max-height: 100%; padding: 0; }
     SecretScreen .once--picture { width: auto; height: auto; }
-    SecretScreen.-drawn .once--beside { width: 36; height: auto; padding: 0 0 0 1; }
+    SecretScreen.-drawn .once--beside { width: 34; height: auto; padding: 0 0 0 1; }
     SecretScreen Horizontal { width: auto; height: auto; }
     """
 
@@ -69,16 +69,19 @@ class SecretScreen(OnceScreen):
                 )
 
     def _picture(self) -> tuple[Text | None, str]:
-        """The QR code as lines, or None and what it wants."""
-        try:
-            rows = qr.modules(self.uri)
-        except UsageError as error:
-            return None, error.message
-        plain = self.room.ascii_only
-        width, height = len(rows[0]) * (2 if plain else 1), len(rows) if plain else (len(rows) + 1) // 2
-        size = self.app.size
-        if size.width < width + BESIDE + FRAME or size.height < height + FRAME:
-            wanted = f"{width + BESIDE + FRAME} x {height + FRAME}"
+        """The QR code as lines, or None and what it wants; a long address makes do with a narrower margin."""
+        plain, size = self.room.ascii_only, self.app.size
+        for margin in (qr.MARGIN, 1):
+            try:
+                rows = qr.modules(self.uri, margin=margin)
+            except UsageError as error:
+                return None, error.message
+            width = len(rows[0]) * (2 if plain else 1) + BESIDE + FRAME
+            height = (len(rows) if plain else (len(rows) + 1) // 2) + FRAME
+            if size.width >= width and size.height >= height:
+                break
+        else:
+            wanted = f"{width} x {height}"
             return None, self.say("For its QR code the terminal has to be {size} or larger.", size=wanted)
         if plain:
             lines = [Text.assemble(*(("  ", DARK if dark else PAPER) for dark in row)) for row in rows]

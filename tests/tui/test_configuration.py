@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import TextArea
 
+from meshctl.tui.screens.configuration import DifferenceView
 from tests.kit.mesh import Mesh
 from tests.tui.conftest import Open
 from tests.tui.test_first_sections import audited
@@ -113,7 +114,11 @@ async def test_a_document_of_a_file_and_what_is_wrong_with_it(
         await at.sees("Make 1 changes?")
         await at.press("y")
         await at.told("the configuration was changed since")
-        await at.press("a", "ctrl+s")  # looked at again by itself
+        etag = mesh.control.get("/configuration")["etag"]
+        seen = at.room.pane
+        assert isinstance(seen, DifferenceView)
+        await at.until(lambda: seen.seen is not None and seen.seen["etag"] == etag, "another look, by itself")
+        await at.press("a", "ctrl+s")
         await at.sees("Make 1 changes?")
         await at.press("y")
         await at.told("The document is applied.")
