@@ -252,7 +252,8 @@ async def elected(hq: Gate, gpu: Gate, branch: Gate) -> None:
     assert any(won)
 
     async def agreed() -> bool:
-        return len({(await gate.catalogue.status())["master"] for gate in three} - {"hq"}) == 1
+        masters = {(await gate.catalogue.status())["master"] for gate in three}
+        return len(masters) == 1 and masters != {"hq"}
 
     await until(agreed)
     status = await hq.catalogue.status()
