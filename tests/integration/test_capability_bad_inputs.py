@@ -23,12 +23,12 @@ from tests.kit.streams import Reply, Streaming, ask, reply_on
 from tests.qgate.model_api import Exchange, ModelApi, answer, chat, events, piece
 from tests.qgate.model_api import Reply as Playing
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 MIB: Final = 1 << 20
 SECRET: Final = "sk-" + "provider-secret-" * 2
 QUICK: Final = {"connect_timeout_s": 0.5, "first_byte_timeout_s": 0.5, "idle_timeout_s": 0.5}
-SOON_S: Final = 8.0
+SOON_S: Final = 20.0
 """A refusal that takes longer than this left somebody waiting."""
 
 

@@ -48,15 +48,17 @@ async def test_delay_and_rate_are_kept(echo: tuple[str, int]) -> None:
     loop = asyncio.get_running_loop()
     async with Proxy(echo, shape=Shape(delay_s=0.05)) as proxy:
         reader, writer = await dial(proxy)
-        start = loop.time()
-        writer.write(b"ping")
-        await reader.readexactly(4)
-        assert 0.1 <= loop.time() - start < 0.3
+
+        async def took(size: int) -> float:
+            start = loop.time()
+            writer.write(bytes(size))
+            await reader.readexactly(size)
+            return loop.time() - start
+
+        # The least of five: what a busy machine adds to one is not the proxy's.
+        assert 0.1 <= min([await took(4) for _ in range(5)]) < 0.3
         proxy.shape(Shape(bytes_per_s=1_000_000))
-        start = loop.time()
-        writer.write(bytes(200_000))
-        await reader.readexactly(200_000)
-        assert 0.19 <= loop.time() - start < 0.8
+        assert 0.19 <= min([await took(200_000) for _ in range(5)]) < 0.8
         writer.close()
 
 

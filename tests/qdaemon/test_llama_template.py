@@ -74,7 +74,7 @@ async def test_a_template_that_takes_too_much_is_ended(name: str) -> None:
     async with template(HOSTILE[name]) as one:
         started = time.monotonic()
         assert await _code(one) in {"template_limits", "template_failed"}
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
 
 
 async def test_what_a_template_does_cannot_reach_the_next_rendering() -> None:

@@ -129,7 +129,7 @@ async def test_all_pools_answer_and_absent_ones_are_named(
         assert shown["items"][1]["incidents"]["open"] == 1
         assert "cost_today" not in shown["items"][1]
         assert [(one["pool"], one["code"]) for one in shown["missing"]] == [("far", "peer-away")]
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 6
         incidents = await client.get("/cluster/incidents?pool=branch")
         assert [row["subject"] for row in incidents.json()["items"]] == ["x"]
         assert "secret-node" not in incidents.text

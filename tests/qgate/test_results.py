@@ -155,7 +155,7 @@ async def receipts_of(gate: Gate) -> list[dict[str, Any]]:
 
 async def kept_and_forgotten(gate: Gate, count: int) -> None:
     """Wait until nothing is kept there any more, although that many jobs ran."""
-    for _ in range(200):
+    for _ in range(1000):
         if not await kept_at(gate):
             break
         await asyncio.sleep(0.05)
