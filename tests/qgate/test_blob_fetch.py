@@ -25,7 +25,7 @@ from tunnel_proto.blob_messages import (
     AskManifest,
     BlobMessage,
     ChunkIs,
-    Frames,
+    Decoder,
     ManifestIs,
     NotHere,
     chunk_hash,
@@ -271,7 +271,7 @@ def test_messages_are_taken_apart_however_they_come() -> None:
         NotHere(root, -1, "no"),
     ]
     wire = b"".join(encode(one) for one in said)
-    frames = Frames()
+    frames = Decoder()
     found = [message for at in range(0, len(wire), 13) for message in frames.feed(wire[at : at + 13])]
     assert found == said
 
@@ -287,7 +287,7 @@ def test_messages_are_taken_apart_however_they_come() -> None:
 )
 def test_what_is_no_message_ends_the_stream(body: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        Frames().feed(body)
+        Decoder().feed(body)
 
 
 def test_a_file_is_read_piece_by_piece(tmp_path: Path) -> None:
