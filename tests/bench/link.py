@@ -208,7 +208,7 @@ async def measure(arguments: argparse.Namespace) -> None:
         on_state=lambda _: None,
     )
     client.start()
-    await client.wait_up(5)
+    await client.wait_up(60)
     for streams in (1, 8, arguments.streams):
         await echo(client, streams, arguments.seconds)
     await bulk(client, 512 << 20)

@@ -132,7 +132,7 @@ def until_answered(login: Login, *, within_s: float = 20.0) -> tuple[float, str]
         return time.monotonic() - began, str(found[0])
 
 
-def wait_home(login: Login, *, timeout_s: float = 30.0) -> None:
+def wait_home(login: Login, *, timeout_s: float = 60.0) -> None:
     """Wait until the sidecar is back at home."""
     wait_until(
         lambda: query(login) == ("web@app-host",),

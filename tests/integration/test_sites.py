@@ -61,7 +61,7 @@ class Stage:
         """How a pool sees a peer."""
         return str(peer(self.pools[at], of)["health"])
 
-    def wait_health(self, at: str, of: str, *words: str, timeout_s: float = 30.0) -> float:
+    def wait_health(self, at: str, of: str, *words: str, timeout_s: float = 60.0) -> float:
         """Seconds until a pool sees a peer so."""
         began = time.monotonic()
         wait_until(

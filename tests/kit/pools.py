@@ -31,7 +31,7 @@ def peer(mesh: Mesh, name: str) -> Mapping[str, Any]:
     return next(row for row in mesh.control.items("/pools") if row["name"] == name)
 
 
-def wait_guests(at: Mesh, *pools: str, timeout_s: float = 30.0) -> None:
+def wait_guests(at: Mesh, *pools: str, timeout_s: float = 60.0) -> None:
     """Wait until nodes of these pools are known at another one."""
     wait_until(
         lambda: set(pools) <= set(at.control.get("/failover")["guests_from"]),

@@ -102,7 +102,7 @@ class Program:
         return "\n".join(text.splitlines()[-lines:])
 
     def wait_ready(
-        self, condition: Callable[[], bool], *, timeout_s: float = 20.0, what: str = "ready"
+        self, condition: Callable[[], bool], *, timeout_s: float = 60.0, what: str = "ready"
     ) -> None:
         """Wait until `condition()`; fails at once, with the log, when the program ends first."""
 

@@ -62,7 +62,7 @@ async def test_an_enrolled_sidecar_comes_in_and_strange_streams_are_refused(
     async with running(settings) as gate, control(gate) as client:
         await sidecar.enrol(client)
         link = sidecar.dial()
-        await link.wait_up(10)
+        await link.wait_up(60)
         link.open_stream("telnet", {}, ear)
         await asyncio.wait_for(ear.closed.wait(), 60)
         assert ear.error is not None
@@ -90,7 +90,7 @@ async def test_revoking_a_sidecar_cuts_it_at_every_gate_of_the_pool(tmp_path: Pa
         )
         await until(lambda: two.parts.directory.node(sidecar.identity.handshake_public) is not None)
         link = sidecar.dial(1)
-        await link.wait_up(10)
+        await link.wait_up(60)
         ear = Ear()
         startup = b"\0\0\0\x15\0\x03\0\0user\0nobody\0\0"
         link.open_stream("pg", {"startup": startup, "sasl_sent": True, "source": "unix"}, ear)
@@ -116,7 +116,7 @@ async def test_a_drain_tells_the_sidecars_and_ends_with_nothing_left(tmp_path: P
     async with running(settings) as gate, control(gate) as client:
         await sidecar.enrol(client)
         link = sidecar.dial()
-        await link.wait_up(10)
+        await link.wait_up(60)
         reply = await client.post("/drain")
         assert reply.status_code == 202
         await gate.drain()
@@ -133,7 +133,7 @@ async def test_handshake_marks_reach_the_store(tmp_path: Path, store_dsn: str, s
         async with control(gate) as client:
             await sidecar.enrol(client)
         link = sidecar.dial()
-        await link.wait_up(10)
+        await link.wait_up(60)
         await gate.copy_marks()
         async with store.connection() as connection:
             marks = await all_marks(connection)

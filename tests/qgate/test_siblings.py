@@ -48,13 +48,13 @@ async def test_a_sidecar_reaches_a_gate_that_joined_after_it_was_enrolled(
             sidecar.bundle = read_bundle(reply.json()["bundle"], sidecar.identity, now=time.time())
             assert [gate.name for gate in sidecar.bundle.gates] == ["one", "two"]
             link = sidecar.dial(1)
-            await link.wait_up(10)
+            await link.wait_up(60)
             assert [peer.peer.name for peer in two.tunnel.sessions.values()] == ["laptop"]
             await link.close()
             # The bundle from before still opens the first gate's door: nothing was superseded.
             sidecar.bundle = before
             link = sidecar.dial(0)
-            await link.wait_up(10)
+            await link.wait_up(60)
             await link.close()
             # Whoever is enrolled now, at either gate, hears of both.
             newcomer = Sidecar("desktop")

@@ -129,7 +129,7 @@ async def test_past_the_window_streams_end_as_lost_and_a_new_session_begins() ->
             assert error.code == StreamCode.SESSION_LOST
         assert not w.server.sessions
         w.proxy.accepting = True
-        await w.client.wait_up(5)
+        await w.client.wait_up(60)
         again = Collector()
         w.open(again).write(b"b")
         await again.until(lambda: bytes(again.data) == b"b")
@@ -149,7 +149,7 @@ async def test_a_gate_that_lost_the_session_ends_its_streams_honestly() -> None:
         (error,) = here.closed
         assert error is not None
         assert error.code == StreamCode.SESSION_LOST
-        await w.client.wait_up(5)
+        await w.client.wait_up(60)
 
 
 @pytest.mark.parametrize("forgetful", ["client", "gate"])
@@ -171,7 +171,7 @@ async def test_a_session_that_cannot_be_joined_ends_at_once(forgetful: str) -> N
             (error,) = receiver.closed
             assert error is not None
             assert error.code == StreamCode.SESSION_LOST
-        await w.client.wait_up(5)
+        await w.client.wait_up(60)
         again = Collector()
         w.open(again).write(b"b")
         await again.until(lambda: bytes(again.data) == b"b")
@@ -286,7 +286,7 @@ async def test_a_restarted_node_ends_its_predecessors_session() -> None:
         successor = w.successor()
         successor.start()
         try:
-            await successor.wait_up(5)
+            await successor.wait_up(60)
             await w.accepted[0].until(lambda: bool(w.accepted[0].closed))
             assert w.accepted[0].closed[0] is not None
         finally:
@@ -327,7 +327,7 @@ async def test_a_client_reaches_the_gate_through_a_connect_proxy() -> None:
         server = await asyncio.start_server(proxy, "127.0.0.1", 0)
         client = w.successor(proxy=f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
         client.start()
-        await client.wait_up(5)
+        await client.wait_up(60)
         assert requests[0].startswith(f"CONNECT 127.0.0.1:{w.client.gate.port} HTTP/1.1\r\n".encode())
         await client.close()
         server.close()
@@ -360,7 +360,7 @@ async def test_a_session_is_resumed_at_the_gate_that_holds_it() -> None:
         # Gone from there as well, the session is lost and the next one begins at the common address.
         await w.server.close()
         await here.until(lambda: bool(here.closed))
-        await w.client.wait_up(5)
+        await w.client.wait_up(60)
         assert len(second.sessions) == 1
 
 

@@ -113,7 +113,7 @@ async def test_handshakes_in_flight_are_limited() -> None:
         while w.server.admission.in_flight:
             await asyncio.sleep(0)
         w.client.start()
-        await w.client.wait_up(5)
+        await w.client.wait_up(60)
         assert w.server.admission.in_flight == 0
 
 

@@ -292,7 +292,7 @@ async def wire(
     try:
         if connect:
             client.start()
-            await client.wait_up(5)
+            await client.wait_up(60)
         yield built[0]
     finally:
         for writer in built[0].writers:
