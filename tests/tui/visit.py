@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
+from textual import events
+from textual.keys import _character_to_key
 from textual.pilot import Pilot
 
 from meshctl.tui.room import Launch, Room
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 30.0
 """How long anything may take on a machine with too much to do."""
 
 NAMES: Final = {
@@ -44,12 +46,21 @@ class Visit:
         return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines)
 
     async def press(self, *keys: str) -> None:
-        """Press keys, one after the other."""
+        """Press keys, one after the other, each when the process has done what the one before it began."""
         await self.pilot.press(*keys)
 
     async def type(self, text: str) -> None:
-        """Type a text."""
-        await self.pilot.press(*(NAMES.get(char, char) for char in text))
+        """Type a text as fast as it comes from a terminal that pastes, but for its last character."""
+        for char in text[:-1]:
+            self._send(char)
+        await self.pilot.press(*text[-1:])
+
+    def _send(self, char: str) -> None:
+        event = events.Key(char if char.isalnum() else _character_to_key(char), char)
+        event.set_sender(self.room)
+        driver = self.room._driver
+        assert driver is not None
+        driver.send_message(event)
 
     async def until(self, condition: Callable[[], bool], what: str = "the screen") -> None:
         """Wait until something is so; fails with the screen as it is then."""
