@@ -35,13 +35,14 @@ from qgate.governance.admin_sessions import (
     token_from,
 )
 from qgate.governance.audit import AuditEvent
+from qgate.governance.lockouts import WRONG, Lockouts
 from qgate.governance.office import Office, iso
 from qgate.governance.passwords import PasswordCost, verifier_of, verifies
 from qgate.governance.principal import CEILINGS, AccessError, Principal, Role, least, unauthenticated
 from qgate.governance.problems import ConflictError, UnknownNameError
 from qgate.governance.second_factor import accepted_step, factor_purpose
 from qgate.governance.sidecars import pool_gates
-from qgate.governance.strikes import Strikes, subjects
+from qgate.governance.strikes import subjects
 from qgate.store import StoreUnavailableError
 from qgate.store import admins as table
 from tunnel_proto.certificate import OnlineCertificate, read_online
@@ -66,8 +67,6 @@ WAITING_MOST: Final = 8
 
 OVER_MOST: Final = 4096
 """Ended sessions of one paired pool that are remembered until they would have ended by themselves."""
-
-WRONG: Final = "the name, the password or the code is wrong"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ class Logins:
     """Sessions over the store; also what `qgate.control.access` asks.
 
     ``issuer`` asks a session's own pool whether it stands (None: no answer). ``tell_over`` tells paired pools
-    that one is over. ``on_lockout`` are called with subject ("name:alice") and seconds.
+    that one is over.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Logins:
         self.issuer: Callable[[Peer, bytes], Awaitable[Standing | None]] = _unheard
         self.tell_over: Callable[[bytes, float], Awaitable[None]] = _untold
         self.end_at_home: Callable[[Peer, bytes, bytes], Awaitable[None]] = _at_home
-        self.on_lockout: list[Callable[[str, float], object]] = []
+        self.lockouts = Lockouts(office)
         self._looking = asyncio.Lock()
         self._waiting = 0
         self._nobody = ""
@@ -174,16 +173,13 @@ class Logins:
         whom = subjects(attempt.name, client)
         async with office.store.transaction() as connection:
             row = await table.find_admin(connection, attempt.name)
-            strikes = await table.read_strikes(connection, whom)
-        now = office.clock()
-        if locked := max((one.locked_s(now) for one in strikes.values()), default=0.0):
-            raise _locked(locked)
+            await self.lockouts.check(connection, whom)
         if row is None and not self._nobody:
             self._nobody = await asyncio.to_thread(verifier_of, self._entropy(16).hex(), self.cost)
         verifier = self._nobody if row is None else row.verifier
         right = await asyncio.to_thread(verifies, verifier, attempt.password)
         if row is None or row.disabled_at is not None or not right or not self._may_use(row.name, node):
-            raise await self._struck(whom)
+            raise await self.lockouts.struck(whom)
         if row.second_factor is not None:
             if not attempt.code:
                 raise AccessError(
@@ -192,7 +188,7 @@ class Logins:
                     "this admin also needs the code of the authenticator app",
                 )
             if not await self._code_is_right(row, attempt.code):
-                raise await self._struck(whom)
+                raise await self.lockouts.struck(whom)
         elif office.directory.setting(REQUIRE_SECOND_FACTOR):
             raise AccessError(
                 HTTPStatus.FORBIDDEN,
@@ -200,8 +196,7 @@ class Logins:
                 f"this pool asks for a second factor, and {row.name} has none",
                 hint=f"on the gate's host: meshctl admin second-factor {row.name}",
             )
-        async with office.store.transaction() as connection:
-            await table.forget_strikes(connection, whom)
+        await self.lockouts.forgive(whom)
         return row
 
     def _may_use(self, name: str, node: NodeCertificate | None) -> bool:
@@ -220,31 +215,6 @@ class Logins:
             return False
         async with office.store.transaction() as connection:
             return await table.use_step(connection, row.name, step)
-
-    async def _struck(self, whom: tuple[str, ...]) -> AccessError:
-        """Count a wrong try; the error to raise."""
-        office = self._office
-        now = office.clock()
-        locked: dict[str, float] = {}
-        async with office.store.transaction() as connection:
-            held = await table.read_strikes(connection, whom)
-            for subject in sorted(whom):
-                after = held.get(subject, Strikes()).struck(now)
-                await table.put_strikes(connection, subject, after)
-                if seconds := after.locked_s(now):
-                    locked[subject] = seconds
-        for subject, seconds in locked.items():
-            office.audit.record(
-                AuditEvent(
-                    "admin.locked-out",
-                    outcome="locked-out",
-                    started_at=now,
-                    detail={"subject": subject, "seconds": seconds},
-                )
-            )
-            for hear in self.on_lockout:
-                hear(subject, seconds)
-        return _locked(max(locked.values())) if locked else unauthenticated(WRONG)
 
     async def _opened(
         self, row: AdminRow, attempt: Attempt, client: str, node: NodeCertificate | None
@@ -316,11 +286,9 @@ class Logins:
         async with self._turn():
             async with office.store.transaction() as connection:
                 row = await table.find_admin(connection, name)
-                strikes = await table.read_strikes(connection, whom)
-            if locked := max((one.locked_s(office.clock()) for one in strikes.values()), default=0.0):
-                raise _locked(locked)
+                await self.lockouts.check(connection, whom)
             if row is None or not await asyncio.to_thread(verifies, row.verifier, password):
-                await self._struck(whom)
+                await self.lockouts.struck(whom)
                 raise AccessError(HTTPStatus.FORBIDDEN, "wrong-password", "the present password is wrong")
 
     # --- tokens
@@ -618,16 +586,6 @@ def _check_client(client: str, node: NodeCertificate | None, what: str) -> None:
     shown = "" if node is None else fingerprint(node.verify_key)
     if client != shown:
         raise unauthenticated(f"the {what} belongs to another client key than this connection's")
-
-
-def _locked(seconds: float) -> AccessError:
-    return AccessError(
-        HTTPStatus.TOO_MANY_REQUESTS,
-        "locked-out",
-        f"too many wrong passwords: nobody may try for {seconds / 60:.0f} minutes",
-        hint="an owner can end that: meshctl admin unlock NAME",
-        retry_after_s=seconds,
-    )
 
 
 def _over() -> AccessError:

@@ -211,7 +211,7 @@ async def test_five_wrong_passwords_lock_name_and_key(
 ) -> None:
     alice = await admin(gate, local, nodes)
     heard: list[str] = []
-    gate.governing.administering.logins.on_lockout.append(lambda subject, seconds: heard.append(subject))
+    gate.governing.administering.logins.lockouts.heard.append(lambda subject, seconds: heard.append(subject))
     for _ in range(4):
         assert (await alice.login("alice", "wrong password 1")).code == "unauthenticated"
     locked = await alice.login("alice", "wrong password 1")
