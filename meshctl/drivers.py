@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 DEFAULT_PORT = 11438  # of a sidecar
@@ -25,6 +28,13 @@ class Credential:
             f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}"
             f"@{host}:{self.port}/{quote(self.database, safe='')}"
         )
+
+
+def port_beside(socket_path: Path) -> int:
+    """The sidecar's port of the dev stack that the gate of this socket belongs to, else the usual one."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads((socket_path.parent.parent / "dev.json").read_text())["port"])
+    return DEFAULT_PORT
 
 
 def connection_strings(credential: Credential) -> dict[str, str]:

@@ -19,8 +19,10 @@ from meshctl.errors import CommandError, GateError, UnreachableError
 
 PATH: Final = "/models/upload"
 PIECE: Final = 4 << 20
-PATIENCE_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0)
-"""Pauses between attempts that got nothing there."""
+PATIENCE_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0, *(15.0,) * 7)
+"""Pauses between attempts that got nothing there: a worker that went elsewhere is home in two minutes."""
+
+WAITS: Final = "what has arrived waits there for a day: the same command goes on with it"
 
 CUT: Final = frozenset({"node-lost", "not-connected", "offset", "busy", "no-worker", "shutting-down"})
 """Refusals after which it is worth asking again: something in between went away, and may be back."""
@@ -65,20 +67,24 @@ def upload(
         ) from None
     asked = {**query, "sha256": sha256}
     pauses = iter(PATIENCE_S)
-    furthest = 0
+    furthest, said = 0, ""
     while True:
         try:
             offset = held(gate, asked, before.st_size)
             if offset is not None and offset > furthest:
                 furthest, pauses = offset, iter(PATIENCE_S)
+            said = ""
             told.began(offset or 0)
             reply = gate.send_file(PATH, file, asked, sent=told.sent, offset=offset)
         except (UnreachableError, GateError) as error:
             if isinstance(error, GateError) and error.problem not in CUT:
                 raise
             if (seconds := next(pauses, None)) is None:
+                error.hint = f"{error.hint}; {WAITS}" if error.hint else WAITS
                 raise
-            told.cut(error.message)
+            if error.message != said:
+                said = error.message
+                told.cut(said)
             pause(seconds)
         else:
             now = file.stat()

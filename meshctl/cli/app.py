@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -13,7 +10,7 @@ import typer
 
 from meshctl import view
 from meshctl.cli import app_key, app_policy, app_set, options
-from meshctl.drivers import DEFAULT_PORT, Credential, connection_strings, openai_settings
+from meshctl.drivers import Credential, connection_strings, openai_settings, port_beside
 from meshctl.errors import NotFoundError, UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
@@ -134,7 +131,7 @@ def create(
         "policy": {key: value for key, value in allowed.items() if value is not None} if allowed else None,
     }
     reply = gate.post("/apps", {key: value for key, value in body.items() if value is not None})
-    _show_credential(reply, databases, host, port or _dev_port(gate.socket_path), output)
+    _show_credential(reply, databases, host, port or port_beside(gate.socket_path), output)
 
 
 @commands.command("list")
@@ -192,7 +189,7 @@ def rotate(
     if output is Output.TABLE and reply.get("old_valid_until"):
         note(f"The old password works until {view.moment(reply['old_valid_until'])}.")
     _show_credential(
-        reply, reply["app"].get("databases", []), host, port or _dev_port(gate.socket_path), output
+        reply, reply["app"].get("databases", []), host, port or port_beside(gate.socket_path), output
     )
 
 
@@ -237,10 +234,3 @@ def _show_credential(
     if sdk:
         shown.append(view.Table(("", ""), tuple(sdk.items()), title="models"))
     emit(reply, shown, output)
-
-
-def _dev_port(socket_path: Path) -> int:
-    """The sidecar's port of the dev stack that the gate belongs to, else the usual one."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return int(json.loads((socket_path.parent.parent / "dev.json").read_text())["port"])
-    return DEFAULT_PORT

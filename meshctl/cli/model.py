@@ -402,7 +402,7 @@ def _with_bar(gate: Any, file: Path, query: dict[str, Any], size: int) -> Any:
             hashed=lambda count: progress.advance(bar, count),
             sent=lambda count: progress.advance(bar, count),
             began=began,
-            cut=lambda why: progress.console.print(f"{why} Trying again."),
+            cut=lambda why: progress.console.print(f"{why.rstrip('.')}. Trying again for two minutes ..."),
         )
         return upload(gate, file, query, told)
 
@@ -413,4 +413,4 @@ def _goes_on(at: int, size: int) -> None:
 
 
 def _cut(why: str) -> None:
-    note(f"{why} Trying again.")
+    note(f"{why.rstrip('.')}. Trying again for two minutes ...")

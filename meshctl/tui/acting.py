@@ -221,7 +221,11 @@ class Acting:
                 self._room.warn(self._lines(line))
         if action.result is Result.ONCE:
             text = "\n\n".join(clean_lines(machine_text(one.reply, Output.YAML)) for one in done)
-            shown = [action.answer(one.reply) for one in done] if action.answer is not None else []
+            where = self._room.desk.gate.socket_path
+            if action.once is not None:
+                shown = [action.once(where, one.reply) for one in done]
+            else:
+                shown = [action.answer(one.reply) for one in done] if action.answer is not None else []
             label = self._room.catalogue.label
             parts = [
                 (clean(label(row[0])), clean(row[1])) for some in shown for one in some for row in one.rows

@@ -126,11 +126,13 @@ class ConfirmScreen(Modal):
 
 
 class OnceScreen(Modal):
-    """What is shown once: secrets of an answer, to be copied now; each of ``parts`` by a digit of its own."""
+    """What is shown once: secrets of an answer, to be copied now; each of ``parts`` by a digit of its own.
+
+    Nothing but escape closes it: whoever presses enter once more than was asked for loses nothing.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "copy", show=False),
-        Binding("enter,q", "leave", show=False),
         *(Binding(str(number), f"copy_part({number - 1})", show=False) for number in range(1, 10)),
     ]
 

@@ -125,7 +125,7 @@ _SPOKEN: Final[Mapping[State, tuple[str, ...]]] = {
         *("failed", "dead", "down", "open", "critical", "error", "revoked", "quarantined", "invalid"),
         *("refused", "gone"),
     ),
-    State.OFF: ("off", "disabled", "unknown", "default", "none", "never connected", "unpaired"),
+    State.OFF: ("off", "disabled", "unknown", "default", "none", "never connected", "unpaired", "stored"),
 }
 WORDS: Final[Mapping[str, State]] = {word: state for state, words in _SPOKEN.items() for word in words}
 """How well the states are that gates speak of."""

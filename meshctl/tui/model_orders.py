@@ -163,6 +163,72 @@ def _written(record: Record) -> list[str]:
     ]
 
 
+def _shared(record: Record) -> dict[str, Any]:
+    """Groups and seconds that its workers have in common; None where they differ."""
+    places = record.get("workers") or (record,)
+    return {
+        name: held[0] if all(one == held[0] for one in held) else None
+        for name, held in (
+            ("groups", [list(one.get("groups") or ()) for one in places]),
+            ("ttl_s", [one.get("ttl_s") for one in places]),
+        )
+    }
+
+
+def _memory(record: Record) -> Form:
+    held = _shared(record)
+    fields = (
+        Field(
+            "groups",
+            t("Groups"),
+            Kind.LIST,
+            default=held["groups"] or None,
+            option="",
+            help=t("with !: one of them at a time"),
+        ),
+        Field(
+            "ttl_s",
+            t("Unload after"),
+            Kind.DURATION,
+            default=held["ttl_s"],
+            option="--ttl",
+            help=t("unused; 0: never"),
+        ),
+    )
+    here = "worker" in record
+    return Form(
+        t("Memory"),
+        fields if here else (*fields, WORKER),
+        t("With which models it shares or contests memory, and how long it stays there unused."),
+    )
+
+
+def _grouped(record: Record, values: Values) -> dict[str, Any]:
+    """What is another one now: groups that were taken away are none, a time that was is the worker's own."""
+    held, ttl = _shared(record), values.get("ttl_s")
+    groups = values.get("groups") or []
+    body = _asks()(record, values)
+    if groups != (held["groups"] or []):
+        body["groups"] = groups
+    return body | ({"ttl_s": ttl} if ttl != held["ttl_s"] else {})
+
+
+def _memory_back(record: Record, values: Values, _reply: Any) -> Call | None:
+    """As it was, where all of its workers had it alike."""
+    held, changed = _shared(record), _grouped(record, values)
+    if held["groups"] is None:
+        return None
+    body = {name: held.get(name, value) for name, value in changed.items()}
+    words = [*body.get("groups", ()), *(("--ttl", f"{body['ttl_s']:g}") if body.get("ttl_s") else ())]
+    return Call(
+        "POST",
+        "/models/groups",
+        body,
+        cli=" ".join(["meshctl model group", str(record["model"]), *words]),
+        label=t("Group"),
+    )
+
+
 LOAD: Final = Action(
     "model.load",
     "t",
@@ -239,17 +305,10 @@ GROUP: Final = Action(
     "/models/groups",
     "meshctl model group {model}",
     Role.OPERATOR,
-    form=Form(
-        t("Memory"),
-        (
-            Field("groups", t("Groups"), Kind.LIST, option="", help=t("with !: one of them at a time")),
-            Field("ttl_s", t("Unload after"), Kind.DURATION, option="--ttl", help=t("unused; 0: never")),
-            WORKER,
-        ),
-        t("With which models it shares or contests memory, and how long it stays there unused."),
-    ),
-    body=_asks("groups", "ttl_s"),
+    form=_memory,
+    body=_grouped,
     against=_own,
+    undo=_memory_back,
     missed=failures,
     done=t("{name} is set."),
     name="model",

@@ -270,6 +270,7 @@ async def test_a_sidecar_is_looked_at_and_an_app_revoked(visit_mesh: Open, mesh:
         await at.sees("Let old ask for no model any more?")
         await at.press("y")
         await at.told("old may ask for no model.")
+        await at.until(lambda: "*" not in at.text(), "the app without models")
         await at.press("p")
         await at.told("It may ask for no model as it is.")
         await at.press("delete")

@@ -16,11 +16,11 @@ from meshctl import model_upload, view
 from meshctl.client import Gate
 from meshctl.dev.models import packaged_model
 from meshctl.dialling import UnixDialler
-from meshctl.errors import CheckError, GateError, UnreachableError
+from meshctl.errors import CheckError, GateError
 from meshctl.model_upload import Told
 from meshctl.tui.fields import FieldError
 from meshctl.tui.gguf_file import model_file
-from meshctl.tui.uploading import ProgressScreen, Transfer, send
+from meshctl.tui.uploading import ProgressScreen, Transfer, UploadStoppedError, send
 from tests.kit.mesh import Mesh
 from tests.kit.process import wait_until
 from tests.tui.conftest import Open
@@ -313,28 +313,27 @@ async def test_a_cut_upload_goes_on_where_it_was_here_and_by_command(mesh: Mesh)
     source = packaged_model()
     assert source is not None
     size, at_once = source.stat().st_size, 24 << 20
-    dialler = Breaking(mesh.gate.directory / "admin.sock", after=at_once, times=1)
-    transfer = Transfer(model_file(str(source)), "cut", "gpu-1")
-    reply = await asyncio.to_thread(transfer.give, Gate(dialler))
-    assert reply["name"] == "cut"
-    assert 0 < transfer.had < size  # the second attempt began where the first was cut off
-    assert transfer.sent == size
-    mesh.control.post("/models/remove", {"model": "cut", "worker": "gpu-1"})
-    dialler = Breaking(mesh.gate.directory / "admin.sock", after=at_once, times=100)
+    dialler = Breaking(mesh.gate.directory / "admin.sock", after=at_once, times=2)
     query = {"name": "cut", "worker": "gpu-1"}
-    with pytest.raises(UnreachableError):
-        await asyncio.to_thread(
-            model_upload.upload, Gate(dialler), source, query, Told(), pause=lambda _seconds: None
-        )
-    words = ["model", "add", str(source), "--name", "cut", "--worker", "gpu-1"]
+
+    def leave(why: str) -> None:
+        raise UploadStoppedError(why)
+
+    with pytest.raises(UploadStoppedError):
+        await asyncio.to_thread(model_upload.upload, Gate(dialler), source, query, Told(cut=leave))
+    transfer = Transfer(model_file(str(source)), "cut", "gpu-1")
+    reply = await asyncio.to_thread(transfer.give, Gate(dialler))  # cut once more, it goes on by itself
+    assert reply["name"] == "cut"
+    assert at_once < transfer.had < size
+    assert transfer.sent == size
+    words = ["model", "add", str(source), "--name", "again", "--worker", "gpu-1"]
     argv = [str(MESHCTL), *words, "--socket", str(mesh.gate.directory / "admin.sock")]
     done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "going on at" in done.stderr
-    assert holders(mesh, "cut") == {"gpu-1": "stored"}
-    again = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=120)
-    assert f"going on at {view.size(size)} of" in again.stderr  # it is there: nothing goes twice
-    mesh.control.post("/models/remove", {"model": "cut", "worker": "gpu-1"})
+    assert f"going on at {view.size(size)} of" in done.stderr  # it is there: nothing goes twice
+    for name in ("cut", "again"):
+        assert holders(mesh, name) == {"gpu-1": "stored"}
+        mesh.control.post("/models/remove", {"model": name, "worker": "gpu-1"})
 
 
 async def test_the_catalogue_has_a_master_a_group_and_nobody(visit_mesh: Open, mesh: Mesh) -> None:
@@ -354,6 +353,7 @@ async def test_the_catalogue_has_a_master_a_group_and_nobody(visit_mesh: Open, m
         await at.press("y")
         await at.told("It is the master.")
         assert mesh.control.get("/catalogue")["writable_here"]
+        await at.sees("we begin")
         await at.press("o")
         await at.sees("Make nobody the master")
         await at.press("ctrl+s")
@@ -361,10 +361,12 @@ async def test_the_catalogue_has_a_master_a_group_and_nobody(visit_mesh: Open, m
         await at.press("y")
         await at.told("The catalogue is read-only everywhere.")
         assert mesh.control.get("/catalogue")["master"] is None
+        await at.sees("epoch          2")
         await at.press("u")
         await at.press("y")
         await at.told("Taken back: Master")
         assert mesh.control.get("/catalogue")["writable_here"]
+        await at.sees("epoch          3")
         await at.press("e")
         await at.sees("Who may promote, and who only votes", "PUT /catalogue/group")
         await at.press("ctrl+s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
 
 from meshctl.tui.declare import Action, Call, Record, filled
@@ -133,6 +134,10 @@ def _end(text: str | None) -> dict[str, Any]:
     if _MOMENT.fullmatch(text):
         at = text.replace(" ", "T")
         at = at if "T" in at else f"{at}T00:00:00"
+        try:
+            datetime.fromisoformat(at)
+        except ValueError:
+            raise FieldError(t("There is no such day or hour: {text}"), text=text) from None
         return {"expires_at": at if re.search(r"(Z|[+-]\d\d:\d\d)$", at) else f"{at}Z"}
     lasts = seconds(text)
     if not lasts:

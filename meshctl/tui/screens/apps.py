@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from meshctl import finops_view, view
-from meshctl.drivers import DEFAULT_PORT, Credential, openai_settings
+from meshctl.drivers import Credential, openai_settings, port_beside
 from meshctl.errors import UsageError
 from meshctl.tui.declare import (
     Action,
@@ -164,17 +165,20 @@ NEW: Final = Form(
 )
 
 
-def secrets_of(reply: Any) -> list[view.Table]:
-    """What is shown once of a new app, a new password or a new key: each to be copied alone."""
+def secrets_of(where: Path, reply: Any) -> list[view.Table]:
+    """What is shown once of a new app, a new password or a new key: each to be copied alone. ``where`` is the
+    gate's socket: beside a dev stack's lies its sidecar's port.
+    """
     shown: dict[str, str] = {}
+    port = port_beside(where)
     app = reply.get("app")
     if password := reply.get("password"):
         shown["password"] = password
     if key := reply.get("api_key"):
-        shown |= openai_settings(key, "localhost", DEFAULT_PORT)
+        shown |= openai_settings(key, "localhost", port)
     if password and isinstance(app, dict):
-        for database in app.get("databases", ()):
-            shown[f"URL ({database})"] = Credential(app["name"], password, database).url()
+        for database in (*app.get("databases", ()), *(("qg",) if app.get("policy") else ())):
+            shown[f"URL ({database})"] = Credential(app["name"], password, database, port=port).url()
     if reply.get("old_valid_until"):
         shown["old password until"] = view.moment(reply["old_valid_until"])
     if reply.get("valid_until"):
@@ -285,7 +289,7 @@ def keys_of(app: Record) -> TablePane:
                 form=KEY_FORM,
                 row=False,
                 result=Result.ONCE,
-                answer=secrets_of,
+                once=secrets_of,
             ),
             Action(
                 "app.key.revoke",
@@ -327,7 +331,7 @@ ACTIONS: Final = (
         body=_new,
         row=False,
         result=Result.ONCE,
-        answer=secrets_of,
+        once=secrets_of,
     ),
     Action(
         "app.policy",
@@ -354,7 +358,7 @@ ACTIONS: Final = (
         form=KEY_FORM,
         against=_revoked,
         result=Result.ONCE,
-        answer=secrets_of,
+        once=secrets_of,
         bulk=False,
     ),
     Action(
@@ -379,7 +383,7 @@ ACTIONS: Final = (
         ),
         against=_revoked,
         result=Result.ONCE,
-        answer=secrets_of,
+        once=secrets_of,
         bulk=False,
     ),
     Action(
