@@ -59,7 +59,7 @@ def enrol_offer(
     other = ROLES.get(offered.role, offered.role)
     if other != noun:
         raise RefusedError(
-            f"The offer is of a {other}, not of a {noun}.", hint=f"meshctl {other} enroll {offer_file}"
+            f"This is the offer of {_one(other)}, not of {_one(noun)}.", hint=f"meshctl {other} enroll {offer_file}"
         )
     reached = gate()
     if expected is not None:
@@ -85,6 +85,10 @@ def enrol_offer(
     install = "context add NAME" if noun == "admin" else f"{noun} install"
     note(f"{noun.capitalize()} {reply['name']} is enrolled. On its host: meshctl {install} BUNDLE")
     return reply
+
+
+def _one(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def hand_out(reply: dict[str, Any], out: Path | None, output: Output) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tunnel_proto.errors import ConfigError, MeshError
-from tunnel_proto.process import ExitCode, Notifier, Signals, raise_open_files, run
+from tunnel_proto.process import ExitCode, Notifier, Signals, attended, raise_open_files, run
 
 
 async def test_first_signal_drains_and_the_second_forces() -> None:
@@ -51,6 +51,20 @@ async def test_hang_up_reloads_and_tells_systemd(tmp_path: Path) -> None:
         task.cancel()
         signals.uninstall(loop)
         heard.close()
+
+
+async def test_a_reload_that_is_refused_ends_nothing() -> None:
+    signals, tried = Signals(), asyncio.Event()
+
+    async def reload() -> None:
+        tried.set()
+        raise ConfigError("no such port", hint="write another")
+
+    async with attended(signals, Notifier(), reload):
+        for _ in range(2):
+            signals.reload.set()
+            await asyncio.wait_for(tried.wait(), 30)
+            tried.clear()
 
 
 async def test_a_drain_ends_at_once_when_forced() -> None:
