@@ -29,7 +29,7 @@ _WHOLE: Final = re.compile(rf"{_NUMBER}(?:{_UNIT})?(?:(?:[ /,+]| / ){_NUMBER}(?:
 _COUNT: Final = re.compile(r"\d{1,3}(?:,\d{3})+")
 _UNITED: Final = re.compile(rf"{_NUMBER}(?:{_UNIT})(?:(?: | / ){_NUMBER}(?:{_UNIT}))*")
 _AT: Final = re.compile(
-    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)(?:[ T](?P<time>\d\d:\d\d(?::\d\d)?)(?P<zone>Z?))?"
+    r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)(?:[ T](?P<time>\d\d:\d\d(?::\d\d)?)(?P<zone>Z|\+00:00)?)?"
 )
 
 
@@ -68,7 +68,7 @@ class Figures:
         if found is None:
             return text
         date = self.date.format(year=found["year"], month=found["month"], day=found["day"])
-        return f"{date} {found['time']}{found['zone']}" if found["time"] else date
+        return f"{date} {found['time']}{'Z' if found['zone'] else ''}" if found["time"] else date
 
     def of(self, value: float) -> str:
         """A number that fills a place of a text."""

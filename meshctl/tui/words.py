@@ -56,6 +56,9 @@ ENUMERATED: Final = frozenset(
 )
 """Fields, and what they are called in lists, whose values are words of ours and not somebody's names."""
 
+SEVERAL: Final = "?"
+"""Begins what a translation adds where a place is more than one: "{count} ligne{count:?s}"."""
+
 VERSIONS: Final = frozenset({"version", "build", "driver", "cuda", "name", "id", "server version"})
 """Names of values in a description that look like a number with decimals and are none."""
 
@@ -206,6 +209,11 @@ class Catalogue:
         return text if figure is None else figure
 
 
+def _several(value: Any) -> bool:
+    digits = re.sub(r"\D", "", str(value))
+    return bool(digits) and int(digits) > 1
+
+
 class _Filled(string.Formatter):
     """Fills places; numbers and our own words are written as the language does."""
 
@@ -214,6 +222,8 @@ class _Filled(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         """A value in its place."""
+        if format_spec.startswith(SEVERAL):
+            return format_spec.removeprefix(SEVERAL) if _several(value) else ""
         if isinstance(value, StrEnum):
             return self._catalogue.texts.get(value.value) or self._catalogue.value(value.value)
         if isinstance(value, bool):

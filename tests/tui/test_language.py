@@ -168,6 +168,11 @@ def test_amounts_are_grouped_and_names_are_not() -> None:
     assert spoken.cell("1.25", "1.25", words=False, counts=True) == "1,25"
     assert spoken.cell("1.25", "1.25", words=False, counts=False) == "1.25"
     assert spoken.say("{count} entries", count=12345) == f"12{NARROW}345 entrées"
+    assert [spoken.say("{count} rows", count=count) for count in (0, 1, 2)] == [
+        "0 ligne",
+        "1 ligne",
+        "2 lignes",
+    ]
     assert spoken.figures.typed("12 345,5") == "12345.5"
     assert words.catalogue("en").figures.typed("12,5") == "12,5"
 

@@ -15,7 +15,7 @@ from meshctl import view
 from meshctl.tui import jumping, sections, spark
 from meshctl.tui.declare import Action, OwnPane, Record, Role, Section, state_of
 from meshctl.tui.fields import t
-from meshctl.tui.layout import clean
+from meshctl.tui.layout import clean, warning
 from meshctl.tui.pager import Line, Pager, Piece, plain
 from meshctl.tui.pane import PaneView
 from meshctl.tui.screens.audit import AUDIT
@@ -106,7 +106,9 @@ class OverviewView(PaneView):
         if self.document is None or not self.is_mounted:
             return
         picture = Picture(self, self.document, self.incidents, time.time(), self.busiest)
-        self.query_one(Pager).fill(picture.lines(max(40, self.size.width - 4), self.size.height))
+        width = max(40, self.size.width - 4)
+        head = [*warning(self.problem, width), ()] if self.problem else []
+        self.query_one(Pager).fill([*head, *picture.lines(width, self.size.height - len(head))])
 
     def extract(self) -> tuple[str, str]:
         """As it is drawn."""
@@ -114,9 +116,9 @@ class OverviewView(PaneView):
 
     def became_stale(self) -> None:
         """Say why it is not current."""
-        self.query_one(Pager).fill(
-            ((("! " + clean(self.problem), "warn"),), *self.query_one(Pager).lines[:200])
-        )
+        if self.document is None:
+            self.query_one(Pager).fill(warning(self.problem, self.size.width - 4))
+        self._show()
 
     def became_current(self) -> None:
         """Draw it anew."""
@@ -312,7 +314,8 @@ class Picture:
             )
         ]
         for one in self._incidents[:most]:
-            text = f"{self._say(str(one.get('kind')))}: {one.get('subject')}"
+            kind = self._say(str(one.get("kind")))
+            text = self._say("{label}: {name}", label=kind, name=str(one.get("subject")))
             lines.append(
                 (
                     (f"  {one.get('id'):>5} ", "muted"),
