@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from enum import StrEnum
@@ -38,6 +39,11 @@ def clean(text: str) -> str:
         for char in text
         if char in "\t\n" or unicodedata.category(char) not in _UNSEEN
     )
+
+
+def warning(problem: str, width: int) -> list[Line]:
+    """Why something is not current, with what to do, over as many lines as that takes."""
+    return [((one, "warn"),) for one in textwrap.wrap(f"! {clean(problem)}", max(20, width))]
 
 
 def lines_of(
