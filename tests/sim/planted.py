@@ -220,7 +220,7 @@ def bugs() -> dict[str, Bug]:
         "whoever was dead stays dead": _bug(
             (suspicion.Suspicion, "heard", _buried(suspicion.Suspicion.heard)),
             (suspicion.Suspicion, "probed", _buried(suspicion.Suspicion.probed)),
-            promises="life seen",
+            promises="life seen; death seen",  # who hears nobody ever again doubts itself
         ),
         "probes are not counted": _bug(
             (suspicion.Suspicion, "probed", lambda machine, *_, **__: machine), promises="death seen"
