@@ -79,6 +79,8 @@ class Field:
             return ", ".join(str(one) for one in value)
         if self.kind is Kind.BOOL:
             return "true" if value else "false"
+        if self.kind is Kind.DURATION and isinstance(value, int | float):
+            return _span(value)
         if isinstance(value, float):
             return f"{value:g}"
         return str(value)
@@ -188,6 +190,14 @@ def seconds(text: str) -> float:
     if not parts or any(part is None for part in parts):
         raise FieldError(t("Write a duration as 30s, 15m, 12h, 30d or 2w."))
     return sum(float(part[1]) * _UNITS[part[2]] for part in parts if part)
+
+
+def _span(value: float) -> str:
+    """Seconds as a person would write them: in the largest unit that holds them whole."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if value and value % length == 0:
+            return f"{value // length:g}{unit}"
+    return f"{value:g}s"
 
 
 def readable(text: str) -> Path:

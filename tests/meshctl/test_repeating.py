@@ -9,6 +9,7 @@ import pytest
 
 from meshctl.client import KEY, KEYED_MAX, REPEAT_S, Gate
 from meshctl.errors import GateError, UnreachableError
+from tests.meshctl.conftest import Run
 from tests.meshctl.fake_gate import FakeGate
 
 Guard = Callable[[str, dict[str, str], Any], tuple[int, Any] | None]
@@ -97,3 +98,64 @@ def test_log_in_and_what_is_too_long_have_no_key(gate: FakeGate) -> None:
     with pytest.raises(UnreachableError):
         client.post("/session", {"name": "alice"})
     assert not heard.paused
+
+
+# --- changes of what was seen -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["unpair", "revoke"])
+def test_what_is_ended_is_what_was_seen(at_gate: Run, gate: FakeGate, verb: str) -> None:
+    gate.answer("GET /pools/hq", {"name": "hq", "version": 41, "fingerprint": "abcd"})
+    gate.answer(f"POST /pools/hq/{verb}", {"name": "hq"})
+    named: list[str] = []
+    gate.guard = lambda call, headers, _body: named.append(f"{call} {headers.get('If-Match')}")
+    assert at_gate("pool", verb, "hq", "--yes")[0] == 0
+    assert named[-1] == f'POST /pools/hq/{verb} "41"'
+
+
+@pytest.mark.parametrize(
+    ("options", "body"),
+    [
+        (["--add-db", "b"], {"databases": ["a", "b"]}),
+        (["--drop-db", "a", "--add-db", "b"], {"databases": ["b"]}),
+        (["--expires", "30d"], {"expires_in_s": 2_592_000.0}),
+        (["--expires", "never"], {"expires_at": None}),
+        (["--expires", "2027-01-31T12:00:00Z"], {"expires_at": "2027-01-31T12:00:00Z"}),
+        (["--sidecar", "x,y"], {"sidecars": ["x", "y"]}),
+        (["--sidecar", "any", "--access", "read-only"], {"sidecars": None, "read_only": True}),
+        (
+            ["--queue", "3", "--max-connections", "none", "--idle-timeout", "15m"],
+            {"limits": {"max_connections": None, "queue": 3, "idle_timeout_s": 900.0}},
+        ),
+    ],
+)
+def test_an_app_is_changed_where_it_is_what_was_seen(
+    at_gate: Run, gate: FakeGate, options: list[str], body: dict[str, Any]
+) -> None:
+    gate.answer("GET /apps/web", {"name": "web", "databases": ["a"], "version": 7})
+    gate.answer("PATCH /apps/web", {"name": "web", "databases": ["a"]})
+    seen: list[str | None] = []
+    gate.guard = lambda call, headers, _body: seen.append(headers.get("If-Match"))
+    code, _, err = at_gate("app", "set", "web", *options)
+    assert code == 0, err
+    assert gate.body_of("PATCH /apps/web") == body
+    assert seen == [None, '"7"']
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--queue", "many"],
+        ["--access", "all"],
+        ["--db", "b", "--add-db", "c"],
+        ["--drop-db", "z"],
+        ["--expires", "soon"],
+    ],
+)
+def test_what_cannot_be_meant_of_an_app_changes_nothing(
+    at_gate: Run, gate: FakeGate, options: list[str]
+) -> None:
+    gate.answer("GET /apps/web", {"name": "web", "databases": ["a"], "version": 7})
+    assert at_gate("app", "set", "web", *options)[0] == 2
+    assert not [call for call, _, _ in gate.asked if call.startswith("PATCH")]

@@ -287,6 +287,44 @@ async def test_apps_that_make_no_sense_are_refused(
 # --- sidecars
 
 
+async def test_an_app_is_changed_after_it_was_made(pool: Pool) -> None:
+    for name in ("orders", "stock"):
+        await pool.databases.add(unchecked(name), by=BY)
+    made = await pool.apps.create(NewApp("web", ("orders",), expires_in_s=DAY, limits={"queue": 9}), by=BY)
+    change = {
+        "databases": ["stock", "orders", "stock"],
+        "expires_in_s": None,
+        "limits": {"queue": None, "idle_timeout_s": 60.0},
+        "sidecars": ["app-host"],
+    }
+    row = await pool.apps.change("web", change, by=BY)
+    assert (row["databases"], row["expires_at"]) == (["orders", "stock"], None)
+    assert (row["limits"], row["sidecars"]) == ({"idle_timeout_s": 60.0}, ["app-host"])
+    assert row["version"] != made["app"]["version"]
+    served = pool.office.directory.app("web")
+    assert served is not None
+    assert served.databases == {"orders", "stock"}
+    assert served.limits.idle_timeout_s == 60.0
+    told = await pool.told()
+    assert (await pool.apps.change("web", {"read_only": False}, by=BY))["version"] == row["version"]
+    assert await pool.told() == told  # nothing was changed, so nothing is said
+    row = await pool.apps.change("web", {"expires_in_s": 3600.0}, by=BY)
+    assert row["expires_at"] is not None
+    for refused, error in (
+        ({"databases": ["none"]}, UnknownNameError),
+        ({"databases": []}, InvalidRequestError),
+        ({"read_only": True}, ConflictError),
+        ({"replication": True}, ConflictError),
+        ({"statement_classes": ["dance"]}, InvalidRequestError),
+    ):
+        with pytest.raises(error):
+            await pool.apps.change("web", refused, by=BY)
+    assert (await pool.apps.show("web"))["version"] == row["version"]
+    await pool.apps.revoke("web", by=BY)
+    with pytest.raises(UnknownNameError):
+        await pool.apps.change("web", {"limits": {}}, by=BY)
+
+
 async def test_an_offer_becomes_a_bundle_that_its_node_accepts(pool: Pool) -> None:
     laptop = Identity.generate()
     offer = make_offer(laptop, role="client", name="laptop", now=pool.clock())

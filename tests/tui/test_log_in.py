@@ -26,6 +26,7 @@ class Locked(UnixDialler):
         self.settings = SimpleNamespace(admin="alice")
         self.home = "hq"
         self.kept: Mapping[str, Any] | None = None
+        self.context: Any = None
 
     def headers(self, place: str) -> Mapping[str, str]:
         if self.kept is None:
@@ -113,3 +114,43 @@ async def test_the_gate_of_this_machine_is_gone_back_to(
         await at.sees("Contexts", "local", "the gate of this machine")
         await at.press("enter")
         await at.until(lambda: at.room.return_value == "local", "the gate of this machine")
+
+
+async def test_a_session_is_ended_from_the_list_of_contexts(
+    gate: RoomGate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = tmp_path / "session"
+    session.write_text("grant")
+    dialler = Locked(gate.socket)
+    dialler.kept = {"token": "qgt1.x"}
+    dialler.context = SimpleNamespace(name="hq", session=session)
+    gate.answer("GET /session", {"name": "alice", "role": "viewer", "kind": "session"})
+    gate.problem("DELETE /session", 503, "the store is away", "meshctl doctor", "store-unavailable")
+    async with visiting(Launch(Gate(dialler), "hq")) as at:
+        await at.sees("alice viewer")
+        await at.press("ctrl+o")
+        await at.sees("Contexts", "x log out")
+        await at.press("x")
+        await at.sees("Log out, here and at every pool", "DELETE /session", "= meshctl logout")
+        await at.press("y")
+        await at.told("the store is away")
+        assert session.exists()  # nobody has ended it
+        gate.answer("DELETE /session", None, 204)
+        await at.press("ctrl+o")
+        await at.sees("x log out")
+        await at.press("x")
+        await at.sees("= meshctl logout")
+        await at.press("y")
+        await at.until(lambda: not session.exists(), "the session forgotten")
+    assert "Idempotency-Key" not in gate.last("DELETE /session").headers
+    assert "Logged out" in capsys.readouterr().err
+
+
+async def test_whoever_owns_the_socket_has_nothing_to_log_out_of(gate: RoomGate) -> None:
+    gate.answer("GET /session", {"name": "uid=0", "role": "owner", "kind": "local"})
+    async with visiting(Launch(Gate(gate.socket), "local")) as at:
+        await at.sees("requests/s")
+        await at.press("ctrl+o")
+        await at.sees("x log out")
+        await at.press("x")
+        await at.told("whoever owns the gate's socket needs no session")
