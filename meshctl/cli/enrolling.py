@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from meshctl.cli import options
 from meshctl.client import Gate
 from meshctl.errors import RefusedError
 from meshctl.render import Output, emit, write
@@ -59,7 +60,8 @@ def enrol_offer(
     other = ROLES.get(offered.role, offered.role)
     if other != noun:
         raise RefusedError(
-            f"This is the offer of {_one(other)}, not of {_one(noun)}.", hint=f"meshctl {other} enroll {offer_file}"
+            f"This is the offer of {_one(other)}, not of {_one(noun)}.",
+            hint=f"meshctl {other} enroll {offer_file}",
         )
     reached = gate()
     if expected is not None:
@@ -85,6 +87,42 @@ def enrol_offer(
     install = "context add NAME" if noun == "admin" else f"{noun} install"
     note(f"{noun.capitalize()} {reply['name']} is enrolled. On its host: meshctl {install} BUNDLE")
     return reply
+
+
+def enroll_help(noun: str) -> str:
+    """What `meshctl NOUN enroll` does, for its help."""
+    return (
+        f"At the gate: make a {noun}'s key known and write the signed bundle that goes back to its host.\n\n"
+        f"Compare the fingerprint with the one that `{noun} offer` showed there before you say yes."
+    )
+
+
+def enroll_command(noun: str) -> Callable[..., None]:
+    """`meshctl NOUN enroll` of a sidecar or a worker."""
+
+    def enroll(
+        offer_file: OfferFile,
+        out: Out = None,
+        days: ValidDays = None,
+        expected: Expected = None,
+        readmit: Readmit = False,
+        yes: options.Yes = False,
+        gate_dir: options.GateDir = None,
+        socket: options.Socket = None,
+        output: options.Format = Output.TABLE,
+    ) -> None:
+        reply = enrol_offer(
+            offer_file,
+            noun=noun,
+            days=days,
+            expected=expected,
+            yes=yes,
+            readmit=readmit,
+            gate=lambda: options.connect(gate_dir, socket),
+        )
+        hand_out(reply, out, output)
+
+    return enroll
 
 
 def _one(noun: str) -> str:

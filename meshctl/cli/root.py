@@ -119,7 +119,7 @@ def command_line(app: typer.Typer, arguments: Sequence[str] = ()) -> Any:
     """
     root = get_command(_needed(app, arguments))
     option = get_command(_context_option()).params[0]
-    for name, one in _leaves(root):
+    for one in _leaves(root):
         places = [index for index, param in enumerate(one.params) if param.name == "gate_dir"]
         if places:
             one.params.insert(places[0], copy.copy(option))
@@ -151,12 +151,12 @@ def _hollow(info: TyperInfo) -> TyperInfo:
     return hollow
 
 
-def _leaves(group: Any) -> Iterator[tuple[str, Any]]:
-    for name, one in group.commands.items():
+def _leaves(group: Any) -> Iterator[Any]:
+    for one in group.commands.values():
         if hasattr(one, "commands"):
             yield from _leaves(one)
         else:
-            yield name, one
+            yield one
 
 
 def _context_option() -> typer.Typer:

@@ -11,16 +11,7 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.cli.enrolling import (
-    Expected,
-    OfferFile,
-    Out,
-    Readmit,
-    ValidDays,
-    deliver,
-    enrol_offer,
-    hand_out,
-)
+from meshctl.cli.enrolling import Out, deliver, enroll_command, enroll_help, hand_out
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note, read_text
 
@@ -47,32 +38,7 @@ def offer(
     deliver(text, out, mode=0o644)
 
 
-@commands.command("enroll")
-def enroll(
-    offer_file: OfferFile,
-    out: Out = None,
-    days: ValidDays = None,
-    expected: Expected = None,
-    readmit: Readmit = False,
-    yes: options.Yes = False,
-    gate_dir: options.GateDir = None,
-    socket: options.Socket = None,
-    output: options.Format = Output.TABLE,
-) -> None:
-    """At the gate: make a sidecar's key known and write the signed bundle that goes back to its host.
-
-    Compare the fingerprint with the one that `sidecar offer` showed there before you say yes.
-    """
-    reply = enrol_offer(
-        offer_file,
-        noun="sidecar",
-        days=days,
-        expected=expected,
-        yes=yes,
-        readmit=readmit,
-        gate=lambda: options.connect(gate_dir, socket),
-    )
-    hand_out(reply, out, output)
+commands.command("enroll", help=enroll_help("sidecar"))(enroll_command("sidecar"))
 
 
 @commands.command("bundle")

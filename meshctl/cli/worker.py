@@ -12,16 +12,7 @@ import typer
 
 from meshctl import worker_view
 from meshctl.cli import options
-from meshctl.cli.enrolling import (
-    Expected,
-    OfferFile,
-    Out,
-    Readmit,
-    ValidDays,
-    deliver,
-    enrol_offer,
-    hand_out,
-)
+from meshctl.cli.enrolling import Out, deliver, enroll_command, enroll_help
 from meshctl.client import Gate
 from meshctl.errors import UsageError
 from meshctl.render import Output, emit, print_table, tell
@@ -56,32 +47,7 @@ def offer(
     deliver(path.read_text(encoding="utf-8"), out, mode=0o644)
 
 
-@commands.command("enroll")
-def enroll(
-    offer_file: OfferFile,
-    out: Out = None,
-    days: ValidDays = None,
-    expected: Expected = None,
-    readmit: Readmit = False,
-    yes: options.Yes = False,
-    gate_dir: options.GateDir = None,
-    socket: options.Socket = None,
-    output: options.Format = Output.TABLE,
-) -> None:
-    """At the gate: make a worker's key known and write the signed bundle that goes back to its host.
-
-    Compare the fingerprint with the one that `worker offer` showed there before you say yes.
-    """
-    reply = enrol_offer(
-        offer_file,
-        noun="worker",
-        days=days,
-        expected=expected,
-        yes=yes,
-        readmit=readmit,
-        gate=lambda: options.connect(gate_dir, socket),
-    )
-    hand_out(reply, out, output)
+commands.command("enroll", help=enroll_help("worker"))(enroll_command("worker"))
 
 
 @commands.command("install")
