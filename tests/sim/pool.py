@@ -205,6 +205,7 @@ class Pool:
             if gate.continuity.phase == "publishing" and not gate.continuity.suspicious:
                 store.settled = store.server
             return
+        self._give_up()
         if not store.outbox:
             return
         if store.head.seq == 0:
@@ -289,7 +290,7 @@ class Pool:
             if entry.seq == store.head.seq + 1 and entry.previous == store.head.hash:
                 store.rows.append(Row(entry, contents))
                 if contents is None:
-                    self.world.heap.after(LOST_PATIENCE_S, partial(self._give_up, entry))
+                    store.lost[entry.hash] = self.world.heap.now
                 store.head = Head(entry.incarnation, entry.seq, entry.hash)
                 store.hlc = max(store.hlc, entry.hlc)
                 if contents is not None and entry.stream == AUTHORITY:
@@ -391,11 +392,15 @@ class Pool:
             {"catalogue": self.authority.standing.mastership},
         )
 
-    def _give_up(self, entry: Entry) -> None:
-        """Nobody gave these contents back: they are erased, so that nobody waits for them."""
-        place = entry.seq - 1
-        if self.store.hash_at(entry.seq) == entry.hash and self.store.rows[place].contents is None:
-            self.store.rows[place] = replace(self.store.rows[place], reason="erased")
+    def _give_up(self) -> None:
+        """Contents that nobody gave back in time are erased, so that nobody waits for them."""
+        store, now = self.store, self.world.heap.now
+        if not any(at <= now - LOST_PATIENCE_S for at in store.lost.values()):
+            return
+        for place, row in enumerate(store.rows):
+            if row.contents is None and store.lost.get(row.entry.hash, now) <= now - LOST_PATIENCE_S:
+                store.rows[place] = replace(row, reason="erased")
+        store.lost = {one: at for one, at in store.lost.items() if at > now - LOST_PATIENCE_S}
 
     def refill(self, rows: list[Row]) -> None:
         """Take contents of our own entries that had come back without."""

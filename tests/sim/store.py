@@ -60,8 +60,8 @@ class Replica:
 @dataclass(slots=True)
 class Store:
     """One PostgreSQL. ``server`` stands for its system identifier and timeline, ``settled`` is the one that
-    the last batch was signed on; ``connection`` counts the times that gates had to connect anew, ``life``
-    those that the store became an older one.
+    the last batch was signed on; ``lost`` says when entries came back without their contents; ``connection``
+    counts the times that gates had to connect anew, ``life`` those that the store became an older one.
     """
 
     server: int
@@ -74,6 +74,7 @@ class Store:
     replicas: dict[bytes, Replica] = field(default_factory=dict)
     ballots: dict[int, bytes] = field(default_factory=dict)
     claims: dict[bytes, Head] = field(default_factory=dict)
+    lost: dict[bytes, float] = field(default_factory=dict)
     receipts: dict[str, jobs.Record] = field(default_factory=dict)
     results: dict[tuple[bytes, str], jobs.Kept] = field(default_factory=dict)
     announced: dict[str, float] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Store:
             ballots=dict(self.ballots),
             replicas={origin: replica.copy() for origin, replica in self.replicas.items()},
             claims=dict(self.claims),
+            lost=dict(self.lost),
             receipts=dict(self.receipts),
             results=dict(self.results),
             announced=dict(self.announced),

@@ -17,6 +17,9 @@ ONCE_FAILED = (23, 24, 57)
 
 Of the short ones that all are played, 64 and 99: a peer that was watched anew ended a gate's doubt of itself.
 """
+LONG = Plan(seconds=7200.0, trouble_every_s=20.0, write_every_s=30.0)
+ONCE_FAILED_LONG = (170, 238, 298)
+"""Seeds of two hours: a backup that brought contents back as lost, after they had been given up once."""
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,6 +33,11 @@ def test_promises_are_kept(first: int) -> None:
 @pytest.mark.parametrize("seed", ONCE_FAILED)
 def test_seeds_that_found_something(seed: int) -> None:
     simulate(seed, Plan())
+
+
+@pytest.mark.parametrize("seed", ONCE_FAILED_LONG)
+def test_long_seeds_that_found_something(seed: int) -> None:
+    simulate(seed, LONG)
 
 
 def test_a_master_that_dies_is_replaced_by_a_majority() -> None:
