@@ -67,7 +67,7 @@ class ContextScreen(Modal):
         """A line a context; for the one in use, a line a pool of it."""
         with Vertical(classes="modal--box"):
             yield told(self.say("Contexts"), classes="modal--title")
-            if not self.names and not self.home:
+            if not self.names:
                 yield told(
                     self.say("There are none. Beside a gate: meshctl context create NAME --admin ADMIN"),
                     classes="modal--muted",

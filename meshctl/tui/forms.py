@@ -57,6 +57,7 @@ class FormScreen(Modal):
     FormScreen .form--fault { height: auto; color: $text-error; }
     FormScreen .form--fault.-none { display: none; }
     FormScreen TextArea { height: 5; border: none; background: $surface; }
+    FormScreen TextArea:focus { border: none; background: $primary 35%; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "submit", show=False, priority=True),
@@ -83,6 +84,7 @@ class FormScreen(Modal):
         self.preview = preview
         self.widgets: dict[str, Widget] = {}
         self.faults: dict[str, Static] = {}
+        self.before: dict[str, str] = {}
 
     def compose(self) -> ComposeResult:
         """The fields, what the gate said, and the request as it stands."""
@@ -93,9 +95,7 @@ class FormScreen(Modal):
             with Lines(can_focus=False):
                 for field in self.form.fields:
                     yield from self._line(field)
-            yield (
-                told(self.problem, classes="modal--bad") if self.problem else told("", classes="modal--muted")
-            )
+            yield Static(Content(self.problem), id="problem", classes="modal--bad")
             yield Static(id="request", classes="modal--muted")
             yield Static(id="command", classes="modal--code")
             yield told(self.say("enter next   ctrl+s send   esc cancel"), classes="modal--muted")
@@ -147,6 +147,7 @@ class FormScreen(Modal):
         else:
             if self.form.fields:
                 self.widgets[self._first().name].focus()
+        self.before = self.typed()
         self._show_request()
 
     def _first(self) -> Field:
@@ -208,6 +209,9 @@ class FormScreen(Modal):
     @on(TextArea.Changed)
     def _changed(self) -> None:
         self._show_request()
+        if self.problem and self.typed() != self.before:  # it was about what stood there
+            self.problem = ""
+            self.query_one("#problem", Static).update("")
 
     @on(Input.Blurred)
     def _left(self, event: Input.Blurred) -> None:

@@ -50,7 +50,7 @@ def test_status_shows_mode_order_and_nodes(gate: FakeGate, at_gate: Run) -> None
     gate.answer("GET /failover", STATUS)
     code, out, _ = at_gate("failover", "status")
     assert code == 0
-    for word in ("hq", "auto", "branch", "fails over to", "app-host", "gpu", "10.0.0.9:4711"):
+    for word in ("hq", "auto", "branch", "FAILS OVER TO", "app-host", "gpu", "10.0.0.9:4711"):
         assert word in out
     code, out, _ = at_gate("failover", "status", "-o", "json")
     assert json.loads(out) == STATUS

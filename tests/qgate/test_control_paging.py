@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from qgate.control.paging import Asked, Fields, page
 from qgate.control.problems import ProblemError
 
-FIELDS = Fields(key="name", search=("name", "note"), filters=("state", "tags", "on", "load.cpu"))
+FIELDS = Fields(key="name", search=("name", "note"), filters=("state", "tags", "on", "load.cpu", "labels.*"))
+
+LYON = {"site": "lyon", "example.org/rack": "b2"}
 
 ROWS: list[dict[str, Any]] = [
-    {"name": "ada", "state": "ok", "n": 3, "on": True, "tags": ["x"], "note": None},
+    {"name": "ada", "state": "ok", "n": 3, "on": True, "tags": ["x"], "note": None, "labels": LYON},
     {"name": "bob", "state": "away", "n": 1, "on": False, "tags": ["x", "y"], "note": "Ädel"},
     {"name": "cyd", "state": "ok", "n": None, "on": True, "tags": [], "load": {"cpu": 0.5}},
     {"name": "dan", "state": "gone", "n": "many", "on": False, "tags": ["z"]},
@@ -45,6 +47,13 @@ def ask(**asked: Any) -> dict[str, Any]:
         ({"values": {"tags": ("y", "z")}}, "bob dan"),
         ({"values": {"on": ("true",)}}, "ada cyd"),
         ({"values": {"load.cpu": ("0.5",)}}, "cyd"),
+        ({"q": "bo ädel"}, "bob"),
+        ({"q": "!bo ädel"}, "ada cyd dan"),
+        ({"q": "bo dan"}, ""),
+        ({"values": {"labels.site": ("lyon",)}}, "ada"),
+        ({"values": {"labels.site": ("!lyon",)}}, "bob cyd dan"),
+        ({"values": {"labels.site": ("!",)}}, "ada"),
+        ({"values": {"labels.example.org/rack": ("b2",)}}, "ada"),
         ({"sort": (("n", False),)}, "cyd bob ada dan"),
         ({"sort": (("n", True),)}, "dan ada bob cyd"),
         ({"sort": (("state", False), ("name", True))}, "bob dan cyd ada"),

@@ -102,6 +102,8 @@ async def test_what_changes_is_told_and_what_does_not_is_not(gate: Gate) -> None
         assert live.clients == 1
         assert not (await client.put("/settings/audit.retention_days", json={"value": 30})).is_error
         await until(lambda: ("changes", {"names": ["setting:audit.retention_days"], "all": False}) in told)
+        assert not (await client.patch("/branding", json={"name": "Lyon"})).is_error
+        await until(lambda: ("changes", {"names": ["branding:Lyon"], "all": False}) in told)
         assert [name for name, _ in told].count("incidents") == 1
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)

@@ -189,6 +189,17 @@ async def test_the_palette_finds_what_can_be_done_in_the_section(visit: Open, ga
         await at.sees("Have something done at a time")
 
 
+async def test_the_palette_and_the_menu_are_drawn_in_ascii(visit: Open) -> None:
+    async with visit("workers", liked=Preferences(ascii_only=True)) as at:
+        await at.sees("gpu-1")
+        await at.press("ctrl+p")
+        await at.sees("search all commands", "Drain   t")
+        assert at.text().isascii(), at.text()
+        await at.press("escape", "full_stop")
+        await at.sees("What can be done here")
+        assert at.text().isascii(), at.text()
+
+
 def steps(**states: str) -> dict[str, Any]:
     found = [
         {"step": name, "title": name, "state": states.get(name, "open"), "skippable": True, "next": "x"}
@@ -246,6 +257,24 @@ async def test_a_gate_that_goes_away_leaves_what_was_known(visit: Open, gate: Ro
         gate.answers["GET /incidents"] = listed(incident(7), incident(8))
         await at.press("r")
         await at.sees("2 of 2")
+
+
+async def test_an_overview_that_is_not_current_says_so_once_and_what_to_do(
+    visit: Open, gate: RoomGate
+) -> None:
+    async with visit() as at:
+        await at.sees("requests/s")
+        why = "the store is away, which keeps everything that this pool knows of its apps and people"
+        gate.problem("GET /overview", 503, why, "meshctl doctor", "store-unavailable")
+        for _ in range(3):
+            asked = len(gate.calls("GET /overview"))
+            await at.press("r")
+            await at.until(lambda asked=asked: len(gate.calls("GET /overview")) > asked, "the question")
+        await at.sees("the store is away", "(meshctl doctor)", "requests/s")
+        assert at.text().count("the store is away") == 1
+        gate.answer("GET /overview", overview())
+        await at.press("r")
+        await at.sees_no("the store is away")
 
 
 async def test_the_tail_of_the_audit_grows(visit: Open, gate: RoomGate) -> None:

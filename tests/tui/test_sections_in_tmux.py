@@ -50,6 +50,8 @@ GLITCHES: Final = (
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A gate with a worker and its model, an app, an alias, an order, an incident, a name, a mail server."""
     with Mesh() as mesh:
+        with Terminal(command(mesh)) as terminal:  # nobody has set it up: it begins at the first steps
+            terminal.sees("Onboarding", "STEP", "add the first database", "live")
         control = mesh.control
         file = tmp_path_factory.mktemp("model") / "tiny.gguf"
         file.write_bytes(HEADER.pack(b"GGUF", 3, 1, 1))

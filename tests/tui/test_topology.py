@@ -120,7 +120,7 @@ async def test_arrows_go_from_node_to_node_and_enter_drills_in(visit: Open, gate
         await at.press("left", "left", "up", "up")
         await at.sees("▸● lyon")
         await at.press("right", "right", "up", "up")
-        await at.sees("▸◆ gpu-1", "gpu-1  worker  busy  2.0 KiB/s  jobs_running 2")
+        await at.sees("▸◆ gpu-1", "gpu-1  worker  busy  2.0 KiB/s  jobs running 2")
         await at.press("enter")
         await at.sees("Workers › gpu-1", "EPYC 7402P")
 

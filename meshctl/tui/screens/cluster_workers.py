@@ -12,6 +12,7 @@ from meshctl.tui.declare import (
     Action,
     Call,
     CardPane,
+    Column,
     Confirm,
     Pane,
     Record,
@@ -179,8 +180,11 @@ ACTIONS: Final = (
 
 
 def _placed(reply: Any) -> list[dict[str, Any]]:
-    """Rows of all pools, each with the name of the pool that we are at."""
-    return [{**row, "here": reply.get("own", "")} for row in cluster_view.with_missing(reply)]
+    """Rows of all pools, each with the name of the pool that we are at; a silent one has only its reason."""
+    return [
+        {**row, "here": reply.get("own", ""), **({"name": ""} if row.get("missing") else {})}
+        for row in cluster_view.with_missing(reply)
+    ]
 
 
 def _inside(pool: Record) -> Pane:
@@ -201,6 +205,9 @@ def _glance(overview: Any) -> list[view.Table]:
     return [view.card(overview.get("workers") or {})]
 
 
+PROBLEM: Final = Column("PROBLEM", "reason", most=60)
+"""Why a pool does not answer."""
+
 SECTION: Final = Section(
     "cluster-workers",
     "Cluster workers",
@@ -210,17 +217,20 @@ SECTION: Final = Section(
             "workers",
             t("Workers"),
             "/cluster/workers",
-            columns_of(
-                cluster_view.WORKER_COLUMNS,
-                cpu={"least": 76},
-                memory_available={"least": 90},
-                memory={"least": 130},
-                gpus={"least": 100, "most": 24},
-                vram_used={"least": 110},
-                vram={"least": 110},
-                models={"least": 120},
-                resident={"least": 120, "most": 30},
-                seen_at={"least": 160},
+            (
+                *columns_of(
+                    cluster_view.WORKER_COLUMNS,
+                    cpu={"least": 76},
+                    memory_available={"least": 90},
+                    memory={"least": 130},
+                    gpus={"least": 100, "most": 24},
+                    vram_used={"least": 110},
+                    vram={"least": 110},
+                    models={"least": 120},
+                    resident={"least": 120, "most": 30},
+                    seen_at={"least": 160},
+                ),
+                PROBLEM,
             ),
             ACTIONS,
             key="id",
@@ -257,14 +267,17 @@ SECTION: Final = Section(
             "pools",
             t("Pools"),
             "/cluster/overview",
-            columns_of(
-                cluster_view.OVERVIEW_COLUMNS,
-                state={"state": True},
-                gates={"least": 90},
-                vram={"least": 90},
-                requests_s={"least": 76},
-                errors_s={"least": 110},
-                version={"least": 120},
+            (
+                *columns_of(
+                    cluster_view.OVERVIEW_COLUMNS,
+                    state={"state": True},
+                    gates={"least": 90},
+                    vram={"least": 90},
+                    requests_s={"least": 76},
+                    errors_s={"least": 110},
+                    version={"least": 120},
+                ),
+                PROBLEM,
             ),
             (POOL,),
             key="id",

@@ -26,7 +26,7 @@ from meshctl.tui.declare import (
     state_of,
 )
 from meshctl.tui.fields import Field, Form, Kind, Values, t
-from meshctl.tui.layout import clean
+from meshctl.tui.layout import clean, warning
 from meshctl.tui.pager import Line, Pager
 from meshctl.tui.pane import PaneView
 from meshctl.tui.screens.archives import EXPORT, IMPORT
@@ -253,8 +253,9 @@ class RedundancyView(PaneView):
 
     def _show(self) -> None:
         if self.reply is not None and self.is_mounted:
-            head = (((f"! {clean(self.problem)}", "warn"),), ()) if self.problem else ()
-            self.query_one(Pager).fill([*head, *self.lines(max(40, self.size.width - 4))])
+            width = max(40, self.size.width - 4)
+            head = [*warning(self.problem, width), ()] if self.problem else []
+            self.query_one(Pager).fill([*head, *self.lines(width)])
 
     def lines(self, width: int) -> list[Line]:
         """All of it."""
@@ -318,7 +319,7 @@ class RedundancyView(PaneView):
     def became_stale(self) -> None:
         """Say why it is not current."""
         if self.reply is None:
-            self.query_one(Pager).fill([((f"! {clean(self.problem)}", "warn"),)])
+            self.query_one(Pager).fill(warning(self.problem, self.size.width - 4))
         self._show()
 
     def became_current(self) -> None:

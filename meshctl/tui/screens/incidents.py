@@ -251,6 +251,7 @@ SECTION: Final = Section(
             name="node",
             every=2.0,
             items=lambda reply: reply.get("nodes", ()),
+            cli="meshctl failover status",
             empty=t("No node is connected to this gate. Next, enroll one: :sidecars or W, then a."),
         ),
         CardPane(

@@ -15,7 +15,7 @@ from meshctl.tui import jumping, sections, spark
 from meshctl.tui.declare import Column, OwnPane, Record, Section, TablePane, columns_of
 from meshctl.tui.describe import DocumentView
 from meshctl.tui.fields import t
-from meshctl.tui.layout import clean
+from meshctl.tui.layout import clean, warning
 from meshctl.tui.pager import Line, Pager
 from meshctl.tui.pane import PaneView
 from meshctl.tui.screens import graph
@@ -151,12 +151,11 @@ class GraphView(PaneView):
             )
         else:
             self.picture = graph.layered(sight, width, self.chosen_id, self.say, ascii_only=ascii_only)
-        lines: list[Line] = [graph.legend(list(sight.nodes.values()), self.say, ascii_only=ascii_only), ()]
-        if self.problem and not self.frames:
-            lines[1] = ((f"! {clean(self.problem)}", "warn"),)
+        lines: list[Line] = [graph.legend(list(sight.nodes.values()), self.say, ascii_only=ascii_only)]
+        lines += warning(self.problem, width) if self.problem and not self.frames else [()]
         self.pager.fill([*lines, *self.picture.lines])
         if (place := self.picture.places.get(self.chosen_id)) is not None:
-            self.pager.reveal(place + 2)
+            self.pager.reveal(place + len(lines))
         self._tell(sight)
 
     @property
@@ -392,7 +391,7 @@ class GraphView(PaneView):
     def became_stale(self) -> None:
         """Say why it is not current."""
         if self.document is None and self.children:
-            self.pager.fill([((f"! {clean(self.problem)}", "warn"),)])
+            self.pager.fill(warning(self.problem, self.size.width - 4))
         self._show()
 
     def became_current(self) -> None:
