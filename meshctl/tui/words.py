@@ -198,7 +198,7 @@ class Catalogue:
         for one in self.phrases:
             if (found := one.pattern.fullmatch(text)) is not None:
                 places = {name: self._place(part) for name, part in found.groupdict().items()}
-                return one.translated.format(**places)
+                return _Filled(self).format(one.translated, **places)
         return None
 
     def _place(self, text: str) -> str:
