@@ -24,6 +24,8 @@ from meshctl.tui.room import Launch
 from meshctl.tui.table import TableView
 from qgate.governance.registry import SETTINGS
 from tests.kit.mesh import Mesh
+from tests.tui.conftest import Open
+from tests.tui.gate import RoomGate, listed, setting
 from tests.tui.messages import ROOT, messages, problems
 from tests.tui.pseudo import NAME, Heard, documents, speak
 from tests.tui.visit import Visit, visiting
@@ -196,6 +198,43 @@ def test_ascii_takes_the_accents_away() -> None:
     assert all(text.isascii() for table in tables for text in table.values())
     assert all(one.translated.isascii() for one in spoken.phrases)
     assert spoken.shown("12.5 GiB") == "12,5 Gio"
+
+
+async def test_a_list_is_shown_and_filtered_in_french_and_exported_for_programs(visit: Open) -> None:
+    async with visit("workers", liked=Preferences(language="fr")) as at:
+        await at.sees("ÉTAT", "● présent", f"25{NARROW}%", f"8,0{NARROW}Gio", "propriétaire")
+        await at.type("/absent")
+        await at.press("enter")
+        await at.sees("1 sur 3", "gpu-2")
+        pane = at.room.pane
+        assert pane is not None
+        heading, row = pane.extract()[1].splitlines()
+        assert heading.startswith("NAME,STATE")
+        assert row.startswith("gpu-2,away,25%")
+
+
+async def test_a_form_names_its_choices_and_takes_numbers_in_french(visit: Open, gate: RoomGate) -> None:
+    gate.answers["GET /settings"] = listed(
+        setting("schedule.tolerance", 0.5, "float"), setting("nlp.mask", True, "bool")
+    )
+    gate.answer("PUT /settings/schedule.tolerance", {})
+    gate.answer("PUT /settings/nlp.mask", {})
+    async with visit("settings", liked=Preferences(language="fr")) as at:
+        await at.sees("nlp.mask", "oui", "0,5")
+        await at.press("e")
+        await at.sees("< oui >")
+        await at.press("n")
+        await at.sees("< non >")
+        await at.press("ctrl+s")
+        await at.until(lambda: any(one.call.endswith("nlp.mask") for one in gate.calls("PUT")))
+        assert gate.last("PUT /settings/nlp.mask").body["value"] is False
+        await at.press("down", "e")
+        await at.sees("schedule.tolerance", "PUT /settings/schedule.tolerance")
+        await at.press(*["backspace"] * 3)
+        await at.type("0,75")
+        await at.press("ctrl+s")
+        await at.until(lambda: any(one.call.endswith("tolerance") for one in gate.calls("PUT")))
+        assert gate.last("PUT /settings/schedule.tolerance").body["value"] == 0.75
 
 
 # --- what sections declare
