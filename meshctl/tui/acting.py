@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +27,9 @@ AT_ONCE: Final = 4
 
 FIXABLE: Final = frozenset({400, 404, 409, 422, 502, 507})
 """Answers after which the form comes back with what was typed."""
+
+CHANGED: Final = 412
+"""Somebody was faster: the form comes back as well, over what is there now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +101,13 @@ class Acting:
         self, action: Action, records: Sequence[Record], view: PaneView, question: Question
     ) -> None:
         with question.asked():
-            outcomes = await self._asked_and_done(action, records, question)
+            outcomes = await self._asked_and_done(action, records, view, question)
         if outcomes is not None:
             await self._tell(action, outcomes)
             view.reload()
 
     async def _asked_and_done(
-        self, action: Action, records: Sequence[Record], question: Question
+        self, action: Action, records: Sequence[Record], view: PaneView, question: Question
     ) -> list[Outcome] | None:
         first = records[0]
         form = action.asked(first)
@@ -118,7 +121,7 @@ class Acting:
                     title=self._title(action, form, records),
                     given=typed,
                     problem=problem,
-                    preview=lambda given: action.draft(first, given, form),
+                    preview=_drafting(action, first, form),
                 )
                 answer = await self._room.push_screen_wait(screen)
                 if not isinstance(answer, dict):
@@ -141,8 +144,26 @@ class Acting:
                 problem = self._said(refused)
                 question.on()
                 continue
+            fresh = await self._anew(refused, first, view) if form is not None else None
+            if form is not None and fresh is not None and refused is not None:
+                typed = _own(form, typed)
+                first, records, form = fresh, [fresh], action.asked(fresh) or form
+                kept = self._room.say("What you typed is still here: ctrl+s sends it all the same.")
+                problem = f"{self._said(refused)}\n{kept}"
+                question.on()
+                continue
             self._remember(action, values, outcomes)
             return outcomes
+
+    @staticmethod
+    async def _anew(refused: MeshError | None, record: Record, view: PaneView) -> Record | None:
+        """The record as it is now, where somebody was faster; None where something else was wrong."""
+        if not isinstance(refused, GateError) or refused.status != CHANGED:
+            return None
+        try:
+            return await view.anew(record)
+        except MeshError:
+            return None
 
     def _title(self, action: Action, form: Form, records: Sequence[Record]) -> str:
         title = self._room.say(form.title or action.label)
@@ -151,7 +172,10 @@ class Acting:
         subject = clean(action.subject(records[0]))
         if len(records) > 1:
             return f"{title} ({len(records)})"
-        return f"{title}: {subject}" if subject else title
+        return self._named(title, subject)
+
+    def _named(self, label: str, name: str) -> str:
+        return self._room.say("{label}: {name}", label=label, name=name) if name else label
 
     async def _confirmed(
         self, action: Action, records: Sequence[Record], calls: Sequence[Call], values: Given
@@ -172,7 +196,7 @@ class Acting:
         question = (
             say(action.question, name=what)
             if action.question
-            else f"{say(action.label)}: {what}?".replace(": ?", "?")
+            else say("{what}?", what=self._named(say(action.label), what))
         )
         screen = ConfirmScreen(
             question, calls, name=name, plan=plan, undoable=action.undo is not None and not name
@@ -236,7 +260,7 @@ class Acting:
             self._room.show_answer(say(action.label), done[0].reply, action.answer)
             return
         name = clean(action.subject(done[0].record)) if len(done) == 1 else str(len(done))
-        text = say(action.done, name=name) if action.done else f"{say(action.label)}: {name}".rstrip(": ")
+        text = say(action.done, name=name) if action.done else self._named(say(action.label), name)
         if action.undo is not None:
             text += "  " + say("(u takes it back)")
         self._room.tell(text)
@@ -267,6 +291,17 @@ class Acting:
             self._room.tell(self._room.say("Taken back: {what}", what=self._room.say(call.label)))
         if view is not None:
             view.reload()
+
+
+def _drafting(action: Action, record: Record, form: Form) -> Callable[[Given], Call]:
+    """The request as it would be with what is typed."""
+    return lambda given: action.draft(record, given, form)
+
+
+def _own(form: Form, typed: Given) -> dict[str, str]:
+    """What somebody typed themselves, apart from what the form had filled in."""
+    filled = {field.name: field.shown(field.default) for field in form.fields}
+    return {name: text for name, text in typed.items() if text != filled.get(name)}
 
 
 def clean_lines(text: str) -> str:

@@ -36,6 +36,12 @@ class CardView(DocumentView):
         self.show()
         self.room.refresh_bars()
 
+    async def anew(self, record: Record) -> Record | None:
+        """The object, asked for again."""
+        del record
+        await self.load()
+        return self.document if isinstance(self.document, Mapping) else None
+
     def chosen(self) -> Sequence[Record]:
         """The object itself."""
         return (self.document,) if isinstance(self.document, Mapping) else ()

@@ -148,6 +148,12 @@ class DescribeView(DocumentView):
         self.show()
         self.room.refresh_bars()
 
+    async def anew(self, record: Record) -> Record | None:
+        """This record, asked for again."""
+        del record
+        await self.load()
+        return self.record
+
     def chosen(self) -> Sequence[Record]:
         """This record."""
         return (self.record,)

@@ -83,6 +83,11 @@ class PaneView(Widget):
         del topic, data
         self.reload()
 
+    async def anew(self, record: Record) -> Record | None:
+        """A record as it is at the gate now; None where this pane cannot say. Raises MeshError."""
+        del record
+        return None
+
     def resume(self) -> None:
         """It came to the front: shown as it was left, then asked for."""
         self.call_after_refresh(self.reload)

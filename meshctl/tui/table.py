@@ -310,6 +310,11 @@ class TableView(PaneView):
 
     # --- what others ask
 
+    async def anew(self, record: Record) -> Record | None:
+        """The row of a record, asked for again."""
+        await self.load()
+        return self.records.get(str(at(record, self.table.key)))
+
     def chosen(self) -> Sequence[Record]:
         """The marked records, else the one under the cursor."""
         if not self.is_mounted:

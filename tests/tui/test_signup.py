@@ -180,8 +180,11 @@ async def test_a_person_is_added_changed_disabled_and_given_an_app(visit_mesh: O
         await at.sees("Change: Carol")
         mesh.control.call("PATCH", f"/people/{carol['id']}", body={"note": "meanwhile"})
         await at.press("enter", "enter", "x", "ctrl+s")
-        await at.told(f"{carol['id']} was changed by uid=")
+        await at.sees(f"{carol['id']} was changed by uid=", "What you typed is still here", "meanwhile")
         assert (person(mesh, carol["id"])["team"], person(mesh, carol["id"])["note"]) == ("", "meanwhile")
+        await at.press("ctrl+s")  # theirs stays, and what was typed here is added to it
+        await at.told("Carol is changed.")
+        assert (person(mesh, carol["id"])["team"], person(mesh, carol["id"])["note"]) == ("x", "meanwhile")
     for what in ("people.add", "people.change", "people.own", "people.disable", "people.enable"):
         assert traced(mesh, what, name=carol["id"])
     assert "carol@" not in json.dumps(mesh.control.items("/audit", {"limit": 500}))

@@ -256,6 +256,7 @@ class EditorView(PaneView):
 
     DEFAULT_CSS: ClassVar[str] = """
     EditorView > TextArea { height: 1fr; border: none; padding: 0; background: $background; }
+    EditorView > TextArea:focus { border: none; }
     EditorView > .editor--line { height: auto; max-height: 3; padding: 0 1; background: $surface; }
     EditorView > .editor--line.-bad { color: $text-error; }
     """
