@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import re
 import signal
@@ -24,7 +25,7 @@ from tests.qdaemon.llama import why_not
 from tests.qdaemon.scripted import ScriptedRuntime, stock
 from tests.qdaemon.test_store import gguf
 from tunnel_proto.constants import StreamCode
-from tunnel_proto.messages import JobAccepted, JobDone, JobStart, Sampling
+from tunnel_proto.messages import Answer, JobAccepted, JobDone, JobStart, Sampling
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +102,42 @@ async def test_an_upload_whose_sender_goes_away_leaves_nothing(tmp_path: Path) -
         assert (await one.gate.ask("undrain")).ok
         await asyncio.gather(*(upload.task for upload in one.daemon._uploads), return_exceptions=True)
         assert not list(one.settings.model_folder.glob(".new-*"))
+
+
+async def test_an_upload_goes_on_beside_one_that_hangs_and_after_one_that_ended(tmp_path: Path) -> None:
+    data = gguf(b"\0" * 400_000)  # a header and no model: that is found out once all of it is there
+    about = {"name": "half", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    async with mesh(tmp_path, runtime=ScriptedRuntime()) as one:
+
+        async def here() -> int:
+            line = one.gate.open("blob", {**about, "ask": True})
+            assert line.stream is not None
+            line.stream.write_eof()
+            return int((await line.heard(Answer, seconds=60)).result["offset"])
+
+        async def some(offset: int, count: int) -> int:
+            line = one.gate.open("blob", {**about, "offset": offset})
+            assert line.stream is not None
+            line.stream.write(data[offset : offset + count])
+            async with asyncio.timeout(60):
+                while (found := await here()) <= offset:
+                    await asyncio.sleep(0.01)
+            return found
+
+        assert await here() == 0
+        first = await some(0, 100_000)
+        second = await some(first, 100_000)  # the one before hangs still, and gives way
+        assert 0 < first < second <= 200_000
+        assert len([upload for upload in one.daemon._uploads if not upload.task.done()]) == 1
+        line = one.gate.open("blob", {**about, "offset": second})
+        assert line.stream is not None
+        line.stream.write(data[second:])
+        line.stream.write_eof()
+        answer = await line.heard(Answer, seconds=60)
+        assert answer.problem is not None
+        assert answer.problem.code == "model_corrupt"  # its hash was right
+        assert await here() == 0
+        assert not list(one.settings.model_folder.glob(".part-*"))
 
 
 async def test_orders_about_models(tmp_path: Path) -> None:
