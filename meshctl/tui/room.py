@@ -176,6 +176,8 @@ class Room(Shell):
         self.set_interval(1.0, self._age)
         self.introduce()
         await self.show_section(self.launch.section or FIRST)
+        if self.section is None:  # there is none of that name
+            await self.show_section(FIRST)
 
     def on_unmount(self) -> None:
         """Stop listening."""

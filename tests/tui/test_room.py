@@ -220,6 +220,12 @@ async def test_a_pool_that_nobody_has_set_up_begins_at_its_first_steps(visit: Op
         await at.sees("requests/s")
 
 
+async def test_a_section_that_is_not_there_leaves_the_overview(visit: Open) -> None:
+    async with visit("wrokers") as at:
+        await at.told("There is no section wrokers.")
+        await at.sees("requests/s")
+
+
 async def test_the_name_of_a_pool_changes_where_it_is_shown(visit: Open, gate: RoomGate) -> None:
     gate.answer("GET /branding", {"title": "Lyon AI", "name": "Lyon AI", "colours": {}, "logo": []})
     async with visit("workers") as at:
