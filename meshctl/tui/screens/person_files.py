@@ -140,11 +140,12 @@ async def erase(room: Room, person: Record) -> None:
     if path is None:
         return
     name = clean(str(person.get("email") or person["id"]))
+    shown = preview(str(path))
     question = room.say(
         "Erase {name} for good? Who they are, their apps and their receipts go from every copy.",
         name=clean(str(person.get("name") or person["id"])),
     )
-    if not await room.push_screen_wait(ConfirmScreen(question, [call], name=name)):
+    if not await room.push_screen_wait(ConfirmScreen(question, [shown], name=name)):
         await in_thread(path.unlink)
         return
     try:
