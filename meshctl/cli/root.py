@@ -119,7 +119,7 @@ def command_line(app: typer.Typer, arguments: Sequence[str] = ()) -> Any:
     """
     root = get_command(_needed(app, arguments))
     option = get_command(_context_option()).params[0]
-    for one in _leaves(root):
+    for one in _commands(root):
         places = [index for index, param in enumerate(one.params) if param.name == "gate_dir"]
         if places:
             one.params.insert(places[0], copy.copy(option))
@@ -151,12 +151,12 @@ def _hollow(info: TyperInfo) -> TyperInfo:
     return hollow
 
 
-def _leaves(group: Any) -> Iterator[Any]:
+def _commands(group: Any) -> Iterator[Any]:
+    """Every command below a group, groups too: some do something when they are called bare."""
     for one in group.commands.values():
+        yield one
         if hasattr(one, "commands"):
-            yield from _leaves(one)
-        else:
-            yield one
+            yield from _commands(one)
 
 
 def _context_option() -> typer.Typer:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from meshctl.contexts import Context
 from meshctl.onboarding import KEYS, STEPS, read_answers
 from tests.meshctl.conftest import Run
 from tests.meshctl.fake_gate import FakeGate
+from tests.meshctl.fake_pools import FakePools
 
 ANSWERS = """
 [admin]
@@ -65,6 +67,14 @@ def test_the_next_commands_name_the_gate_that_was_named(at_gate: Run, ready: Fak
     assert f"meshctl a --socket {ready.socket}, or: meshctl b --socket {ready.socket}" in shown
     told = json.loads(at_gate("onboard", "status", "-o", "json")[1])
     assert told["steps"][0]["next"] == "meshctl a, or: meshctl b", "a program is told what the gate says"
+
+
+def test_the_steps_are_done_over_a_context_too(ops: Context, pools: FakePools, meshctl: Run) -> None:
+    del ops
+    steps = [{"step": "store", "title": "t", "state": "done", "detail": "embedded", "next": None}]
+    pools["hq"].gate.answer("GET /onboarding", {"done": True, "next": None, "steps": steps})
+    code, _, err = meshctl("onboard", "--context", "ops")
+    assert (code, "Every step is done" in err) == (0, True), err
 
 
 def changes(gate: FakeGate) -> list[str]:
