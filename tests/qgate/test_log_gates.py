@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -264,20 +261,18 @@ async def test_a_table_that_differs_from_its_log_is_found_and_mended(
         assert found["items"][0]["first_bad_seq"] == 4
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_ten_thousand_catalogue_entries_over_a_tunnel(
-    tmp_path: Path, store_server: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with AsyncExitStack() as stack:
-        hq, branch = await stack.enter_async_context(pools(tmp_path, store_server, "hq", "branch"))
+async def test_a_long_catalogue_goes_over_a_tunnel(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
+    """Several answers' worth of entries; `tests.bench.replication` measures 10,000."""
+    count = 1_500
+    async with pools(tmp_path, store_server, "hq", "branch") as (hq, branch):
         await pair(hq, branch, level=3)
         await hq.catalogue.promote(None, by="test")
         key = hq.parts.keys.pool_key
         await until(lambda: hq.replication.head(key).seq >= 3)
         document = {"quant": "Q4_K_M", "context": 8192}
         async with hq.parts.store.store.transaction() as connection:
-            for n in range(10_000):
+            for n in range(count):
                 await publish(
                     connection,
                     stream="catalogue",
@@ -285,16 +280,8 @@ async def test_ten_thousand_catalogue_entries_over_a_tunnel(
                     payload={"name": f"model-{n}", "document": document | {"size": n}, "by": "test", "at": 1},
                     epoch=1,
                 )
-        began, cpu = time.monotonic(), os.times()
-        await until(lambda: branch.replication.head(key).seq >= 10_003, timeout_s=240)
-        seconds, spent = time.monotonic() - began, os.times().user - cpu.user
-        assert len(await names(branch)) == 10_000
-        session = next(iter(branch.peering.links.carriers(key)))
-        with capsys.disabled():
-            print(
-                f"\n10,000 catalogue entries: {seconds:.1f} s, {spent:.1f} s user CPU of both gates;"
-                f" {hq.replication.publisher.bytes_sent / 1e6:.2f} MB before compression; {session.stats}"
-            )
+        await until(lambda: branch.replication.head(key).seq >= count + 3, timeout_s=240)
+        assert len(await names(branch)) == count
 
 
 async def test_the_control_api_names_what_is_wrong(tmp_path: Path, store_server: EmbeddedPostgres) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -198,23 +196,6 @@ async def test_two_gates_of_one_pool_write_one_log(new_pool: NewPool) -> None:
         async with hq.store.connection() as connection:
             rows = await table.entries_after(connection, branch.key, 0, count=1000, size=1 << 30)
         assert [row.entry.seq for row in rows] == list(range(1, 42)), "each once, whichever gate fetched it"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-async def test_ten_thousand_entries(new_pool: NewPool) -> None:
-    hq, branch = await new_pool("hq"), await new_pool("branch")
-    pair(hq, branch)
-    await hq.say_many("nodes", 10_000)
-    async with running(hq, branch):
-        began, cpu = time.monotonic(), os.times()
-        await until(lambda: branch.replication.head(hq.key).seq == 10_001, timeout_s=240)
-        spent = os.times()
-        assert len(await branch.heard(hq)) == 10_000
-        print(
-            f"10,000 entries signed, sent and applied in {time.monotonic() - began:.1f} s,"
-            f" {spent.user - cpu.user:.1f} s user CPU of both gates"
-        )
 
 
 async def test_a_peer_that_refuses_its_log_is_asked_ever_more_rarely(new_pool: NewPool) -> None:
