@@ -20,6 +20,7 @@ from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import Vault
 from tests.kit.cluster import bundled
+from tests.qgate.gates import control
 from tests.qgate.peering import pair, pools
 from tests.qgate.pool import BY, Pool, everything_stored, unchecked
 from tests.qgate.staff import ALICE, Staff, grant, names
@@ -196,10 +197,17 @@ async def test_a_peer_forgets_what_it_was_told_of_a_persons_app(
                 return int(await connection.fetchval(query, hq.parts.keys.pool_key))
 
         await until_true(lambda: replica(GUESTS), 1)
-        document = await staff.erasures.erase(person["id"], by=BY)
-        assert document["removed"]["log_entries"] == 1
-        await until_true(lambda: replica(GUESTS), 0)
-        await until_true(lambda: replica(PAYLOADS), 1)  # that it is gone; verifiers and policy are erased
+        async with control(hq) as here, control(gpu) as there:
+            older = (await here.get("/logs/gpu/archive", params={"whole": "true"})).content
+            document = await staff.erasures.erase(person["id"], by=BY)
+            assert document["removed"]["log_entries"] == 1
+            await until_true(lambda: replica(GUESTS), 0)
+            await until_true(lambda: replica(PAYLOADS), 1)  # that it is gone; verifiers and policy are erased
+            newer = (await here.get("/logs/gpu/archive", params={"whole": "true"})).content
+            for archive in (older, newer):  # one that was written before brings nothing back
+                reply = await there.put("/logs/import", content=archive)
+                assert reply.status_code == 200, reply.text
+                assert (await replica(GUESTS), await replica(PAYLOADS)) == (0, 1)
         assert set(document["kept"]) <= {"audit_entries", "log_entries", "outbox"}
 
 
