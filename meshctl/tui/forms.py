@@ -28,6 +28,9 @@ TRUTH = ("true", "false")
 NUMERIC = frozenset({Kind.INTEGER, Kind.NUMBER, Kind.DURATION})
 BESIDE = 13
 """Lines around the fields: frame, title, what the form says first, the request with its command, the keys."""
+BOX_SHARE = 0.9
+"""How much of the screen's height the box takes at most, as its style says."""
+FRAME = 2
 
 
 LABEL = 2
@@ -159,6 +162,17 @@ class FormScreen(Modal):
     def on_resize(self) -> None:
         """The fields scroll where there is no room, so that the request and the keys are always seen."""
         self.query_one(VerticalScroll).styles.max_height = max(3, self.size.height - BESIDE)
+        self.call_after_refresh(self._fit)
+
+    def _fit(self) -> None:
+        """Give the fields what a long problem and a long command leave of the screen."""
+        fields = self.query_one(VerticalScroll)
+        box = fields.parent
+        if not isinstance(box, Widget):
+            return
+        beside = sum(one.outer_size.height for one in box.children if one is not fields)
+        room = int(self.size.height * BOX_SHARE) - FRAME - beside
+        fields.styles.max_height = max(3, min(self.size.height - BESIDE, room))
 
     def typed(self) -> dict[str, str]:
         """What stands in the fields."""
@@ -203,6 +217,7 @@ class FormScreen(Modal):
         call = self.preview(values)
         self.query_one("#request", Static).update(Content(f"{call.method} {call.path}"))
         self.query_one("#command", Static).update(Content(f"= {call.cli}" if call.cli else ""))
+        self.call_after_refresh(self._fit)
 
     @on(Input.Changed)
     @on(Choice.Changed)
