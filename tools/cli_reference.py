@@ -15,7 +15,7 @@ if str(ROOT) not in sys.path:
 
 import typer  # noqa: E402 - after the path above
 
-from meshctl.__main__ import app  # noqa: E402
+from meshctl.__main__ import INTERRUPTED, app  # noqa: E402
 from meshctl.cli.root import command_line  # noqa: E402
 from meshctl.errors import ExitCode  # noqa: E402
 from minigate.settings import MinigateSettings  # noqa: E402
@@ -117,7 +117,8 @@ def settings_page() -> str:
 
 def page() -> str:
     """The whole reference as Markdown."""
-    lines = [HEAD + "\n".join(f"| {int(code)} | {code.meaning} |" for code in ExitCode), ""]
+    lines = [HEAD + "\n".join(f"| {int(code)} | {code.meaning} |" for code in ExitCode)]
+    lines += [f"| {INTERRUPTED} | interrupted by Ctrl-C; a watch ends with 0 |", ""]
     root: Any = command_line(app)
     lines += ["## Options that most commands share", ""]
     lines += [*_table(_shared(root)), ""]

@@ -59,7 +59,7 @@ from meshctl.cli.tui import tui
 from meshctl.errors import ExitCode
 from meshctl.render import write
 
-EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "."
+EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "; 130 Ctrl-C."
 
 
 ORDER = (
