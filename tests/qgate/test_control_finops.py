@@ -59,7 +59,7 @@ async def test_an_app_for_models_only_and_its_keys(client: httpx.AsyncClient) ->
     [
         ({"models": []}, "policy.models"),
         ({"tasks": ["fly"]}, "no task"),
-        ({"requests_per_minute": 0}, "greater than or equal to 1"),
+        ({"requests_per_minute": 0}, "policy.requests_per_minute must be 1 or more"),
         ({"rpm": 5}, "policy.rpm"),
         ({"data": "moon"}, "policy.data"),
     ],
