@@ -188,8 +188,8 @@ class Context:
     def pools(self, bundle: Bundle, settings: ContextSettings) -> tuple[RosterPool, ...]:
         """Where this context may be dialled, the home pool first.
 
-        As told last (at log-in, or with a token), else by the bundle's roster. The bundle's own gates of the home pool are
-        kept beside the ones told: after a move of the gates one of the two lists still leads there.
+        As told last (at log-in, or with a token), else by the bundle's roster. The bundle's own gates of the
+        home pool are kept beside the ones told: after a move of the gates one of the two lists leads there.
         """
         told = settings.pools or _roster_pools(bundle)
         home = next((pool for pool in told if pool.pool_key == bundle.pool_key), None)
