@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from textual.content import Content
 from textual.widgets import Static
 
@@ -67,6 +67,7 @@ def crumbs(
 ) -> Content:
     """Where we are, and the panes beside; as much of the others' names as ``width`` has room for."""
     parts: list[str | tuple[str, str]] = []
+    trail = _shortened(trail, width - 4 * len(panes) - 16) if width else trail
     for index, one in enumerate(trail):
         if index:
             parts.append((f" {separator} ", "$text-muted"))
@@ -83,6 +84,13 @@ def crumbs(
             ]
         parts += [(one, "reverse" if index == chosen else "$text-muted") for index, one in enumerate(names)]
     return Content.assemble(*parts)
+
+
+def _shortened(trail: Sequence[str], width: int) -> Sequence[str]:
+    """The last name is cut where all of them are wider than ``width``."""
+    *before, last = trail
+    room = max(12, width - sum(cell_len(one) + 3 for one in before))
+    return trail if cell_len(last) <= room else (*before, f"{set_cell_size(last, room - 3).rstrip()}...")
 
 
 def footer(hints: Sequence[Hint], always: Sequence[Hint], width: int) -> Content:

@@ -1,9 +1,11 @@
-"""Lines that are folded to a screen's width: nothing of them is lost, and the rest is left alone."""
+"""Lines for a screen that is too narrow: what is folded or cut loses nothing that was needed."""
 
 from __future__ import annotations
 
+import pytest
 from rich.cells import cell_len
 
+from meshctl.tui.bars import crumbs
 from meshctl.tui.folding import folded
 from meshctl.tui.pager import Line, plain
 
@@ -42,3 +44,22 @@ def test_a_word_without_an_end_and_wide_letters() -> None:
 def test_where_there_is_no_room_it_is_scrolled_aside() -> None:
     line: Line = (("k" * 25, "key"), ("a b c d e f g h i j k l", ""))
     assert folded([line], 30) == [line]
+
+
+@pytest.mark.parametrize("width", [78, 118])
+@pytest.mark.parametrize(
+    "name", ["orders", "The licence of Example Ltd ends within 30 days; meshctl license show", "李小龍" * 30]
+)
+def test_breadcrumbs_cut_the_name_before_the_panes(width: int, name: str) -> None:
+    panes = ("Mail server", "Recipients", "Mail", "Notifications")
+    line = crumbs(("SMTP", name), panes, 3, separator="›", width=width)
+    assert line.cell_length <= width + 1
+    assert "4 Notifications" in line.plain
+    assert all(f"{number} " in line.plain for number in range(1, 5))
+    assert (name in line.plain) == (name == "orders" or (width == 118 and name.isascii()))
+
+
+def test_panes_lose_their_blanks_before_their_letters() -> None:
+    panes = ("Requests", "Switch", "Rules", "People", "Erased", "Admins", "Sessions")
+    line = crumbs(("Sign-up",), panes, 3, separator="›", width=78)
+    assert all(one in line.plain for one in panes)
