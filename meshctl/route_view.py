@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from meshctl import view
 from meshctl.view import Record, Table
 
@@ -17,6 +19,12 @@ COLUMNS = (
     view.Column("WHY", "why"),
 )
 
+NARROW = tuple(
+    next(one for one in COLUMNS if one.key == key)
+    for key in ("verdict", "node", "model", "why", "score", "seconds", "price", "quality", "kind")
+)
+"""The same with the reasons before the figures: a narrow screen cuts what is last."""
+
 FACTS = (
     view.Column("request", "request"),
     view.Column("app", "app"),
@@ -28,16 +36,16 @@ FACTS = (
 )
 
 
-def candidates(reply: Record) -> Table:
+def candidates(reply: Record, columns: Sequence[view.Column] = COLUMNS) -> Table:
     """Every candidate, the best first, with its score and why it is or is not taken."""
     rows = []
     for item in reply["items"]:
         facts = [] if item["resident"] or item["kind"] != "worker" else [f"load {item['load_s']:.1f} s"]
         facts += [f"queue {item['queue_s']:.1f} s"] if item["queue_s"] else []
         rows.append({**item, "why": "; ".join([*item["reasons"], *facts])})
-    return view.table(rows, COLUMNS)
+    return view.table(rows, columns)
 
 
 def explained(reply: Record) -> list[Table]:
     """The request, what was weighed, and every candidate."""
-    return [view.card(reply, FACTS), candidates(reply), view.card({"weights": reply["weights"]})]
+    return [view.card(reply, FACTS), candidates(reply, NARROW), view.card({"weights": reply["weights"]})]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from meshctl import route_view
 from meshctl.tui.declare import Action, Call, Confirm, Record, Result, Role
 from meshctl.tui.fields import Field, FieldError, Form, Kind, Values, t
 
@@ -445,6 +446,7 @@ EXPLAIN_NAME: Final = Action(
     Role.VIEWER,
     body=lambda record, _: {"request": record["name"]},
     result=Result.DESCRIBE,
+    answer=route_view.explained,
     bulk=False,
 )
 

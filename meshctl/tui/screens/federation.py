@@ -37,7 +37,7 @@ def keys_pane(pool: str | None) -> TablePane:
         "keys",
         t("Keys"),
         "/online-keys",
-        columns_of(replication_view.KEY_COLUMNS, after={"least": 100}),
+        columns_of(replication_view.KEY_COLUMNS, serial={"least": 100}, after={"least": 110}),
         key="serial",
         name="fingerprint",
         query={"pool": pool} if pool else {},
