@@ -226,7 +226,8 @@ class FormScreen(Modal):
         self._show_request()
         if self.problem and self.typed() != self.before:  # it was about what stood there
             self.problem = ""
-            self.query_one("#problem", Static).update("")
+            for box in self.query("#problem").results(Static):  # a form of its own may say it elsewhere
+                box.update("")
 
     @on(Input.Blurred)
     def _left(self, event: Input.Blurred) -> None:
