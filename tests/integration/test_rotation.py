@@ -26,6 +26,7 @@ from tests.kit.process import wait_until
 
 _OWNER = "rotated_owner"
 _LOAD_S = 6
+_RATE = "50"  # new connections a second of each pgbench
 
 
 @dataclass(slots=True)
@@ -173,7 +174,7 @@ class Load:
 
     def _run(self) -> None:
         done = subprocess.run(
-            [str(bundled() / "pgbench"), "-n", "-C", "-c", "2", "-T", str(_LOAD_S), "-f", "-"],
+            [str(bundled() / "pgbench"), "-n", "-C", "-c", "2", "-R", _RATE, "-T", str(_LOAD_S), "-f", "-"],
             input=b"SELECT 1;\n",
             capture_output=True,
             env=self.login.environment(),
