@@ -126,13 +126,15 @@ class Grid(ScrollView, can_focus=True):
         self.marked: set[str] = set()
         self._headings: tuple[Heading, ...] = ()
         self._widths: list[int] = []
+        self._wanted: list[int] = []
 
     # --- filling
 
     def columns(self, headings: Iterable[Heading]) -> None:
         """Set the columns; the rows are to be set again."""
         self._headings = tuple(headings)
-        self._widths = [cell_len(heading.text) for heading in self._headings]
+        self._wanted = [cell_len(heading.text) for heading in self._headings]
+        self._widths = list(self._wanted)
         self.rows = ()
         self._extent()
         self.refresh()
@@ -155,10 +157,11 @@ class Grid(ScrollView, can_focus=True):
     def relabel(self, headings: Iterable[Heading]) -> None:
         """Other words in the headings, such as the mark of the order; the columns stay."""
         self._headings = tuple(headings)
-        self._widths = [
+        self._wanted = [
             max(width, cell_len(heading.text))
-            for width, heading in zip(self._widths, self._headings, strict=True)
+            for width, heading in zip(self._wanted, self._headings, strict=True)
         ]
+        self._widths = self._shared()
         self._extent()
         self.refresh()
 
@@ -178,7 +181,7 @@ class Grid(ScrollView, can_focus=True):
 
     def _widen(self, before: Sequence[Row], rows: Sequence[Row]) -> bool:
         known = {id(row) for row in before}
-        widths = list(self._widths)
+        wanted = self._wanted
         for row in rows:
             if id(row) in known:
                 continue
@@ -186,13 +189,31 @@ class Grid(ScrollView, can_focus=True):
                 width = len(cell) if cell.isascii() else cell_len(cell)
                 if row.states[index] is not None:
                     width += 2
-                if width > widths[index]:
-                    widths[index] = min(
-                        width, max(self._headings[index].most, cell_len(self._headings[index].text))
-                    )
+                wanted[index] = max(wanted[index], width)
+        widths = self._shared()
         changed = widths != self._widths
         self._widths = widths
         return changed
+
+    def _shared(self) -> list[int]:
+        """The columns' widths: each as much as it may have at most, and what is left from left to right."""
+        widths = [
+            min(width, max(heading.most, cell_len(heading.text)))
+            for width, heading in zip(self._wanted, self._headings, strict=True)
+        ]
+        left = self.size.width - GUTTER - GAP * len(widths) - sum(widths)
+        for index, width in enumerate(self._wanted):
+            more = min(width - widths[index], max(0, left))
+            widths[index] += more
+            left -= more
+        return widths
+
+    def on_resize(self) -> None:
+        """Another width: there is more room for what was cut, or less."""
+        if (widths := self._shared()) != self._widths:
+            self._widths = widths
+            self._extent()
+            self.refresh()
 
     def _extent(self) -> None:
         width = GUTTER + sum(self._widths) + GAP * max(0, len(self._widths) - 1)
