@@ -230,7 +230,7 @@ async def test_a_notification_leads_where_something_can_be_done(visit_mesh: Open
         await at.press("4")
         await at.sees("name:alice", "too many wrong passwords")
         await at.press("t")
-        await at.sees("Sign-up", "LOCKED UNTIL", "alice")
+        await at.sees("Sign-up", "▲ locked", "alice")
         await at.press("w")
         await at.told("alice may try again.")
         await at.press("w")
