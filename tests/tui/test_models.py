@@ -99,6 +99,7 @@ async def test_a_model_is_dropped_sent_assigned_named_loaded_and_deleted(
         await at.press("ctrl+s")
         await at.told("my-smol is on gpu-1")
         await at.sees("my-smol", "stored")
+        await at.sees_no("x stop")  # the progress is put away
         await at.press("i")
         await at.sees("Assign to a worker: my-smol")
         await at.type("gpu-2")
@@ -309,9 +310,11 @@ class BreakingSocket(socket.socket):
 
 
 @needs_model
-async def test_a_cut_upload_goes_on_where_it_was_here_and_by_command(mesh: Mesh) -> None:
-    source = packaged_model()
-    assert source is not None
+async def test_a_cut_upload_goes_on_where_it_was_here_and_by_command(mesh: Mesh, tmp_path: Path) -> None:
+    packaged = packaged_model()
+    assert packaged is not None
+    source = tmp_path / "cut.gguf"  # no worker has these bytes
+    source.write_bytes(packaged.read_bytes() + bytes(32))
     size, at_once = source.stat().st_size, 24 << 20
     dialler = Breaking(mesh.gate.directory / "admin.sock", after=at_once, times=2)
     query = {"name": "cut", "worker": "gpu-1"}
