@@ -15,7 +15,6 @@ from meshctl.errors import CommandError, NotFoundError, UsageError
 from meshctl.model_upload import Told, upload
 from meshctl.render import Output, emit, tell
 from meshctl.terminal import confirm, note
-from meshctl.tui.gguf_file import looked_at
 
 commands = options.group("Models: files in the workers' stores, loaded and unloaded, and which one to take.")
 
@@ -322,6 +321,8 @@ def find_file(source: str) -> tuple[Path, str]:
         what = "this is a folder" if file.is_dir() else "no such file"
         packages = ", ".join(PACKAGED)
         raise NotFoundError(f"{source}: {what}.", hint=f"name a GGUF file, or one of: {packages}")
+    from meshctl.tui.gguf_file import looked_at  # only here: commands do without the control room
+
     return file, looked_at(file).name
 
 

@@ -182,7 +182,7 @@ class TableView(PaneView):
             self._next = str(reply[following])
         if not narrowed:
             self._large = self._beside
-        if self.paged and self._counted:
+        if self._beside and self._counted:  # what is whole here is counted here: the audit's total is of all
             self.total = reply["total"]
         self.loaded = True
         self._show()
