@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,11 @@ async def test_a_gate_that_goes_away_leaves_what_was_known(visit: Open, gate: Ro
         await at.sees("2 of 2")
 
 
+def asked_since(gate: RoomGate, before: int) -> bool:
+    """Whether the overview was asked for more often than ``before``."""
+    return len(gate.calls("GET /overview")) > before
+
+
 async def test_an_overview_that_is_not_current_says_so_once_and_what_to_do(
     visit: Open, gate: RoomGate
 ) -> None:
@@ -273,9 +279,9 @@ async def test_an_overview_that_is_not_current_says_so_once_and_what_to_do(
         why = "the store is away, which keeps everything that this pool knows of its apps and people"
         gate.problem("GET /overview", 503, why, "meshctl doctor", "store-unavailable")
         for _ in range(3):
-            asked = len(gate.calls("GET /overview"))
+            before = len(gate.calls("GET /overview"))
             await at.press("r")
-            await at.until(lambda asked=asked: len(gate.calls("GET /overview")) > asked, "the question")
+            await at.until(partial(asked_since, gate, before), "the question")
         await at.sees("the store is away", "(meshctl doctor)", "requests/s")
         assert at.text().count("the store is away") == 1
         gate.answer("GET /overview", overview())
