@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from qgate.federation.trust import may
 from qgate.governance.api_keys import mint, unknown_app
 from qgate.governance.databases import unknown_database
 from qgate.governance.directory import App, CapabilityPolicy, Limits, with_limits
@@ -30,7 +31,7 @@ from qgate.store.apps import (
     revoke_app,
 )
 from qgate.store.configuration import APP_FIELDS, bind_databases, change_fields
-from qgate.store.guests import add_spares, drop_spares, end_spares
+from qgate.store.guests import EXPORT_LOCK, add_spares, assign_spares, drop_spares, end_spares
 from tunnel_proto.scram import make_verifier, parse_verifier
 
 PASSWORD_BYTES: Final = 24  # 192 bits, 32 characters that need no quoting in any URL
@@ -231,6 +232,10 @@ class Apps:
                 salt, iterations = kept.salt, kept.iterations
             else:
                 salt, iterations = secrets.token_bytes(SALT_BYTES), self._iterations
+            # Pools that were told nothing of this app yet take the old password too, as long as it is good.
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", EXPORT_LOCK)
+            pools = [one.pool_key for one in self._office.directory.peers() if may(one, "failover", "send")]
+            await assign_spares(connection, pools, name)
             given = await end_spares(connection, name, until, at)
             if row["failover"]:
                 for pool, verifier in given.items():

@@ -245,16 +245,21 @@ async def drop_spares(connection: Connection, app: str) -> None:
     await connection.execute("DELETE FROM app_spares WHERE app = $1", app)
 
 
-async def assign_spares(connection: Connection, pools: Sequence[bytes]) -> int:
-    """Give each app that may fail over a verifier for each of ``pools``; how many apps have none left."""
+async def assign_spares(connection: Connection, pools: Sequence[bytes], app: str | None = None) -> int:
+    """Give each app that may fail over, or ``app``, a verifier for each of ``pools``; how many lack one.
+
+    The caller holds `EXPORT_LOCK`, so that no verifier is given to two pools.
+    """
     lacking = await connection.fetch(
         """
         SELECT a.name, p.pool FROM apps a CROSS JOIN unnest($1::bytea[]) AS p (pool)
         WHERE a.failover AND a.revoked_at IS NULL
           AND EXISTS (SELECT FROM app_verifiers v WHERE v.app = a.name)
           AND NOT EXISTS (SELECT FROM app_spares s WHERE s.app = a.name AND s.pool = p.pool)
+          AND ($2::text IS NULL OR a.name = $2)
         """,
         list(pools),
+        app,
     )
     without: set[str] = set()
     for row in lacking:
