@@ -19,7 +19,7 @@ from qdaemon.runtimes.llama.process import LlamaChild
 from qdaemon.runtimes.llama.runtime import LlamaRuntime, available
 from qdaemon.runtimes.llama.settings import LlamaSettings
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 GREEDY = Sampling(max_tokens=48, temperature=0.0)
 SEA = ({"role": "user", "content": "Write three sentences about the sea."},)
 

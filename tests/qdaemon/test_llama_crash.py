@@ -20,7 +20,7 @@ from tests.qdaemon.llama import SEA, File, Recorder, chat, child, needs_model, p
 
 pytestmark = needs_model
 
-LONG = Sampling(max_tokens=3000, temperature=0, logit_bias={0: -100.0, 2: -100.0})
+LONG = Sampling(max_tokens=1500, temperature=0, logit_bias={0: -100.0, 2: -100.0})
 
 
 async def _killed_while_running(model: LlamaChild, *sinks_jobs: tuple[Recorder, str]) -> None:
@@ -34,7 +34,7 @@ async def _killed_while_running(model: LlamaChild, *sinks_jobs: tuple[Recorder, 
 async def test_a_killed_child_fails_its_requests_as_ones_that_others_may_take() -> None:
     gone: list[LlamaChild] = []
     one = LlamaRuntime(settings=LlamaSettings(), on_child_exit=gone.append)
-    model = await one.load(packaged(), context=4096, slots=1)
+    model = await one.load(packaged(), context=2048, slots=1)
     running, waiting = Recorder(), Recorder()
     await _killed_while_running(model, (running, "a"), (waiting, "b"))
     for sink in (running, waiting):
@@ -48,7 +48,7 @@ async def test_a_killed_child_fails_its_requests_as_ones_that_others_may_take() 
     assert gone == [model]
     assert not model.alive
     assert one.children == frozenset()
-    again = await one.load(packaged(), context=4096, slots=1)
+    again = await one.load(packaged(), context=2048, slots=1)
     rest = Recorder()
     again.submit(chat(SEA, job="a", emitted=tuple(running.ids)), rest)
     await rest.end()
@@ -60,7 +60,7 @@ async def test_a_killed_child_fails_its_requests_as_ones_that_others_may_take() 
 async def test_a_request_that_ran_in_two_crashes_is_not_tried_again() -> None:
     async with runtime() as one:
         for attempt in range(2):
-            model = await one.load(packaged(), context=4096, slots=2)
+            model = await one.load(packaged(), context=2048, slots=2)
             guilty, neighbour = Recorder(), Recorder()
             await _killed_while_running(model, (guilty, "guilty"), (neighbour, f"neighbour{attempt}"))
             await guilty.end()

@@ -231,6 +231,7 @@ async def test_the_name_of_a_pool_changes_where_it_is_shown(visit: Open, gate: R
     gate.answer("GET /branding", {"title": "Lyon AI", "name": "Lyon AI", "colours": {}, "logo": []})
     async with visit("workers") as at:
         await at.sees("Lyon AI")
+        await at.until(lambda: bool(gate.streams), "the stream of news")
         gate.answer("GET /branding", {"title": "Paris AI", "name": "Paris AI", "colours": {}, "logo": []})
         gate.tell("changes", {"names": ["branding:Paris AI"], "all": False})
         await at.sees("Paris AI")

@@ -162,6 +162,13 @@ class BrandingForm(FormScreen):
         """Another width, another height."""
         self.set_class(self.app.size.height >= TALL, "-tall")
         self._draw()
+        self.call_after_refresh(
+            self.call_after_refresh, self._show_focused
+        )  # once all lines have their places
+
+    def _show_focused(self) -> None:
+        if self.focused is not None:
+            self._show_label(self.focused)
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """Its label is seen as well."""
