@@ -64,6 +64,7 @@ class Link:
     revive_at: float = 0.0
     failures: int = 0  # probes that failed since it was last up
     idle_since: float | None = None  # while it is a standby without streams
+    leading: bool = False  # it is asked, as no earlier gate is up
 
     def dead_at(self, failover_s: float) -> float:
         """When a gate that is not up counts as dead: silent, and a probe failed or had no answer in time."""
@@ -230,8 +231,12 @@ class Uplink:
         leading = True  # no earlier gate is up, or may still come up in time
         for link in self.links:
             if not leading:
+                link.leading = False
                 self._stand_by(link, now, again)
                 continue
+            if not link.leading:
+                link.leading = True
+                self._ask_afresh(link)
             link.idle_since = None
             if link.client is None:
                 if now < link.revive_at:
@@ -253,6 +258,14 @@ class Uplink:
             self._timer = None
         if again and not self._closed:
             self._timer = self.loop.call_at(min(again), self._choose)
+
+    def _ask_afresh(self, link: Link) -> None:
+        """What a standby was found to be while an earlier gate served says nothing of it now."""
+        client = link.client
+        if client is not None and client.state not in {"up", "draining"} and not client.streams:
+            self._retire(link)
+            link.was_up = False
+            link.failures = 0
 
     def _start(self, link: Link, now: float) -> None:
         link.client = self.connect(link.gate, link.chain, self._changed)

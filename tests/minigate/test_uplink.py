@@ -191,3 +191,20 @@ async def test_counters_survive_their_clients(setup: Setup) -> None:
     await until(lambda: setup.uplink.retired == [])
     setup.pool.newest("hq").stats.bytes_wire_in = 5
     assert setup.uplink.ledger.totals(setup.uplink.clients())["bytes_wire_in"] == 15
+
+
+async def test_a_standby_that_failed_while_another_gate_served_is_asked_afresh(setup: Setup) -> None:
+    setup.uplink.configure([HQ, SPARE], b"c")
+    hq = setup.pool.newest("hq")
+    hq.become("connecting", "no route to host")
+    setup.pool.newest("spare").become("connecting", "no route to host")
+    assert setup.uplink.sight()[0] == "dead"
+    hq.become("up")
+    hq.become("connecting", "silent")
+    assert setup.names() == ["hq", "spare", "spare"], "its client that waits to try again is replaced"
+    assert setup.uplink.sight()[0] == "suspect", "and what it found an hour ago counts no more"
+    setup.pool.newest("spare").become("up")
+    assert setup.used() == "spare"
+    hq.become("up")
+    hq.become("connecting", "silent")
+    assert setup.names() == ["hq", "spare", "spare"], "one that is up is used"
