@@ -159,10 +159,17 @@ class CutOnce(UnixDialler):
         ours, theirs = socket.socketpair()
         to_gate = connect_unix(self.path, timeout)
 
+        def ask() -> None:
+            while asked := theirs.recv(1 << 20):
+                to_gate.sendall(asked)
+
         def carry() -> None:
+            asking = threading.Thread(target=ask, daemon=True)
+            asking.start()
             with theirs, to_gate:
-                to_gate.sendall(theirs.recv(1 << 20))
                 self.cut.append(to_gate.recv(1 << 20))
+                theirs.shutdown(socket.SHUT_RDWR)
+                asking.join()
 
         threading.Thread(target=carry, daemon=True).start()
         return ours

@@ -198,7 +198,7 @@ async def test_an_unpaired_peers_heartbeat_counts_for_nothing(
         await know(branch, peer_of(hq, state="unpaired", level=0))
         with pytest.raises(TunnelError, match="not accepted from your pool"):
             take(*frames[-1])  # sound, signed, and the newest
-        assert shown(branch, hq)["health"] is None
+        await until(lambda: shown(branch, hq)["health"] is None, 60)
         await until(lambda: not branch.peering.links.up(hq.parts.keys.pool_key), 20)
 
 
