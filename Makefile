@@ -37,10 +37,10 @@ dev: $(STAMP) ## start the whole mesh in this terminal
 
 # Files side by side, three processes for two cores: many tests wait for a patience to end. PYTEST_ADDOPTS=-n0 runs them one after
 # the other.
-# Real processes and real clocks on a machine that others use too: up to three failures are run once more, alone, and named.
+# Real processes and real clocks on a machine that others use too: up to eight failures (what a test leaves behind fails others) are run once more, alone, and named.
 test: $(STAMP) ## every test that can run on this machine
 	@$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --maxprocesses 6 --dist loadfile --no-loadscope-reorder; code=$$?; [ $$code -eq 1 ] || exit $$code; \
-	[ $$($(BIN)/python -m pytest -n0 --last-failed --last-failed-no-failures=none --collect-only | grep -c ::) -le 3 ] || exit 1; \
+	[ $$($(BIN)/python -m pytest -n0 --last-failed --last-failed-no-failures=none --collect-only | grep -c ::) -le 8 ] || exit 1; \
 	echo "once more, alone:"; \
 	$(BIN)/python -m pytest -n0 --last-failed --last-failed-no-failures=none -rA --show-capture=no
 
