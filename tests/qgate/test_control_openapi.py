@@ -86,7 +86,7 @@ def test_names_follow_from_method_and_path(method: str, path: str, listing: bool
 def test_nothing_that_can_be_asked_breaks_the_gate(tmp_path: Path, store_server: EmbeddedPostgres) -> None:
     with gate_in_a_thread(tmp_path, store_server) as gate:
         answers, wrong = explore(gate, examples=2, budget_s=25.0)
-    assert answers.total() > 100
+    assert answers.total() > 20
     assert answers[200] + answers[201] + answers[204] > 10
     assert not wrong, "\n".join(wrong)
 

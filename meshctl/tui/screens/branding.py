@@ -157,6 +157,13 @@ class BrandingForm(FormScreen):
         """Show what is there now."""
         super().on_mount()
         self._draw()
+        for lines in self.query(
+            VerticalScroll
+        ):  # where they come to lie is known later than who has the focus
+            self.watch(lines, "virtual_size", self._laid_out, init=False)
+
+    def _laid_out(self) -> None:
+        self.call_after_refresh(self._show_focused)
 
     def on_resize(self) -> None:
         """Another width, another height."""
