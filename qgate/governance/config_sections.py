@@ -18,7 +18,7 @@ from qgate.governance.budgets import named
 from qgate.governance.config_document import Change, Document
 from qgate.governance.office import iso
 from qgate.governance.policy import CapabilityPolicy, checked_policy
-from qgate.governance.problems import InvalidRequestError
+from qgate.governance.problems import InvalidRequestError, UnknownNameError
 from qgate.governance.registry import SETTINGS, declared
 from qgate.postgres.statement import STATEMENT_CLASSES
 from qgate.store.apps import list_apps
@@ -83,7 +83,10 @@ class Settings:
         return {name: stored[name] for name in sorted(stored) if name in SETTINGS}
 
     def form(self, name: str, entry: Any) -> Any:
-        return declared(name).accept(entry)
+        try:
+            return declared(name).accept(entry)
+        except UnknownNameError as error:  # the fault is the document's
+            raise InvalidRequestError(f"settings: {error.message}", hint=error.hint) from None
 
     def check(self, after: Document, changes: Sequence[Change]) -> None:
         del after, changes

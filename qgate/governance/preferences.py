@@ -39,7 +39,7 @@ class Preferences:
         return [_shown(SETTINGS[name], stored.get(name), versions.get(name)) for name in sorted(SETTINGS)]
 
     async def get(self, name: str) -> dict[str, Any]:
-        """One setting. SettingError for a name nobody declared."""
+        """One setting. UnknownNameError for a name nobody declared."""
         setting = declared(name)
         async with self._office.store.transaction(snapshot=True) as connection:
             stored = await list_settings(connection)
@@ -47,7 +47,7 @@ class Preferences:
         return _shown(setting, stored.get(name), versions.get(name))
 
     async def history(self, name: str | None = None, *, limit: int = 100, before: int | None = None) -> Rows:
-        """Changes of one setting, or of all, newest first. SettingError for a name nobody declared."""
+        """Changes of one setting, or of all, newest first. UnknownNameError for a name nobody declared."""
         if name is not None:
             declared(name)
         async with self._office.store.connection() as connection:

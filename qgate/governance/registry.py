@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qgate.governance.people_settings import PEOPLE_SETTINGS
+from qgate.governance.problems import UnknownNameError
 from qgate.governance.setting import Setting, SettingError
 from qgate.governance.switches import SWITCHES
 
@@ -496,10 +497,10 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType({setting.name: setting.default fo
 
 
 def declared(name: str) -> Setting:
-    """The declaration of `name`; SettingError names the nearest one where there is none."""
+    """The declaration of `name`; UnknownNameError names the nearest one where there is none."""
     try:
         return SETTINGS[name]
     except KeyError:
         near = difflib.get_close_matches(name, SETTINGS, n=1)
         hint = f"did you mean {near[0]}?" if near else "meshctl settings list shows them all"
-        raise SettingError(f"there is no setting {name!r}", hint=hint) from None
+        raise UnknownNameError(f"there is no setting {name!r}", hint=hint) from None

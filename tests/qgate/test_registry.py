@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from qgate.governance.problems import UnknownNameError
 from qgate.governance.registry import DEFAULTS, SETTINGS, SettingError, declared
 from tests.qgate.pool import BY, Pool
 
@@ -53,7 +54,7 @@ def test_values_that_do_not_fit_are_refused(name: str, value: Any, words: str) -
 
 
 def test_an_unknown_name_brings_the_nearest() -> None:
-    with pytest.raises(SettingError) as refused:
+    with pytest.raises(UnknownNameError) as refused:
         declared("audit.when_ful")
     assert refused.value.hint == "did you mean audit.when_full?"
 
@@ -73,7 +74,7 @@ async def test_a_change_is_served_shown_and_told(pool: Pool) -> None:
 async def test_a_refused_value_changes_nothing(pool: Pool) -> None:
     with pytest.raises(SettingError):
         await pool.settings.set("audit.queue_max", 1, by=BY)
-    with pytest.raises(SettingError):
+    with pytest.raises(UnknownNameError):
         await pool.settings.set("no.such", 1, by=BY)
     assert pool.directory.setting("audit.queue_max") == DEFAULTS["audit.queue_max"]
     assert await pool.told() == []
