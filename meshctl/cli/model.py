@@ -12,6 +12,7 @@ import typer
 from meshctl import view, worker_view
 from meshctl.cli import options
 from meshctl.errors import CommandError, NotFoundError, UsageError
+from meshctl.gguf_file import looked_at
 from meshctl.model_upload import Told, upload
 from meshctl.render import Output, emit, tell
 from meshctl.terminal import confirm, note
@@ -321,8 +322,6 @@ def find_file(source: str) -> tuple[Path, str]:
         what = "this is a folder" if file.is_dir() else "no such file"
         packages = ", ".join(PACKAGED)
         raise NotFoundError(f"{source}: {what}.", hint=f"name a GGUF file, or one of: {packages}")
-    from meshctl.tui.gguf_file import looked_at  # only here: commands do without the control room
-
     return file, looked_at(file).name
 
 

@@ -13,15 +13,15 @@ from textual.widgets import Static
 
 from meshctl import view
 from meshctl.errors import CommandError
+from meshctl.gguf_file import ModelFile, looked_at
 from meshctl.model_upload import PATH, Told, held
 from meshctl.model_upload import upload as send_model
 from meshctl.tui import spark
 from meshctl.tui.confirm import Modal, told
 from meshctl.tui.data import in_thread
 from meshctl.tui.declare import Call
-from meshctl.tui.fields import Field, FieldError, Form, Kind, Values, t
+from meshctl.tui.fields import Field, FieldError, Form, Kind, Values, readable, t
 from meshctl.tui.forms import FormScreen
-from meshctl.tui.gguf_file import ModelFile, model_file
 from meshctl.tui.layout import clean
 from tunnel_proto.errors import MeshError
 
@@ -218,7 +218,7 @@ async def upload(room: Room, *, dropped: str = "", worker: str = "") -> Transfer
             return None
         typed = screen.typed()
         try:
-            file = await in_thread(lambda given=values["file"]: model_file(given))  # type: ignore[misc]
+            file = await in_thread(lambda given=values["file"]: looked_at(readable(given)))  # type: ignore[misc]
         except FieldError as error:
             problem = room.say(error.message, **error.values)
             continue

@@ -17,9 +17,9 @@ from meshctl.client import Gate
 from meshctl.dev.models import packaged_model
 from meshctl.dialling import UnixDialler
 from meshctl.errors import CheckError, GateError
+from meshctl.gguf_file import looked_at
 from meshctl.model_upload import Told
-from meshctl.tui.fields import FieldError
-from meshctl.tui.gguf_file import model_file
+from meshctl.tui.fields import FieldError, readable
 from meshctl.tui.uploading import ProgressScreen, Transfer, UploadStoppedError, send
 from tests.kit.mesh import Mesh
 from tests.kit.process import wait_until
@@ -154,7 +154,7 @@ async def test_a_model_is_dropped_sent_assigned_named_loaded_and_deleted(
 async def test_an_upload_that_was_stopped_leaves_nothing(visit_mesh: Open, mesh: Mesh) -> None:
     source = packaged_model()
     assert source is not None
-    transfer = Transfer(model_file(str(source)), "stopped", "gpu-1")
+    transfer = Transfer(looked_at(source), "stopped", "gpu-1")
     async with visit_mesh("models") as at:
         at.room.push_screen(ProgressScreen(transfer))
         await at.sees("stopped", "x stop   esc go on behind")
@@ -252,9 +252,9 @@ def test_a_header_that_counts_nonsense_is_no_model(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.gguf"
         path.write_bytes(head)
         with pytest.raises(CheckError):
-            model_file(str(path))
+            looked_at(readable(str(path)))
     with pytest.raises(FieldError):
-        model_file("/proc/nowhere/model.gguf")
+        readable("/proc/nowhere/model.gguf")
 
 
 @pytest.mark.skipif(not AVAILABLE, reason="needs tmux")
@@ -324,7 +324,7 @@ async def test_a_cut_upload_goes_on_where_it_was_here_and_by_command(mesh: Mesh,
 
     with pytest.raises(UploadStoppedError):
         await asyncio.to_thread(model_upload.upload, Gate(dialler), source, query, Told(cut=leave))
-    transfer = Transfer(model_file(str(source)), "cut", "gpu-1")
+    transfer = Transfer(looked_at(source), "cut", "gpu-1")
     reply = await asyncio.to_thread(transfer.give, Gate(dialler))  # cut once more, it goes on by itself
     assert reply["name"] == "cut"
     assert at_once < transfer.had < size

@@ -10,7 +10,6 @@ from typing import Final
 
 from meshctl import view
 from meshctl.errors import CheckError
-from meshctl.tui.fields import readable
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = frozenset({2, 3})
@@ -29,13 +28,6 @@ class ModelFile:
     path: Path
     size: int
     name: str
-
-
-def model_file(text: str) -> ModelFile:
-    """The file that was typed, picked or dropped. FieldError where none can be read here, CheckError where it
-    is no model.
-    """
-    return looked_at(readable(text))
 
 
 def looked_at(path: Path) -> ModelFile:
