@@ -154,22 +154,20 @@ def sidecars(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
     return found
 
 
-def workers(
-    rows: Iterable[Mapping[str, Any]], now: float, elsewhere: Mapping[str, str] | None = None
-) -> list[Verdict]:
+def workers(rows: Iterable[Mapping[str, Any]], now: float) -> list[Verdict]:
     """Whether the enrolled workers are connected, what each finds wrong with its own machine, and whose
-    certificate runs out. ``elsewhere`` names the paired pool that each worker of ours works at now.
+    certificate runs out. One that works at a paired pool (``at``) is well.
     """
     known = list(rows)
     if not known:
         return [passed("workers", "none is enrolled")]
-    away = elsewhere or {}
     there = [row for row in known if row.get("connected")]
-    guests = f", {len(away)} at other pools" if away else ""
+    away = sum(not row.get("connected") and bool(row.get("at")) for row in known)
+    guests = f", {away} at other pools" if away else ""
     found = [passed("workers", f"{len(there)} of {len(known)} connected{guests}")]
     for row in known:
         name = f"worker {row.get('name')}"
-        host = away.get(str(row.get("name")))
+        host = row.get("at")
         if host is not None and not row.get("connected"):
             home = f"meshctl worker move {row.get('name')}   (calls it home)"
             found.append(Verdict("PASSED", name, f"works at the pool {host} now", home))
@@ -251,12 +249,3 @@ def unix_time(value: Any) -> float | None:
         return dt.datetime.fromisoformat(str(value)).timestamp()
     except ValueError:
         return None
-
-
-def guests_elsewhere(moves: Iterable[Mapping[str, Any]], own: str) -> dict[str, str]:
-    """The pool that each node of ours went to last, where that is another: from the moves, newest first."""
-    last: dict[str, str] = {}
-    for move in moves:
-        if move.get("home") == own:
-            last.setdefault(str(move.get("node")), str(move.get("to")))
-    return {node: to for node, to in last.items() if to != own}

@@ -23,9 +23,6 @@ from tunnel_proto.errors import MeshError
 TIMEX_BYTES = 512  # more than struct timex has anywhere; all zero asks and sets nothing
 TIME_ERROR = 5  # <sys/timex.h>: the clock is not synchronised
 
-MOVES = 1000
-"""How many of the newest moves of nodes are looked through for workers that are not here."""
-
 
 def doctor(
     gate_dir: options.GateDir = None,
@@ -99,7 +96,7 @@ def _gate(gate: Gate, status: dict[str, object]) -> Iterator[Verdict]:
     if isinstance(machines, Verdict):
         yield machines
     else:
-        yield from checks.workers(machines, now, _elsewhere(gate, machines))
+        yield from checks.workers(machines, now)
     pools = _asked("pools", lambda: gate.items("/pools"))
     yield from [pools] if isinstance(pools, Verdict) else checks.peers(pools)
     routes = _asked("databases", lambda: gate.items("/databases"))
@@ -115,20 +112,6 @@ def _gate(gate: Gate, status: dict[str, object]) -> Iterator[Verdict]:
             yield reply if isinstance(reply, Verdict) else checks.route(name, reply)
     chain = _asked("audit chain", lambda: gate.post("/audit/verify", {}, timeout=600))
     yield chain if isinstance(chain, Verdict) else checks.audit_chain(chain)
-
-
-def _elsewhere(gate: Gate, machines: list[dict[str, Any]]) -> dict[str, str]:
-    """The pools that those workers went to that are not here; nothing where that cannot be asked."""
-    missing = {str(row["name"]) for row in machines if not row.get("connected")}
-    if not missing:
-        return {}
-    try:
-        own = str(gate.get("/failover")["pool"])
-        moves = gate.items("/failover/history", {"limit": MOVES})
-    except MeshError:
-        return {}
-    went = checks.guests_elsewhere(moves, own)
-    return {name: pool for name, pool in went.items() if name in missing}
 
 
 def _asked(name: str, ask: Callable[[], Any]) -> Any:

@@ -58,6 +58,15 @@ class AuditPage(BaseModel):
     total: int
 
 
+def _workers(gate: Gate) -> tuple[APIRouter, ...]:
+    return workers.routers(
+        gate.capabilities.workers,
+        gate.administration,
+        offered=gate.compute.rows,
+        whereabouts=gate.governing.watching.whereabouts,
+    )
+
+
 def control_api(gate: Gate) -> FastAPI:
     """The ASGI application over a gate."""
     application = FastAPI(
@@ -77,7 +86,7 @@ def control_api(gate: Gate) -> FastAPI:
     for noun in (resources, providers, budgets, receipts, pools):
         for router in noun.routers(gate.administration):
             application.include_router(router, prefix=PREFIX)
-    for router in workers.routers(gate.capabilities.workers, gate.administration, gate.compute.rows):
+    for router in _workers(gate):
         application.include_router(router, prefix=PREFIX)
     for router in failover.routers(gate.movement, gate.administration, gate.catalogue):
         application.include_router(router, prefix=PREFIX)

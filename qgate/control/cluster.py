@@ -24,6 +24,7 @@ from qgate.federation.peer import Peer
 from qgate.store import StoreUnavailableError
 
 if TYPE_CHECKING:
+    from qgate.control.whereabouts import Whereabouts
     from qgate.gate import Gate
 
 ASK_S: Final = 2.0
@@ -72,9 +73,10 @@ class ClusterOverviewReply(BaseModel):
 class Cluster:
     """Answers other pools' questions about this one, and asks them ours."""
 
-    def __init__(self, gate: Gate, overview: Overview) -> None:
+    def __init__(self, gate: Gate, overview: Overview, whereabouts: Whereabouts) -> None:
         self._gate = gate
         self._overview = overview
+        self._whereabouts = whereabouts
         asks = gate.peering.asks
         for name, answer in (
             ("overview", self._own_overview),
@@ -116,7 +118,8 @@ class Cluster:
 
     async def _own_workers(self) -> Rows:
         rows = []
-        for view in self._gate.capabilities.workers.views.values():
+        await self._whereabouts.read()
+        for view in self._whereabouts.views().values():
             if "/" in view.name:
                 continue  # another pool's, and shown there
             hardware = view.hardware

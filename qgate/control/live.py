@@ -86,16 +86,27 @@ class DocumentTopic:
 
 
 class RowsTopic:
-    """Many rows by name; what is sent are those that changed. ``summary()`` goes with each message."""
+    """Many rows by name; what is sent are those that changed. ``summary()`` goes with each message.
 
-    def __init__(self, rows: Rows, summary: Callable[[], Mapping[str, Any]]) -> None:
+    ``read()`` fetches before each look what rows need of the store.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        summary: Callable[[], Mapping[str, Any]],
+        read: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._rows = rows
         self._summary = summary
+        self._read = read
         self._place = 0
         self._held: OrderedDict[str, tuple[int, Mapping[str, Any]]] = OrderedDict()  # oldest change first
         self._gone: OrderedDict[str, int] = OrderedDict()
 
     async def look(self) -> None:
+        if self._read is not None:
+            await self._read()
         place = self._place + 1
         named = set()
         changed = False

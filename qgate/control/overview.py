@@ -19,11 +19,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from qgate.capability.finops.prices import plain
+from qgate.control.whereabouts import is_elsewhere
 from qgate.store import StoreUnavailableError
 from qgate.store.overview import cost_between, incidents_by_state
 
 if TYPE_CHECKING:
     from qgate.capability.workers import WorkerView
+    from qgate.control.whereabouts import Whereabouts
     from qgate.gate import Gate
 
 SAMPLE_S: Final = 1.0
@@ -40,12 +42,13 @@ LEVELS: Final = ("running", "waiting", "connections", "sessions")
 
 
 class WorkersReply(BaseModel):
-    """The pool's workers that this gate knows of, in sum. Memory in bytes."""
+    """The pool's workers that this gate knows of, in sum, ``elsewhere`` at other pools. Memory in bytes."""
 
     total: int
     serving: int
     draining: int
     away: int
+    elsewhere: int
     jobs_running: int
     jobs_queued: int
     slots: int
@@ -115,8 +118,9 @@ class Series:
 class Overview:
     """What one gate can say of its pool."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, whereabouts: Whereabouts) -> None:
         self._gate = gate
+        self._whereabouts = whereabouts
         self.series = Series()
         self._stored: dict[str, Any] = {"incidents": {}, "cost": {}, "budgets": [], "gates": []}
         self._stored_at = -STORE_S
@@ -169,7 +173,7 @@ class Overview:
                 "state": gate.state,
                 "uptime_s": round(gate.uptime_s),
             },
-            "workers": workers_in_sum(gate.capabilities.workers.views),
+            "workers": workers_in_sum(self._whereabouts.views()),
             "sessions": {
                 "connected": sum(one.connected for one in sessions),
                 "total": len(sessions),
@@ -211,6 +215,7 @@ class Overview:
 
     async def read(self) -> None:
         """Read from the store what is older than `STORE_S`; a store that is away leaves what was known."""
+        await self._whereabouts.read()
         async with self._reading:
             if time.monotonic() - self._stored_at < STORE_S:
                 return
@@ -255,6 +260,9 @@ def workers_in_sum(views: Mapping[str, WorkerView]) -> dict[str, int]:
     found = dict.fromkeys(WorkersReply.model_fields, 0)
     for view in views.values():
         found["total"] += 1
+        if is_elsewhere(view.state):
+            found["elsewhere"] += 1
+            continue
         if view.state != "present":
             found["away"] += 1
             continue

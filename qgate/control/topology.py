@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
+
+from qgate.control.whereabouts import is_elsewhere
 
 if TYPE_CHECKING:
     from qgate.capability.workers import WorkerView
@@ -233,11 +235,19 @@ class History:
 
 
 class Topology:
-    """Draws the graph of one gate's view, and remembers it. ``siblings()`` are the pool's gates."""
+    """Draws the graph of one gate's view, and remembers it. ``siblings()`` are the pool's gates, ``views()``
+    its workers.
+    """
 
-    def __init__(self, gate: Gate, siblings: Callable[[], list[dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        siblings: Callable[[], list[dict[str, Any]]],
+        views: Callable[[], Mapping[str, WorkerView]],
+    ) -> None:
         self._gate = gate
         self._siblings = siblings
+        self._views = views
         self.history = History()
         self._bytes: dict[str, int] = {}
         self._rates: dict[str, float] = {}
@@ -316,7 +326,8 @@ class Topology:
                 pool = name.partition("/")[0] if "/" in name else ""
                 node = graph.node("minigate", name, state, pool=pool, address=session.address)
                 graph.edge(node, me, "tunnel", state, rates[name])
-        views = gate.capabilities.workers.views
+        # One that works at another pool is in that pool's picture.
+        views = {name: one for name, one in self._views().items() if not is_elsewhere(one.state)}
         if len(views) > most:
             states = Counter(_state_of(view) for view in views.values())
             worker = graph.node("worker", "*", worst(states), label=f"{len(views)} workers", states=states)

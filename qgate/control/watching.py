@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qgate.control import cluster, live, overview, topology
 from qgate.control.live import ChangesTopic, DocumentTopic, Live, RowsTopic
+from qgate.control.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -34,16 +35,17 @@ class Watching:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self.overview = overview.Overview(gate)
-        self.topology = topology.Topology(gate, lambda: self.overview.gates)
-        self.cluster = cluster.Cluster(gate, self.overview)
+        self.whereabouts = Whereabouts(gate)
+        self.overview = overview.Overview(gate, self.whereabouts)
+        self.topology = topology.Topology(gate, lambda: self.overview.gates, self.whereabouts.views)
+        self.cluster = cluster.Cluster(gate, self.overview, self.whereabouts)
         self.live = Live()
         self._changes = ChangesTopic()
         self.live.topic("overview", DocumentTopic(self.overview.document))
         self.live.topic("topology", DocumentTopic(self._graph))
         self.live.topic("incidents", DocumentTopic(self._incidents, every_s=INCIDENTS_S))
         self.live.topic("pools", DocumentTopic(self._pools, every_s=POOLS_S))
-        self.live.topic("workers", RowsTopic(self._workers, self._workers_in_sum))
+        self.live.topic("workers", RowsTopic(self._workers, self._workers_in_sum, self.whereabouts.read))
         self.live.topic("changes", self._changes)
         gate.parts.directory.subscribe(self._changes.changed)
 
@@ -93,11 +95,11 @@ class Watching:
         return {"items": await self._gate.administration.pools.list()}
 
     def _workers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        for name, view in self._gate.capabilities.workers.views.items():
+        for name, view in self.whereabouts.views().items():
             yield name, worker_row(view)
 
     def _workers_in_sum(self) -> Mapping[str, Any]:
-        return {"workers": overview.workers_in_sum(self._gate.capabilities.workers.views)}
+        return {"workers": overview.workers_in_sum(self.whereabouts.views())}
 
 
 def worker_row(view: WorkerView) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Workers and their models over the control API: what they report, and orders to them.
 
-A worker that was enrolled and never connected is listed too. An order about a model goes to the worker that
-is named, or to every connected one that has the model.
+A worker that was enrolled and never connected is listed too, and one that works at another pool ("at POOL").
+An order about a model goes to the worker that is named, or to every connected one that has the model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from qgate.control.problems import ProblemError
 from qgate.control.resources import By
 from qgate.control.seen import Seen
 from qgate.control.uploads import Uploads, worker_fault
+from qgate.control.whereabouts import state_at
 from qgate.governance.versions import version_of
 from tunnel_proto.blob_messages import CHUNK
 from tunnel_proto.errors import TunnelError
@@ -31,6 +32,7 @@ from tunnel_proto.messages import MODEL_NAME, Fault
 if TYPE_CHECKING:
     from qgate.administration import Administration
     from qgate.capability.workers import Workers, WorkerView
+    from qgate.control.whereabouts import Whereabouts
     from tunnel_proto.messages import ModelState
 
 ORDER_S: Final = 30.0
@@ -116,10 +118,14 @@ class FitBody(Body):
 
 
 def routers(
-    workers: Workers, administration: Administration, offered: Callable[[], list[dict[str, Any]]]
+    workers: Workers,
+    administration: Administration,
+    *,
+    offered: Callable[[], list[dict[str, Any]]],
+    whereabouts: Whereabouts,
 ) -> tuple[APIRouter, ...]:
     """One router a noun. ``offered()`` are rows of what other pools offer, one a pool."""
-    desk = _Desk(workers, administration)
+    desk = _Desk(workers, administration, whereabouts)
     return (_workers(desk, offered), _models(desk))
 
 
@@ -223,9 +229,10 @@ def _models(desk: _Desk) -> APIRouter:
 class _Desk:
     """Between the API and the workers."""
 
-    def __init__(self, workers: Workers, administration: Administration) -> None:
+    def __init__(self, workers: Workers, administration: Administration, whereabouts: Whereabouts) -> None:
         self._workers = workers
         self._administration = administration
+        self._whereabouts = whereabouts
         self.uploads = Uploads(
             workers, administration, chosen=lambda name: name or self._only(), shown=self.shown
         )
@@ -234,6 +241,7 @@ class _Desk:
 
     async def glances(self) -> list[dict[str, Any]]:
         """What lists are searched, filtered and sorted by: cheap, for there may be ten thousand."""
+        await self._whereabouts.read()
         enrolled = {
             row["name"]: row
             for row in await self._administration.sidecars.list()
@@ -282,9 +290,11 @@ class _Desk:
     def _glance(self, name: str, enrolled: Mapping[str, Any] | None) -> dict[str, Any]:
         view = self._workers.views.get(name)
         session = self._workers.session_of(name)
+        pool = self._whereabouts.at(name) if enrolled else None
         row: dict[str, Any] = {
             "name": name,
-            "state": "never connected",
+            "state": "never connected" if pool is None else state_at(pool),
+            "at": pool,
             "connected": session is not None and session.connected,
             "fingerprint": enrolled["fingerprint"] if enrolled else None,
             "expires_at": enrolled["expires_at"] if enrolled else None,
@@ -295,7 +305,7 @@ class _Desk:
             return row
         return {
             **row,
-            "state": view.state,
+            "state": view.state if pool is None else row["state"],
             "address": view.address,
             "version": view.version,
             "seen_at": view.seen_at,

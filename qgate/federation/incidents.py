@@ -154,6 +154,11 @@ class Journal:
             for row in rows
         ]
 
+    async def last_targets(self, home: bytes, role: str) -> dict[str, bytes]:
+        """The pool that each node of a home pool in a role went to last, by the node's name."""
+        async with self._store.connection() as connection:
+            return await table.last_targets(connection, home, role)
+
     async def incidents(self, *, limit: int = 100, all_: bool = False) -> list[dict[str, Any]]:
         """Incidents, newest first; resolved ones with ``all_`` only."""
         async with self._store.connection() as connection:

@@ -314,6 +314,11 @@ class Movement:
             raise UnknownNameError(f"there is no pool {name}", hint="meshctl pool list")
         return peer.pool_key
 
+    async def elsewhere(self, role: str) -> dict[str, str]:
+        """Nodes of ours that told last of going to another pool, and which that is. StoreUnavailableError."""
+        went = await self.journal.last_targets(self.pool_key, role)
+        return {node: self.name(pool) for node, pool in went.items() if pool not in {b"", self.pool_key}}
+
     def status(self) -> dict[str, Any]:
         """Mode, the order of pools, and the nodes that are connected here with where they stand."""
         targets = self.exports.targets()

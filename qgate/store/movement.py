@@ -88,6 +88,19 @@ async def list_movements(connection: Connection, *, limit: int, node: str | None
     return [dict(row) for row in rows]
 
 
+async def last_targets(connection: Connection, home: bytes, role: str) -> dict[str, bytes]:
+    """The pool that each node of a home pool went to last, by the node's name."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT ON (node) node, target FROM movements
+        WHERE home = $1 AND role = $2 AND rule NOT LIKE 'incident:%' ORDER BY node, at DESC, heard_at DESC
+        """,
+        home,
+        role,
+    )
+    return {row["node"]: bytes(row["target"]) for row in rows}
+
+
 async def prune_movements(connection: Connection, before: datetime) -> None:
     """Forget moves and resolved incidents of long ago, and orders that have run out."""
     await connection.execute("DELETE FROM movements WHERE heard_at < $1", before)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -293,6 +295,65 @@ def test_an_order_moves_one_node_and_its_sessions_are_told(pools: tuple[Mesh, Me
         hq.control.post("/failover/orders", {"pool": "gpu", "nodes": ["nobody"]})
     with pytest.raises(GateError, match="no pool mars"):
         hq.control.post("/failover/orders", {"pool": "mars"})
+
+
+def worker_rows(mesh: Mesh, name: str) -> list[dict[str, Any]]:
+    return [row for row in mesh.control.items("/workers") if row["name"] == name]
+
+
+def list_workers(mesh: Mesh) -> str:
+    """What `meshctl worker list` prints."""
+    command = [
+        sys.executable,
+        "-m",
+        "meshctl",
+        "worker",
+        "list",
+        "--socket",
+        str(mesh.gate.directory / "admin.sock"),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_a_worker_that_was_ordered_elsewhere_is_said_to_be_there(
+    pools: tuple[Mesh, Mesh], login: Login
+) -> None:
+    hq, gpu = pools
+    go_home(hq, login)
+    hq.wait_worker("box")
+    hq.control.post("/failover/orders", {"pool": "gpu", "nodes": ["box"]})
+    gpu.wait_worker("hq/box")
+
+    def check() -> None:
+        wait_until(
+            lambda: [row["state"] for row in worker_rows(hq, "box")] == ["at gpu"],
+            timeout_s=60,
+            what="the worker to be said to be at gpu",
+        )
+        (row,) = worker_rows(hq, "box")
+        assert (row["at"], row["connected"]) == ("gpu", False)
+        assert hq.control.get("/workers/box")["state"] == "at gpu"
+        assert "at gpu" in list_workers(hq)
+        wait_until(
+            lambda: hq.control.get("/overview")["workers"]["elsewhere"] == 1,
+            timeout_s=60,
+            what="the overview",
+        )
+        workers = hq.control.get("/overview")["workers"]
+        assert (workers["total"], workers["serving"], workers["away"]) == (1, 0, 0)
+        assert [one for one in hq.control.get("/topology")["nodes"] if one["label"] == "box"] == []
+        (row,) = [one for one in hq.control.items("/cluster/workers") if one["name"] == "box"]
+        assert row["state"] == "at gpu"
+
+    check()
+    hq.gate.kill()  # one that begins anew has never seen it
+    hq.gate.start()
+    check()
+    go_home(hq, login)
+    hq.wait_worker("box")
+    (row,) = worker_rows(hq, "box")
+    assert (row["state"], row["at"]) == ("present", None)
+    assert hq.control.get("/overview")["workers"]["elsewhere"] == 0
 
 
 def test_only_apps_that_may_come_and_keys_that_were_made_here_open_the_next_pool(

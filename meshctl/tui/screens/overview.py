@@ -283,6 +283,8 @@ class Picture:
         if away or workers.get("draining"):
             text = self._say("{away} away, {draining} drain", away=away, draining=workers.get("draining", 0))
             lines.append(((f"  {text}", "warn"),))
+        if elsewhere := workers.get("elsewhere"):
+            lines.append(((f"  {self._say('{elsewhere} at other pools', elsewhere=elsewhere)}", ""),))
         room = max(10, min(40, width - 36))
         for name, used, total in (
             (
