@@ -377,6 +377,13 @@ def _request(
     return send
 
 
+def as_seen(version: object) -> dict[str, str] | None:
+    """The header with which a change is refused where what was seen is another one by now; a gate that tells
+    no version (None) is not asked for it.
+    """
+    return None if version is None else {"If-Match": f'"{version}"'}
+
+
 def _may_have_key(method: str, path: str) -> bool:
     """Whether gates remember keys of this request: of all changes but log-in and log-out."""
     return method not in SAFE and path.partition("?")[0].split("/")[1:2] != ["session"]

@@ -10,6 +10,7 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
+from meshctl.client import as_seen
 from meshctl.errors import UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
@@ -135,8 +136,7 @@ def set_app(
     lost = sorted(set(held) - set(body.get("databases", held)))
     if lost and row.get("sessions"):
         confirm(f"Take {', '.join(lost)} from app {name}, and end its sessions there?", yes=yes)
-    headers = {"If-Match": f'"{row["version"]}"'} if "version" in row else None
-    row = gate.call("PATCH", path, body=body, headers=headers).body
+    row = gate.call("PATCH", path, body=body, headers=as_seen(row.get("version"))).body
     note(f"App {name} is changed.")
     emit(row, view.app(row), output)
 

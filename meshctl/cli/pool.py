@@ -11,6 +11,7 @@ import typer
 
 from meshctl import pool_view, view
 from meshctl.cli import options, pool_log, pool_pair
+from meshctl.client import as_seen
 from meshctl.errors import UsageError
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
@@ -155,7 +156,7 @@ def unpair(
     gate = options.connect(gate_dir, socket)
     seen = gate.get(f"/pools/{quote(name, safe='')}")
     confirm(f"Unpair {name}? Its tunnels end now.", yes=yes)
-    gate.call("POST", f"/pools/{quote(name, safe='')}/unpair", body={}, headers=_as_seen(seen))
+    gate.call("POST", f"/pools/{quote(name, safe='')}/unpair", body={}, headers=as_seen(seen.get("version")))
     note(f"{name} is unpaired. Take it back: meshctl pool trust {name} --level LEVEL")
 
 
@@ -170,7 +171,7 @@ def revoke(
     gate = options.connect(gate_dir, socket)
     seen = gate.get(f"/pools/{quote(name, safe='')}")
     confirm(f"Revoke {name} ({seen.get('fingerprint')})? This key can never be paired again.", yes=yes)
-    gate.call("POST", f"/pools/{quote(name, safe='')}/revoke", body={}, headers=_as_seen(seen))
+    gate.call("POST", f"/pools/{quote(name, safe='')}/revoke", body={}, headers=as_seen(seen.get("version")))
     note(f"{name} is revoked.")
 
 
@@ -207,11 +208,6 @@ def level_of(text: str) -> int:
         return int(word)
     shown = ", ".join(f"{number} {name}" for number, name in enumerate(names))
     raise UsageError(f'"{text}" is no level.', hint=f"one of {shown}")
-
-
-def _as_seen(row: dict[str, Any]) -> dict[str, str] | None:
-    """What makes a change be refused where the row is another one by now."""
-    return {"If-Match": f'"{row["version"]}"'} if "version" in row else None
 
 
 def _flows(value: str) -> list[str]:

@@ -13,7 +13,7 @@ import typer
 from meshctl import worker_view
 from meshctl.cli import options
 from meshctl.cli.enrolling import Out, deliver, enroll_command, enroll_help
-from meshctl.client import Gate
+from meshctl.client import Gate, as_seen
 from meshctl.errors import UsageError
 from meshctl.render import Output, emit, print_table, tell
 from meshctl.terminal import confirm, note, read_text
@@ -170,8 +170,9 @@ def label(
         else:
             raise UsageError(f'"{change}" is no label.', hint="write key=value, or key- to take it away")
     if after != before:
-        headers = {"If-Match": f'"{row["labels_version"]}"'} if "labels_version" in row else None
-        row = gate.call("PUT", f"{_path(name)}/labels", body={"labels": after}, headers=headers).body
+        row = gate.call(
+            "PUT", f"{_path(name)}/labels", body={"labels": after}, headers=as_seen(row.get("labels_version"))
+        ).body
     tell(f"Worker {name}: {worker_view.labels(after)}", {"name": name, "labels": after}, output)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, TypeVar
 
-from meshctl.client import Gate
+from meshctl.client import Gate, as_seen
 from meshctl.errors import CommandError, GateError
 from meshctl.tui.declare import Call, Role
 from tunnel_proto.errors import MeshError
@@ -92,7 +92,6 @@ class Desk:
 
     async def send(self, call: Call) -> Any:
         """Send a change, with the version that it saw, if any; the decoded body. Raises MeshError."""
-        headers = {"If-Match": f'"{call.version}"'} if call.version is not None else None
         return await self._asked(
             lambda: (
                 self.gate.call(
@@ -100,7 +99,7 @@ class Desk:
                     call.path,
                     body=call.body,
                     query=call.query,
-                    headers=headers,
+                    headers=as_seen(call.version),
                     timeout=call.timeout_s,
                 ).body
             )
