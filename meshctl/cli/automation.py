@@ -9,7 +9,7 @@ import typer
 
 from meshctl import view
 from meshctl.cli import options
-from meshctl.render import Output, emit
+from meshctl.render import Output, emit, tell
 from meshctl.terminal import note
 
 commands = options.group("What the pool does unasked, with a switch each.")
@@ -81,10 +81,7 @@ def run(
         )
         return
     row = gate.post(f"{_path(name)}/run")
-    if output is Output.TABLE:
-        note(f"{name}: {row['outcome']}.")
-        return
-    emit(row, [], output)
+    tell(f"{name}: {row['outcome']}.", row, output)
 
 
 def _switch(gate: Any, name: str, *, on: bool) -> None:

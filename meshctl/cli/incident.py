@@ -8,8 +8,7 @@ import typer
 
 from meshctl import failover_view
 from meshctl.cli import options
-from meshctl.render import Output, emit
-from meshctl.terminal import note as say
+from meshctl.render import Output, emit, tell
 
 commands = options.group("Incidents of this pool; one that nobody answers is escalated.")
 
@@ -76,7 +75,4 @@ def resolve(
 
 def _answer(number: int, verb: str, note: str, gate_dir: Any, socket: Any, output: Output) -> None:
     row = options.connect(gate_dir, socket).post(f"/incidents/{number}/{verb}", {"note": note})
-    if output is Output.TABLE:
-        say(f"Incident {number} is {row['state']}.")
-    else:
-        emit(row, [], output)
+    tell(f"Incident {number} is {row['state']}.", row, output)

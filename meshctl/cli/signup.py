@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
@@ -39,7 +39,7 @@ def approve(
 ) -> None:
     """Let somebody in; they are mailed a code for their key."""
     row = options.connect(gate_dir, socket).post(f"/signup/requests/{quote(person, safe='')}/approve", {})
-    _said(row, output, f"{row['id']} is mailed a code for their key.")
+    tell(f"{row['id']} is mailed a code for their key.", row, output)
 
 
 @commands.command("reject")
@@ -53,7 +53,7 @@ def reject(
     """Turn somebody away; what they entered is removed."""
     path = f"/signup/requests/{quote(person, safe='')}/reject"
     row = options.connect(gate_dir, socket).post(path, {"tell": not silent})
-    _said(row, output, f"{row['id']} is turned away, and what they entered is removed.")
+    tell(f"{row['id']} is turned away, and what they entered is removed.", row, output)
 
 
 @commands.command("settings")
@@ -94,7 +94,3 @@ def settings(
     emit(row, view.card(row), output)
     if row.get("enabled") and not row.get("open"):
         note("Mail is not set up, so nobody can sign up: meshctl smtp set --host HOST --from ADDRESS")
-
-
-def _said(row: dict[str, Any], output: Output, words: str) -> None:
-    tell(words, row, output)
