@@ -7,6 +7,7 @@ both, and this holds one page at a time, whatever the length.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -168,8 +169,12 @@ class TableView(PaneView):
             self._fields.update(record)
         before = self.records
         self.records = {}
+        seen: Counter[str] = Counter()
         for record in records:
             key = str(at(record, self.table.key))
+            seen[key] += 1
+            if seen[key] > 1:  # whatever the gate says is seen: two of one name are two rows
+                key = f"{key}#{seen[key]}"
             old = before.get(key)
             self.records[key] = old if old == record and old is not None else record
         self._rows = {

@@ -209,6 +209,12 @@ async def test_a_thousand_rows_are_filled_and_amended_quickly(visit: Open, gate:
         assert (time.thread_time() - began) / 10 < 0.05
 
 
+async def test_two_of_one_name_are_two_rows(visit: Open, gate: RoomGate) -> None:
+    gate.answers["GET /workers"] = listed(worker("local"), worker("local", state="away"))
+    async with visit("workers") as at:
+        await at.sees("present", "away", "2 of 2")
+
+
 async def test_text_of_others_cannot_command_the_terminal(visit: Open, gate: RoomGate) -> None:
     gate.answers["GET /workers"] = listed(worker("\x1b[2Jevil\u202e", resident=["\x1b]52;c;x\x07"]))
     async with visit("workers", size=(120, 40)) as at:

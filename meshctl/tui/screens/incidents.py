@@ -91,6 +91,11 @@ def _mode_said(reply: Any) -> str:
     return f"{reply.get('was')} -> {reply.get('mode')}  ({where})"
 
 
+def _nodes(reply: Record) -> list[Record]:
+    """Nodes by their home too: each pool names its own."""
+    return [{**one, "id": f"{one['home']}/{one['node']}"} for one in reply.get("nodes", ())]
+
+
 NODES: Final = Field(
     "nodes", t("Nodes"), Kind.LIST, option="--node", help=t("with commas; empty: all of them")
 )
@@ -247,10 +252,10 @@ SECTION: Final = Section(
                 refused={"least": 120},
             ),
             ORDERS,
-            key="node",
+            key="id",
             name="node",
             every=2.0,
-            items=lambda reply: reply.get("nodes", ()),
+            items=_nodes,
             cli="meshctl failover status",
             empty=t("No node is connected to this gate. Next, enroll one: :sidecars or W, then a."),
         ),
