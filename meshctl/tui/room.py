@@ -355,6 +355,7 @@ class Room(Shell):
     def _tell_moved(self, left: str, now: str) -> None:
         self.warn(self.say("{left} does not answer; going on at {now}.", left=left, now=now))
         self.introduce()
+        self.action_reload()  # what is in front is still what the other pool said
         self.refresh_bars()
 
     def _may_change(self, home: str, now: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from meshctl.tui import sections
-from meshctl.tui.data import Principal
+from meshctl.tui.data import Principal, in_thread
 from meshctl.tui.declare import Role
 from meshctl.tui.preferences import Preferences, load
 from tests.tui.conftest import Open
@@ -265,6 +265,15 @@ async def test_a_gate_that_goes_away_leaves_what_was_known(visit: Open, gate: Ro
         gate.answers["GET /incidents"] = listed(incident(7), incident(8))
         await at.press("r")
         await at.sees("2 of 2")
+
+
+async def test_another_pool_is_asked_for_what_is_in_front(visit: Open, gate: RoomGate) -> None:
+    async with visit("incidents") as at:
+        await at.sees("1 of 1")
+        gate.answers["GET /incidents"] = listed()
+        await in_thread(lambda: at.room._moved("hq", "branch"))
+        await at.told("hq does not answer; going on at branch.")
+        await at.sees("nothing is wrong")
 
 
 def asked_since(gate: RoomGate, before: int) -> bool:
