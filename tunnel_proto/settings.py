@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import json
@@ -403,8 +404,9 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
-def _field_docstrings(cls: type) -> dict[str, str]:
-    """String literals that stand under the fields of a class, by field name."""
+@functools.cache
+def _field_docstrings(cls: type) -> Mapping[str, str]:
+    """String literals that stand under the fields of a class, by field name; its source is read once."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):  # no source at hand, as in a frozen or compiled install
