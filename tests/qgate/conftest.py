@@ -46,7 +46,7 @@ async def _started(server: EmbeddedPostgres) -> None:
 async def _database(server: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
     name = f"store_{secrets.token_hex(6)}"
     administrator = await asyncpg.connect(server.dsn())
-    await administrator.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    await administrator.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield server.dsn(name)
     await administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await administrator.close()
