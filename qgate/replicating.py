@@ -29,10 +29,11 @@ from qgate.federation.log.replication import Replication
 from qgate.federation.surplus import Taken
 from qgate.federation.trust import may
 from qgate.governance.office import Office
-from qgate.governance.problems import ConflictError, InvalidRequestError, UnknownNameError
+from qgate.governance.problems import ChangedError, ConflictError, InvalidRequestError, UnknownNameError
 from qgate.store import StoreUnavailableError
 from qgate.store import blobs as table
 from qgate.store.blobs import Blob, FetchRow, Holdings, PeerBlob
+from qgate.store.control import lock_object
 from qgate.store.database import Connection
 from qgate.surplus_copies import SurplusCopies, clear_whole
 from qgate.vouching import Vouching
@@ -381,11 +382,13 @@ class Replicating:
         peer = self._directory.peer(pool)
         return peer.name if peer is not None else pool.hex()[:8]
 
-    async def replicate(self, model: str, copies: int, *, by: str) -> dict[str, Any]:
+    async def replicate(
+        self, model: str, copies: int, *, expected: int | None = None, by: str
+    ) -> dict[str, Any]:
         """Want so many copies of a model of ours at other pools.
 
         UnknownNameError where no connected worker has it, ConflictError where a name means several files,
-        InvalidRequestError.
+        InvalidRequestError, ChangedError where not as many are wanted as the caller saw.
         """
         if not 0 <= copies <= COPIES_MAX:
             raise InvalidRequestError(f"a model has 0 to {COPIES_MAX} copies")
@@ -396,8 +399,16 @@ class Replicating:
             manifest = await self.serving.make(sha256.hex())
             held = Blob(sha256, name, manifest.size, manifest.root, copies, (), manifest.pack())
         async with self._office.store.transaction() as connection:
+            await lock_object(connection, "copies", sha256.hex())
+            kept = (await table.own_blobs(connection)).get(sha256, held)
+            if expected is not None and expected != kept.copies:
+                raise ChangedError(
+                    f"{kept.copies} copies of {name} are wanted now, not {expected} as you saw",
+                    hint="look at it again, then decide anew",
+                )
             await table.put_blob(connection, replace(held, copies=copies), by=by, at=self._office.now())
-        await self._office.changed("model.replicate", name, by, {"copies": copies, "sha256": sha256.hex()})
+        detail = {"copies": copies, "sha256": sha256.hex(), "before": kept.copies, "after": copies}
+        await self._office.changed("model.replicate", name, by, detail)
         self._stir.set()
         shown = await self.status()
         return next(row for row in shown["items"] if row["sha256"] == sha256.hex())
@@ -434,6 +445,7 @@ class Replicating:
                     "sha256": blob.sha256.hex(),
                     "size": blob.size,
                     "wanted": blob.copies,
+                    "version": blob.copies,
                     "state": verdict(blob, said, away, able),
                     "copies": sorted(self.named(one) for one in said.has(blob.sha256)),
                     "coming": sorted(self.named(one) for one in set(blob.placed) - said.has(blob.sha256)),

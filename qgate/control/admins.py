@@ -120,9 +120,9 @@ def _accounts(admins: Admins) -> APIRouter:
         return tagged(done, response)
 
     @router.delete("/{name}", status_code=204, operation_id="admins_remove")
-    async def remove(name: str, by: By) -> None:
+    async def remove(name: str, by: By, seen: Seen) -> None:
         """Remove an account with its sessions and client keys."""
-        await admins.remove(name, by=by)
+        await admins.remove(name, expected=seen, by=by)
 
     @router.post("/{name}/unlock", status_code=204, operation_id="admins_unlock")
     async def unlock(name: str, by: By) -> None:

@@ -93,7 +93,7 @@ def control_api(gate: Gate) -> FastAPI:
     for router in incidents.routers(gate.movement.journal, gate.administration):
         application.include_router(router, prefix=PREFIX)
     for router in (
-        *catalogue.routers(gate.catalogue),
+        *catalogue.routers(gate.catalogue, gate.administration.office),
         *replication.routers(gate.logs, gate.files.state_dir, proving),
     ):
         application.include_router(router, prefix=PREFIX)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 from pydantic import Field
 
 from qgate.control.bodies import Body, Name
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
+from qgate.control.seen import Seen, tagged
+from qgate.control.versions import Unchanged
 
 if TYPE_CHECKING:
     from qgate.governance.catalogue import Catalogue
+    from qgate.governance.office import Office
 
 RECORD = Fields(key="name", search=("name", "pool", "by"), filters=("pool",))
 REVIEW = Fields(key="seq", search=("name", "pool"), filters=("pool",))
@@ -47,9 +50,10 @@ class ReviewBody(Body):
     accept: bool
 
 
-def routers(catalogue: Catalogue) -> tuple[APIRouter, ...]:
+def routers(catalogue: Catalogue, office: Office) -> tuple[APIRouter, ...]:
     """The routes of the catalogue."""
     router = APIRouter(prefix="/catalogue", tags=["catalogue"])
+    unchanged = Unchanged(office)
 
     @router.get("")
     async def status() -> dict[str, Any]:
@@ -82,14 +86,16 @@ def routers(catalogue: Catalogue) -> tuple[APIRouter, ...]:
         return page(await catalogue.records(), listing, RECORD)
 
     @router.put("/records/{name:path}")
-    async def put(name: Record, body: RecordBody, by: By) -> dict[str, Any]:
+    async def put(name: Record, body: RecordBody, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Write a record, at the master only."""
-        return await catalogue.put(name, body.document, by=by)
+        async with unchanged.since("catalogue", name, seen, catalogue.record):
+            return tagged(await catalogue.put(name, body.document, by=by), response)
 
     @router.delete("/records/{name:path}", status_code=204)
-    async def remove(name: Record, by: By) -> None:
+    async def remove(name: Record, by: By, seen: Seen) -> None:
         """Remove a record, at the master only."""
-        await catalogue.remove(name, by=by)
+        async with unchanged.since("catalogue", name, seen, catalogue.record):
+            await catalogue.remove(name, by=by)
 
     @router.get("/reviews", response_model=Page)
     async def reviews(listing: Listing) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from qgate.control.bodies import Body, Name
 from qgate.control.resources import By
+from qgate.control.seen import Seen
 from tunnel_proto.messages import MODEL_NAME
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def routers(replicating: Replicating) -> tuple[APIRouter, ...]:
         return await replicating.status()
 
     @router.put("")
-    async def want_copies(body: CopiesBody, by: By) -> dict[str, Any]:
+    async def want_copies(body: CopiesBody, by: By, seen: Seen) -> dict[str, Any]:
         """Want so many copies of a model at other pools; 0 wants none, and removes none."""
-        return await replicating.replicate(body.model, body.copies, by=by)
+        return await replicating.replicate(body.model, body.copies, expected=seen, by=by)
 
     attested = APIRouter(prefix="/attested", tags=["replication"])
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from qgate.control.bodies import Body, Name
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
+from qgate.control.seen import Seen
 from qgate.governance.catalogue import AUTOMATIC
 from tunnel_proto.roster import ORDER_NODES_MAX
 
@@ -62,16 +63,17 @@ def _failover(movement: Movement, administration: Administration, catalogue: Cat
         return movement.status()
 
     @router.put("/mode")
-    async def mode(body: ModeBody, by: By) -> dict[str, Any]:
+    async def mode(body: ModeBody, by: By, seen: Seen) -> dict[str, Any]:
         """Let nodes move by themselves, or not; every node hears of it at once. With ``authority``, let a
-        majority of the catalogue's group move its master, or not; refused where there can be none.
+        majority of the catalogue's group move its master, or not; refused where there can be none. If-Match
+        names the version of the setting.
         """
         if body.authority:
             plan, setting = await catalogue.plan_automatic(body.mode), AUTOMATIC
         else:
             plan, setting = movement.plan_mode(body.mode), "failover.mode"
         if not body.dry_run:
-            await administration.preferences.set(setting, body.mode, by=by)
+            await administration.preferences.set(setting, body.mode, expected=seen, by=by)
         return {**plan, "dry_run": body.dry_run}
 
     @router.post("/orders")

@@ -128,14 +128,14 @@ def _people(people: People) -> APIRouter:
         return await people.enable(person, expected=seen, by=by)
 
     @router.put("/{person}/apps/{app}")
-    async def own_app(person: str, app: str, by: By) -> dict[str, Any]:
+    async def own_app(person: str, app: str, by: By, seen: Seen, response: Response) -> dict[str, Any]:
         """Let an app be theirs."""
-        return await people.own(person, app, by=by)
+        return tagged(await people.own(person, app, expected=seen, by=by), response)
 
     @router.delete("/{person}/apps/{app}")
-    async def disown_app(person: str, app: str, by: By) -> dict[str, Any]:
+    async def disown_app(person: str, app: str, by: By, seen: Seen, response: Response) -> dict[str, Any]:
         """Let an app be nobody's; it goes on."""
-        return await people.disown(person, app, by=by)
+        return tagged(await people.disown(person, app, expected=seen, by=by), response)
 
     return router
 

@@ -14,18 +14,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from qgate.control.access import needs
 from qgate.control.bodies import Body, Secret
 from qgate.control.paging import Fields, Listing, Page, page
 from qgate.control.resources import By
+from qgate.control.seen import Seen, tagged
+from qgate.control.versions import Unchanged
 from qgate.governance.principal import Role
 from qgate.governance.smtp import ADDRESS_MAX
 
 if TYPE_CHECKING:
     from qgate.governance.mail import Mail
+    from qgate.governance.office import Office
 
 MAIL_MAX = 10_000
 
@@ -73,39 +76,51 @@ class TestBody(Body):
     to: Address
 
 
-def routers(mail: Mail) -> tuple[APIRouter, ...]:
+def routers(mail: Mail, office: Office) -> tuple[APIRouter, ...]:
     """One router a noun."""
     router = APIRouter(prefix="/smtp", tags=["smtp"], dependencies=[needs(Role.ADMIN)])
+    unchanged = Unchanged(office)
 
-    @router.get("")
-    async def show_smtp() -> dict[str, Any]:
-        """How mail is sent."""
+    async def newest(_name: str) -> dict[str, Any]:
+        await office.watch.refresh()  # what another gate set a moment ago
         return await mail.show()
 
+    @router.get("")
+    async def show_smtp(response: Response) -> dict[str, Any]:
+        """How mail is sent."""
+        return tagged(await mail.show(), response)
+
     @router.put("")
-    async def set_smtp(body: SmtpBody, by: By) -> dict[str, Any]:
+    async def set_smtp(body: SmtpBody, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Change how mail is sent."""
         changes = {
             name: value
             for name, value in body.model_dump(by_alias=True, exclude={"password"}).items()
             if value is not None
         }
-        return await mail.set_up(changes, body.password, by=by)
+        async with unchanged.since("smtp", "smtp", seen, newest):
+            return tagged(await mail.set_up(changes, body.password, by=by), response)
 
     @router.put("/recipients")
-    async def set_recipients(body: RecipientsBody, by: By) -> dict[str, Any]:
+    async def set_recipients(body: RecipientsBody, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Say who is told of notifications."""
-        return await mail.set_recipients([(one.to, one.severity) for one in body.recipients], by=by)
+        told = [(one.to, one.severity) for one in body.recipients]
+        async with unchanged.since("smtp", "smtp", seen, newest):
+            return tagged(await mail.set_recipients(told, by=by), response)
 
     @router.put("/recipients/{address}")
-    async def tell_recipient(address: Address, body: SeverityBody, by: By) -> dict[str, Any]:
+    async def tell_recipient(
+        address: Address, body: SeverityBody, response: Response, by: By, seen: Seen
+    ) -> dict[str, Any]:
         """Tell one more address of notifications, or the same from another severity on."""
-        return await mail.tell_address(address, body.severity, by=by)
+        async with unchanged.since("smtp", "smtp", seen, newest):
+            return tagged(await mail.tell_address(address, body.severity, by=by), response)
 
     @router.delete("/recipients/{address}")
-    async def drop_recipient(address: Address, by: By) -> dict[str, Any]:
+    async def drop_recipient(address: Address, response: Response, by: By, seen: Seen) -> dict[str, Any]:
         """Tell one address no more."""
-        return await mail.tell_no_more(address, by=by)
+        async with unchanged.since("smtp", "smtp", seen, newest):
+            return tagged(await mail.tell_no_more(address, by=by), response)
 
     @router.post("/test")
     async def test_smtp(body: TestBody, by: By) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Staff:
     def __init__(self, gate: Gate, office: Office) -> None:
         self._gate = gate
         self._setting = office.directory.setting
+        self._office = office
         self._store = office.store
         apps = gate.administration.apps
         self.keys = PersonKeys(office, gate.files.state_dir / FILE_NAME)
@@ -80,7 +81,7 @@ class Staff:
         """The routers of these nouns."""
         return (
             *people.routers(self.people, self.archives, self.erasures),
-            *smtp.routers(self.mail),
+            *smtp.routers(self.mail, self._office),
             *notifications.routers(self.notifications),
             *signup.routers(self.signup, self._setting),
         )

@@ -22,6 +22,9 @@ AT_ONCE: Final = 1
 
 Show = Callable[[str], Awaitable[dict[str, Any]]]
 
+WORDS: Final = {"smtp": "set-up of mail", "catalogue": "record"}
+"""What a kind is called where that is not its own name."""
+
 
 class Unchanged:
     """Guards the changes of one noun at one gate."""
@@ -61,4 +64,5 @@ def _changed(kind: str, name: str, change: dict[str, Any] | None, *, gone: bool)
     else:
         told = f"{change['by']} changed it at {iso(change['at'])} ({change['what']}"
         told += f": {', '.join(change['fields'])})" if change["fields"] else ")"
-    return ChangedError(f"the {kind} {name} {state}: {told}", hint="look at it again, then decide anew")
+    what = WORDS.get(kind, kind) + ("" if name == kind else f" {name}")
+    return ChangedError(f"the {what} {state}: {told}", hint="look at it again, then decide anew")

@@ -96,11 +96,7 @@ class Admins:
         async with office.store.transaction() as connection:
             owners = await table.live_owners(connection)
             before = await self._found(connection, name, lock=True)
-            if expected is not None and expected != before.version:
-                raise ChangedError(
-                    f"the account of {name} was changed after you looked",
-                    hint=f"meshctl admin show {name}, and meshctl audit tail --kind admin says by whom",
-                )
+            _seen(before, expected)
             new_role = role or Role(before.role)
             off = before.disabled_at is not None if disabled is None else disabled
             if owners == {name} and (off or new_role is not Role.OWNER):
@@ -117,12 +113,15 @@ class Admins:
         await self._logins.told_over(ended, by=by)
         return shown(after)
 
-    async def remove(self, name: str, *, by: str) -> None:
-        """Remove an account, its sessions and its client keys. ConflictError for the last owner."""
+    async def remove(self, name: str, *, expected: int | None = None, by: str) -> None:
+        """Remove an account, its sessions and its client keys. ConflictError for the last owner, ChangedError
+        where the account is not of the version that was seen.
+        """
         office = self._office
         async with office.store.transaction() as connection:
             owners = await table.live_owners(connection)
             before = await self._found(connection, name, lock=True)
+            _seen(before, expected)
             if owners == {name}:
                 raise _last_owner(name)
             ended = await self._logins.ended(connection, by=by, admin=name)
@@ -321,6 +320,14 @@ def shown(row: AdminRow, *, locked_until: str | None = None) -> dict[str, Any]:
 
 def _audited(row: AdminRow) -> dict[str, Any]:
     return {"role": row.role, "state": "active" if row.disabled_at is None else "disabled"}
+
+
+def _seen(row: AdminRow, expected: int | None) -> None:
+    if expected is not None and expected != row.version:
+        raise ChangedError(
+            f"the account of {row.name} was changed after you looked",
+            hint=f"meshctl admin show {row.name}, and meshctl audit tail --kind admin says by whom",
+        )
 
 
 def _last_owner(name: str) -> ConflictError:

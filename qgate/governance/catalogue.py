@@ -32,6 +32,7 @@ from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import Peer
 from qgate.governance.office import Office, iso
 from qgate.governance.problems import UnknownNameError
+from qgate.governance.versions import versioned
 from qgate.store import catalogue as table
 from qgate.store.catalogue import CatalogueRow
 from qgate.store.database import Connection
@@ -195,6 +196,14 @@ class Catalogue:
         async with self._office.store.connection() as connection:
             return [self._shown(row) for row in await table.all_rows(connection)]
 
+    async def record(self, name: str) -> dict[str, Any]:
+        """One row for people. UnknownNameError."""
+        async with self._office.store.transaction() as connection:
+            row = await table.row_named(connection, name)
+        if row is None:
+            raise _no_record(name)
+        return self._shown(row)
+
     async def put(self, name: str, document: Mapping[str, Any], *, by: str) -> dict[str, Any]:
         """Write a record, at the master only."""
         if not 0 < len(name) <= NAME_MAX:
@@ -214,8 +223,10 @@ class Catalogue:
             await table.put_row(connection, row)
             await self._publish(connection, row)
         detail = {"epoch": row.epoch, "new": before is None}
-        await self._office.changed("catalogue.put", name, by, detail)
-        return self._shown(row)
+        shown = self._shown(row)
+        was = self._shown(before) if before else None
+        await self._office.changed("catalogue.put", name, by, detail, before=was, after=shown)
+        return shown
 
     async def remove(self, name: str, *, by: str) -> None:
         """Remove a record, at the master only."""
@@ -223,13 +234,14 @@ class Catalogue:
             standing = await self._writable(connection)
             before = await table.row_named(connection, name)
             if before is None:
-                raise UnknownNameError(f"the catalogue has no {name!r}", hint="meshctl catalog list")
+                raise _no_record(name)
             await table.drop_row(connection, before.record, standing.epoch)
             payload = {"name": name, "by": by, GONE: True}
             await publish(
                 connection, stream=STREAM, record=before.record, payload=payload, epoch=standing.epoch
             )
-        await self._office.changed("catalogue.remove", name, by, {"epoch": standing.epoch})
+        detail = {"epoch": standing.epoch}
+        await self._office.changed("catalogue.remove", name, by, detail, before=self._shown(before))
 
     async def reviews(self) -> list[dict[str, Any]]:
         """Writes that do not count, because their master had been replaced."""
@@ -481,7 +493,7 @@ class Catalogue:
         return {**self._promotion(one.promotion), "by_pool": self._name(one.promoter), "at": at}
 
     def _shown(self, row: CatalogueRow) -> dict[str, Any]:
-        return {
+        shown = {
             "name": row.name,
             "document": row.document,
             "epoch": row.epoch,
@@ -489,6 +501,11 @@ class Catalogue:
             "changed_by": row.changed_by,
             "changed_at": iso(row.changed_at),
         }
+        return versioned("catalogue", shown)
+
+
+def _no_record(name: str) -> UnknownNameError:
+    return UnknownNameError(f"the catalogue has no {name!r}", hint="meshctl catalog list")
 
 
 def _payload(row: CatalogueRow) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from qgate.governance.problems import InvalidRequestError, UnknownNameError
 from qgate.governance.registry import declared
 from qgate.governance.setting import SettingError
 from qgate.governance.smtp import Letter, MailError, SmtpSettings, checked_address, deliver
+from qgate.governance.versions import versioned
 from qgate.store import StoreUnavailableError
 from qgate.store import mail as table
 from qgate.store.database import Connection
 from qgate.store.people import mail_purpose, recipient_purpose
-from qgate.store.secrets import all_secrets, drop_secret, put_secret
+from qgate.store.secrets import all_secrets, drop_secret, put_secret, secret_changed_at
 from qgate.store.settings import drop_setting, put_setting, setting_version
 from qgate.vault import VaultError
 
@@ -68,8 +69,9 @@ class Mail:
         async with self._office.store.connection() as connection:
             counts = await table.count_mail(connection)
             recipients = await table.all_recipients(connection)
+            password_at = await secret_changed_at(connection, SECRET)
         settings = self.settings
-        return {
+        row = {
             "ready": settings.ready,
             "host": settings.host,
             "port": settings.port,
@@ -80,12 +82,14 @@ class Mail:
             "timeout_s": settings.timeout_s,
             "give_up_hours": int(self._office.directory.setting("smtp.give_up_hours")),
             "password": await self._password_state(settings),
+            "password_at": iso(password_at),
             "recipients": [
                 {"to": self._open(box, recipient_purpose(name)), "severity": severity}
                 for name, box, severity in recipients
             ],
             "mail": {state: counts.get(state, 0) for state in ("waiting", "sent", "failed")},
         }
+        return versioned("smtp", row)
 
     async def set_up(self, changes: dict[str, Any], password: str | None, *, by: str) -> dict[str, Any]:
         """Change settings of the group smtp and the password ("" drops it); what `show` gives.

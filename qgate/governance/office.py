@@ -110,6 +110,7 @@ class Office:
         """
         kind = what.partition(".")[0]
         differs = difference(kind, before, after) if before is not None or after is not None else {}
+        fields = _fields(differs or detail or {})
         request = structlog.contextvars.get_contextvars().get("request")
         self.audit.record(
             AuditEvent(
@@ -126,13 +127,18 @@ class Office:
             )
         )
         if kind in FIELDS:
-            fields = sorted(differs.get("before", {}).keys() | differs.get("after", {}).keys())
             with contextlib.suppress(StoreUnavailableError):  # the change itself is made
                 async with self.store.connection() as connection:
                     await note_change(connection, kind, name, what=what, by=by, at=self.now(), fields=fields)
         await self.watch.refresh()
         if kind in BESIDE:
             self.directory.announce(frozenset({f"{kind}:{name}"}))
+
+
+def _fields(change: Mapping[str, Any]) -> list[str]:
+    """Which fields a change names in its `before` and `after`, where those are objects."""
+    sides = (change.get("before"), change.get("after"))
+    return sorted({name for side in sides if isinstance(side, Mapping) for name in side})
 
 
 def iso(at: datetime | None) -> str | None:

@@ -271,26 +271,30 @@ class People:
 
     # --- apps
 
-    async def own(self, who: str, app: str, *, by: str) -> dict[str, Any]:
+    async def own(self, who: str, app: str, *, expected: int | None = None, by: str) -> dict[str, Any]:
         """Let a live app be a person's; what `show` gives."""
         async with self._office.store.transaction() as connection:
             row, _ = await self.find(connection, who)
+            _seen(row, expected)
             await self._own(connection, app, row.id)
             if row.state == "disabled":
                 await table.hold_apps(connection, row.id, self._office.now())
+            await table.change_person(connection, row.id, by=by, at=self._office.now())
         await self._told("people.own", row.id, by, {"app": app})
         return await self.show(row.id)
 
-    async def disown(self, who: str, app: str, *, by: str) -> dict[str, Any]:
+    async def disown(self, who: str, app: str, *, expected: int | None = None, by: str) -> dict[str, Any]:
         """Let an app be nobody's again; it goes on. What `show` gives."""
         async with self._office.store.transaction() as connection:
             row, _ = await self.find(connection, who)
+            _seen(row, expected)
             if row.state == "disabled":
                 raise ConflictError(
                     f"{row.id} is disabled and the app with them", hint=f"meshctl people enable {row.id}"
                 )
             if name_problem(app) or not await table.disown_app(connection, app, row.id):
                 raise UnknownNameError(f"{row.id} has no app {app}", hint=f"meshctl people show {row.id}")
+            await table.change_person(connection, row.id, by=by, at=self._office.now())
         await self._told("people.disown", row.id, by, {"app": app})
         return await self.show(row.id)
 

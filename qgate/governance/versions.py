@@ -62,6 +62,20 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "price": ("model", "own", "input", "output", "cached", "request", "currency", "source"),
     "worker": ("name", "labels"),
     "pool": ("name", "kind", "fingerprint", "state", "level", "position", "permissions", "named"),
+    "catalogue": ("name", "document", "epoch"),
+    "smtp": (
+        "host",
+        "port",
+        "tls",
+        "ca_file",
+        "user",
+        "from",
+        "timeout_s",
+        "give_up_hours",
+        "password",
+        "password_at",
+        "recipients",
+    ),
 }
 """What is configured of each kind, as its rows show it."""
 

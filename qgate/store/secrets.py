@@ -12,6 +12,12 @@ async def all_secrets(connection: Connection) -> dict[str, bytes]:
     return {row["name"]: row["sealed"] for row in await connection.fetch("SELECT name, sealed FROM secrets")}
 
 
+async def secret_changed_at(connection: Connection, name: str) -> datetime | None:
+    """When a secret was set, None where there is none."""
+    at: datetime | None = await connection.fetchval("SELECT changed_at FROM secrets WHERE name = $1", name)
+    return at
+
+
 async def put_secret(connection: Connection, name: str, sealed: bytes, at: datetime) -> None:
     """Set a secret."""
     await connection.execute(

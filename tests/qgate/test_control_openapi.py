@@ -66,6 +66,34 @@ def test_every_operation_is_named_and_explained(document: dict[str, Any]) -> Non
     assert len(set(names)) == len(names)
 
 
+UNSEEN = {
+    "admins_keys_revoke": "a key does not change, it only ends",
+    "admins_password": "it is not shown",
+    "admins_second_factor_drop": "it is not shown",
+    "admins_second_factor_set": "it is not shown",
+    "apps_keys_remove": "a key does not change, it only ends",
+    "catalogue_group_set": "it says who may promote and who votes, whole",
+    "logs_import": "entries are known by their hashes",
+    "models_upload": "a file is known by its hash",
+    "onboarding_set": "a step is skipped or not, whatever it was",
+    "orders_remove": "an order does not change, it only ends",
+    "pools_order": "it names all peers, in the order that is to be",
+    "session_close": "a session does not change, it only ends",
+    "sessions_end": "a session does not change, it only ends",
+    "sidecars_remove": "a node does not change, it only ends",
+}
+"""Why a change of what is there names no version."""
+
+
+def test_every_change_of_what_is_there_can_name_the_version_it_saw(document: dict[str, Any]) -> None:
+    blind = set()
+    for method, path, operation in operations(document):
+        headers = {one["name"].lower() for one in operation.get("parameters", ()) if one["in"] == "header"}
+        if method in {"PUT", "PATCH", "DELETE"} and path.startswith(PREFIX) and "if-match" not in headers:
+            blind.add(operation["operationId"])
+    assert blind == set(UNSEEN)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "listing", "name"),
     [

@@ -58,6 +58,7 @@ async def make(client: httpx.AsyncClient) -> None:
         ("/aliases/fast", {"target": "m"}),
         ("/prices/m", {"input": "1", "output": "2"}),
         ("/pool", {"name": "hq"}),
+        ("/smtp", {"host": "mail.example.org", "from": "mesh@example.org"}),
     ):
         reply = await client.put(path, json=body)
         assert reply.status_code == 200, reply.text
@@ -70,6 +71,11 @@ CHANGES: list[tuple[str, str, str, dict[str, Any] | None]] = [
     ("/budgets/pool/month", "PUT", "/budgets/pool/month", {"hard": "6", "currency": "EUR"}),
     ("/aliases/fast", "PUT", "/aliases/fast", {"target": "other"}),
     ("/pool", "PUT", "/pool", {"name": "main"}),
+    ("/smtp", "PUT", "/smtp", {"port": 2525}),
+    ("/smtp", "PUT", "/smtp", {"user": "mesh", "password": "canary"}),
+    ("/smtp", "PUT", "/smtp/recipients", {"recipients": [{"to": "ops@example.org"}]}),
+    ("/smtp", "PUT", "/smtp/recipients/ops%40example.org", {"severity": "info"}),
+    ("/smtp", "DELETE", "/smtp/recipients/ops%40example.org", None),
     ("/providers/gpu", "DELETE", "/providers/gpu", None),
     ("/aliases/fast", "DELETE", "/aliases/fast", None),
     ("/budgets/pool/month", "DELETE", "/budgets/pool/month", None),
