@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from qgate.federation.guests import record_of
+from qgate.governance.admin_sessions import OVER_MOST, SESSION_MOST_S, SID_BYTES
 from qgate.store import admin_words as table
 from qgate.store import admins
 from qgate.store.database import Connection
@@ -33,12 +34,8 @@ STREAM: Final = "revocations"
 ADMIN: Final = "admin"
 SESSION: Final = "admin-session"
 WHO_BYTES: Final = 16
-SID_BYTES: Final = 16
-LONGEST: Final = timedelta(hours=12)
-"""No session lives longer than this."""
-
 WORDS_MOST: Final = 4096
-"""Accounts, and ended sessions, that are remembered of one pool."""
+"""Accounts that are remembered of one pool."""
 
 _TIME_MAX: Final = 2**45
 
@@ -93,11 +90,11 @@ async def _hear_session(connection: Connection, peer: Peer, sid: Any, expires_at
     if not isinstance(sid, bytes) or len(sid) != SID_BYTES or not _is_time(expires_at):
         raise RemoteProtocolError("an entry about a session that is over is malformed")
     now = datetime.now(UTC)
-    until = datetime.fromtimestamp(min(expires_at, (now + LONGEST).timestamp()), UTC)
+    until = datetime.fromtimestamp(min(expires_at, now.timestamp() + SESSION_MOST_S), UTC)
     if until <= now:
         return
-    if await admins.count_over(connection, peer.pool_key) >= WORDS_MOST:
-        log.warning("a pool has ended more sessions than are remembered", pool=peer.name, most=WORDS_MOST)
+    if await admins.count_over(connection, peer.pool_key) >= OVER_MOST:
+        log.warning("a pool has ended more sessions than are remembered", pool=peer.name, most=OVER_MOST)
         return
     await admins.note_over(connection, sid, peer.pool_key, until=until, now=now)
 

@@ -34,6 +34,9 @@ CLOCK_SKEW_S: Final = 120
 
 SID_BYTES: Final = 16
 PROOF_BYTES: Final = 16
+OVER_MOST: Final = 4096
+"""Ended sessions of one paired pool that are remembered until they would have ended by themselves."""
+
 POOLS_MAX: Final = 50
 GRANT_MAX: Final = 8192
 """Characters; the longest grant has about 3,300."""

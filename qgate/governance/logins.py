@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qgate.federation.admin_words import announce_ended, who_of
 from qgate.federation.trust import may
 from qgate.governance.admin_sessions import (
+    OVER_MOST,
     SESSION_MOST_S,
     SID_BYTES,
     Grant,
@@ -64,9 +65,6 @@ SETUP_NODE: Final = "setup"
 
 WAITING_MOST: Final = 8
 """Passwords that wait to be looked at; each look takes 256 MiB and most of a second, one at a time."""
-
-OVER_MOST: Final = 4096
-"""Ended sessions of one paired pool that are remembered until they would have ended by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
