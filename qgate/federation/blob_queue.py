@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from qgate.store.blobs import PeerBlob
+if TYPE_CHECKING:
+    from qgate.store.blobs import PeerBlob
 
 AT_ONCE: Final = 3
 """Files that come to one gate at a time; each keeps a window of chunks in memory for each source."""
