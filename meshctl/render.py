@@ -6,10 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from meshctl.column_widths import Widths, widths
 from meshctl.terminal import note, printable
 from meshctl.view import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Output(StrEnum):
@@ -61,27 +65,65 @@ def write(text: str) -> None:
 
 
 def print_table(table: Table, *, gap: bool = False) -> None:
-    """A table for a person: rich on a terminal, aligned plain columns into a pipe."""
+    """A table for a person: rich on a terminal, aligned plain columns into a pipe.
+
+    On a terminal too narrow for its words each row becomes a card, as with psql's ``\\x auto``.
+    """
     if gap:
         write("")
     if not sys.stdout.isatty():
         write(plain(table))
         return
+    from rich.cells import cell_len
     from rich.console import Console
+
+    console = Console(highlight=False)
+    if table.title:  # rich would fold it to the width of the columns
+        write(table.title)
+    if table.columns == ("", ""):
+        _print_card(table.rows, console)
+    elif (fitting := widths(table, console.width, cell_len)) is not None:
+        _print_columns(table, fitting, console)
+    else:
+        for index, row in enumerate(table.rows):
+            if index:
+                write("")
+            cells = zip(table.columns, row, strict=True)
+            _print_card([(column, cell) for column, cell in cells if cell != "-"], console)
+
+
+def _print_columns(table: Table, fitting: Widths, console: Console) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    if table.title:  # rich would fold it to the width of the columns
-        write(table.title)
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold")
+    drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, fitting.gap, 0, 0))
     drawn.show_header = any(table.columns)
-    for index, column in enumerate(table.columns):
+    for index, (column, width) in enumerate(zip(table.columns, fitting.columns, strict=True)):
         drawn.add_column(
-            column, justify="right" if index in table.right else "left", overflow="fold", no_wrap=index == 0
+            column, justify="right" if index in table.right else "left", overflow="fold", width=width
         )
     for row in table.rows:
         drawn.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
-    Console(highlight=False).print(drawn)
+    console.print(drawn)
+
+
+def _print_card(rows: Sequence[tuple[str, ...]], console: Console) -> None:
+    """Name and value, a line each. A value with a word too long for its room is left to the terminal's own
+    wrapping: what is copied from there has no line ends in it.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    label_width = max((cell_len(label) for label, _ in rows), default=0)
+    room = console.width - label_width - 2
+    for label, value in rows:
+        head = label + " " * (label_width - cell_len(label) + 2)
+        shown = Text(printable(value), style=STYLES.get(value, ""))
+        whole = any(cell_len(word) > room for word in shown.plain.split())
+        for line in shown.split("\n") if whole else shown.wrap(console, room):
+            line.rstrip()
+            console.print(Text(head).append_text(line), soft_wrap=True)
+            head = " " * len(head)
 
 
 STYLES = {
