@@ -35,7 +35,7 @@ from qgate.store import blobs as table
 from qgate.store.blobs import Blob, FetchRow, Holdings, PeerBlob
 from qgate.store.control import lock_object
 from qgate.store.database import Connection
-from qgate.surplus_copies import SurplusCopies, clear_whole
+from qgate.surplus_copies import SurplusCopies, is_surplus
 from qgate.vouching import Vouching
 from tunnel_proto.blob_messages import KIND_CHUNKS
 from tunnel_proto.errors import MeshError
@@ -326,8 +326,7 @@ class Replicating:
         here = self._models()
         for sha, path in present.items():
             sha256 = bytes.fromhex(sha)
-            surplus = sha256 not in here and clear_whole(self.files, self.pool_key, said, sha256)
-            if surplus or sha256 in here or sha256 not in theirs:
+            if sha256 in here or sha256 not in theirs or is_surplus(self.pool_key, said, sha256):
                 await asyncio.to_thread(self.files.drop, sha)
                 async with self._office.store.connection() as connection:
                     await table.drop_fetch(connection, sha256)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from qgate.federation.blob_files import BlobFiles
 from qgate.federation.surplus import Taken, Word, why_it_stays
 from qgate.governance.office import Office
 from qgate.store import blobs as table
@@ -86,10 +85,7 @@ class SurplusCopies:
         return True
 
 
-def clear_whole(files: BlobFiles, pool_key: bytes, theirs: Sequence[PeerBlob], sha256: bytes) -> bool:
-    """Whether a whole file that no worker took, and which is one too many, was removed from the gate."""
+def is_surplus(pool_key: bytes, theirs: Sequence[PeerBlob], sha256: bytes) -> bool:
+    """Whether every origin of a file calls this pool's copy one too many."""
     speakers = [one for one in theirs if one.sha256 == sha256]
-    if not speakers or not all(pool_key in one.surplus and pool_key not in one.placed for one in speakers):
-        return False
-    files.drop(sha256.hex())
-    return True
+    return bool(speakers) and all(pool_key in one.surplus and pool_key not in one.placed for one in speakers)
