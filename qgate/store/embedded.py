@@ -229,9 +229,12 @@ class EmbeddedPostgres:
             "--builtin-locale=C.UTF-8",
             "--locale=C",
             "--data-checksums",
-            "--no-sync",
             "--no-instructions",
         ]
+        if not self._durable:
+            arguments.append("--no-sync")
+        elif sys.platform == "linux":
+            arguments.append("--sync-method=syncfs")  # one call, and for this disk alone
         done = await asyncio.to_thread(
             subprocess.run, self._command(arguments), capture_output=True, check=False, cwd="/"
         )
@@ -243,8 +246,6 @@ class EmbeddedPostgres:
                 f"initdb failed in {self.directory}: {said[-800:]}",
                 hint="check free space and that the directory may be written",
             )
-        if self._durable:
-            await asyncio.to_thread(os.sync)
         verifier.unlink()
         self._superuser.settle()
 
