@@ -48,6 +48,22 @@ class Kind(StrEnum):
     FILE = "file"
 
 
+class Known(StrEnum):
+    """What the gate can name: those to choose from in a field, beside what is typed."""
+
+    POOLS = "pools"
+    ALL_POOLS = "all pools"
+    WORKERS = "workers"
+    MODELS = "models"
+    REQUESTS = "requests"
+    DATABASES = "databases"
+    APPS = "apps"
+    PROVIDERS = "providers"
+    SIDECARS = "sidecars"
+    NODES = "nodes"
+    BUDGETS = "budgets"
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One line of a form.
@@ -55,7 +71,8 @@ class Field:
     ``name`` is its place in the request (dots reach into nested objects); ``option`` how a command names it:
     "--note", "" for a positional argument, None where a command has no word for it. ``default`` is shown and
     sent unless it is changed; None sends nothing. ``choices`` are values, for CHOICE; for FILE the endings of
-    names to choose from.
+    names to choose from; for LIST what may be taken of. ``known``: what the gate has is offered, for TEXT and
+    LIST.
     """
 
     name: str
@@ -70,6 +87,7 @@ class Field:
     pattern: str = ""
     option: str | None = None
     secret_file: bool = True
+    known: Known | None = None
 
     def shown(self, value: Any) -> str:
         """A value as it stands in the field."""

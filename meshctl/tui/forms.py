@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from textual import on
 from textual.binding import Binding, BindingType
@@ -14,11 +14,13 @@ from textual.geometry import Offset, Region
 from textual.widget import Widget
 from textual.widgets import Input, Static, TextArea
 
+from meshctl.tui import known
 from meshctl.tui.choice import Choice
 from meshctl.tui.confirm import Modal, told
 from meshctl.tui.declare import Call
 from meshctl.tui.fields import Field, FieldError, Form, Kind
-from meshctl.tui.picking import FilePicker
+from meshctl.tui.known import Completion, Name
+from meshctl.tui.picking import FilePicker, NamePicker
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -33,6 +35,10 @@ BOX_SHARE = 0.9
 FRAME = 2
 
 
+NAMED: Final = 3
+"""Names that stand at a field; the others are in its list."""
+FEW: Final = 6
+"""Values from which on a choice can be made from a list too."""
 LABEL = 2
 """Lines that the name of a field and what is said of it take at most."""
 
@@ -88,6 +94,8 @@ class FormScreen(Modal):
         self.widgets: dict[str, Widget] = {}
         self.faults: dict[str, Static] = {}
         self.before: dict[str, str] = {}
+        self.labels: dict[str, Static] = {}
+        self.offered: dict[str, Sequence[Name]] = {}
 
     def compose(self) -> ComposeResult:
         """The fields, what the gate said, and the request as it stands."""
@@ -104,15 +112,43 @@ class FormScreen(Modal):
             yield told(self.say("enter next   ctrl+s send   esc cancel"), classes="modal--muted")
 
     def _line(self, field: Field) -> ComposeResult:
-        mark = " *" if field.required else ""
-        note = f"  {self.say(field.help)}" if field.help else ""
-        if field.kind is Kind.FILE:
-            note += f"  ({self.say('ctrl+f chooses')})"
-        yield told(f"{self.say(field.label)}{mark}{note}", classes="form--label")
+        if field.kind is Kind.CHOICE and len(field.choices) >= FEW:
+            called = self.room.catalogue.choices(field.choices)
+            self.offered[field.name] = tuple(Name(one, called.get(one, "")) for one in field.choices)
+        label = self.labels[field.name] = told(self._label(field), classes="form--label")
+        yield label
         widget = self.widgets[field.name] = self._widget(field)
         yield widget
         fault = self.faults[field.name] = told("", classes="form--fault -none")
         yield fault
+
+    def _label(self, field: Field) -> str:
+        mark = " *" if field.required else ""
+        note = f"  {self.say(field.help)}" if field.help else ""
+        if field.kind is Kind.FILE or (field.kind is Kind.CHOICE and field.name in self.offered):
+            note += f"  ({self.say('ctrl+f chooses')})"
+        elif names := self.offered.get(field.name):
+            first = ", ".join(one.name for one in names[:NAMED])
+            said = self.say("ctrl+f: {names} ...", names=first) if names[NAMED:] else f"ctrl+f: {first}"
+            note += f"  ({said})"
+        elif field.name in self.offered:
+            note += f"  ({self.say('there is none yet')})"
+        return f"{self.say(field.label)}{mark}{note}"
+
+    async def _learn(self) -> None:
+        """Say at each field what the gate has for it, and complete what is typed there."""
+        for kind in dict.fromkeys(field.known for field in self.form.fields if field.known is not None):
+            found = await known.names(self.room, kind)
+            for field in self.form.fields:
+                if field.known is kind and found is not None:
+                    self._offer(field, found)
+
+    def _offer(self, field: Field, found: Sequence[Name]) -> None:
+        self.offered[field.name] = found
+        self.labels[field.name].update(Content(self._label(field)))
+        box = self.widgets[field.name]
+        if isinstance(box, Input) and isinstance(box.suggester, Completion):
+            box.suggester.names = tuple(one.name for one in found)
 
     def _widget(self, field: Field) -> Widget:
         text = self.given.get(field.name, self._written(field))
@@ -126,7 +162,8 @@ class FormScreen(Modal):
             case Kind.SECRET:
                 return Input(text, password=True)
             case _:
-                return Input(text, select_on_focus=False)
+                completion = Completion(several=field.kind is Kind.LIST) if field.known else None
+                return Input(text, select_on_focus=False, suggester=completion)
 
     def _written(self, field: Field) -> str:
         text = field.shown(field.default)
@@ -152,6 +189,8 @@ class FormScreen(Modal):
                 self.widgets[self._first().name].focus()
         self.before = self.typed()
         self._show_request()
+        if any(field.known for field in self.form.fields):
+            self.run_worker(self._learn(), group="learn")
 
     def _first(self) -> Field:
         """Where to begin."""
@@ -250,18 +289,42 @@ class FormScreen(Modal):
             self.action_submit()
 
     def action_pick(self) -> None:
-        """Choose the file that is asked for from what is on this machine."""
+        """Choose: a file of this machine, or of what the gate has."""
         here = next((one for one in self.form.fields if self.widgets[one.name] is self.focused), None)
-        if here is None or here.kind is not Kind.FILE:
+        if here is None:
             return
-        box = self.widgets[here.name]
+        if here.kind is Kind.FILE:
+            self._pick_file(here)
+        elif names := self.offered.get(here.name):
+            self._pick_name(here, names)
+        elif here.known:
+            self.room.tell(self.say("there is none yet"))
+
+    def _pick_file(self, field: Field) -> None:
+        box = self.widgets[field.name]
         assert isinstance(box, Input)
 
         def chosen(path: object) -> None:
             if isinstance(path, str):
                 box.value = path
 
-        self.app.push_screen(FilePicker(box.value, suffixes=here.choices), chosen)
+        self.app.push_screen(FilePicker(box.value, suffixes=field.choices), chosen)
+
+    def _pick_name(self, field: Field, names: Sequence[Name]) -> None:
+        box = self.widgets[field.name]
+        assert isinstance(box, Input | Choice)
+        several = field.kind is Kind.LIST
+
+        def chosen(found: object) -> None:
+            if isinstance(found, list):
+                box.value = ", ".join(found)
+                if isinstance(box, Input):
+                    box.cursor_position = len(box.value)
+                else:
+                    self._changed()
+
+        taken = [part.strip() for part in box.value.split(",") if part.strip()] if several else ()
+        self.app.push_screen(NamePicker(self.say(field.label), names, several=several, taken=taken), chosen)
 
     def action_submit(self) -> None:
         """Hand the values over, if they fit."""

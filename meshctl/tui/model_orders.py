@@ -8,12 +8,14 @@ from typing import Any, Final
 
 from meshctl import route_view
 from meshctl.tui.declare import Action, Call, Confirm, Record, Result, Role
-from meshctl.tui.fields import Field, FieldError, Form, Kind, Values, t
+from meshctl.tui.fields import Field, FieldError, Form, Kind, Known, Values, t
 
 LOAD_S: Final = 700.0
 ASSIGN_S: Final = 7200.0
 
-WORKER: Final = Field("worker", t("Worker"), option="--worker", help=t("empty: every one that has it"))
+WORKER: Final = Field(
+    "worker", t("Worker"), option="--worker", help=t("empty: every one that has it"), known=Known.WORKERS
+)
 Body = Callable[[Record, Values], dict[str, Any]]
 
 
@@ -323,7 +325,7 @@ ASSIGN: Final = Action(
     "meshctl model assign {model}",
     form=Form(
         t("Assign to a worker"),
-        (Field("worker", t("Worker"), required=True, option=""),),
+        (Field("worker", t("Worker"), required=True, option="", known=Known.WORKERS),),
         t("Its file is copied there from a worker that has it."),
     ),
     body=lambda record, values: {"model": record["model"], "worker": values["worker"]},

@@ -235,3 +235,41 @@ async def test_escape_leaves_a_form_without_a_trace(visit: Open, gate: RoomGate)
         await at.press("W")
         await at.sees("gpu-1")
     assert not gate.calls("PUT")
+
+
+async def test_a_form_offers_what_the_gate_has_and_takes_what_it_has_not(visit: Open, gate: RoomGate) -> None:
+    """Completed as it is typed, chosen from a list, or typed whole."""
+    gate.answers["GET /databases"] = listed(*({"name": one} for one in ("shop", "stock", "a", "b")))
+    gate.answer("POST /apps", {"name": "till"}, 201)
+    async with visit("api") as at:
+        await at.press("a")
+        await at.sees("Make an app", "ctrl+f: shop, stock, a ...")
+        await at.type("till")
+        await at.press("enter")
+        await at.type("later, st")
+        await at.until(lambda: "later, stock" in at.text(), "the rest of the name")
+        await at.press("right", "ctrl+f")
+        await at.sees("type to find", "* stock", "* later")
+        await at.type("SH")
+        await at.sees_no("* stock")
+        await at.press("space", "enter")
+        await at.sees("later, stock, shop")
+        await at.press("ctrl+s")
+        await at.until(lambda: bool(gate.calls("POST /apps")), "the request")
+    assert gate.last("POST /apps").body["databases"] == ["later", "stock", "shop"]
+
+
+async def test_a_form_says_where_the_gate_has_none(visit: Open, gate: RoomGate) -> None:
+    gate.answers["GET /pools"] = listed({"name": "lyon", "health": "alive"})
+    async with visit("workers") as at:
+        await at.sees("gpu-1")
+        await at.press("v")
+        await at.sees("Move to a paired pool", "empty: home again  (ctrl+f: lyon)")
+        await at.press("ctrl+f")
+        await at.sees("lyon   alive", "type to find")
+        await at.press("enter")
+        await at.sees("= meshctl worker move gpu-1 lyon")
+        await at.press("escape")
+        gate.answers["GET /pools"] = listed()
+        await at.press("v")
+        await at.sees("there is none yet")

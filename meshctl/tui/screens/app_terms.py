@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from meshctl.tui.declare import Action, Call, Record, filled
-from meshctl.tui.fields import Amendment, Field, FieldError, Form, Kind, Values, seconds, t
+from meshctl.tui.fields import Amendment, Field, FieldError, Form, Kind, Known, Values, seconds, t
 
 APP: Final = "/apps/{name}"
 READ_ONLY: Final = "read-only"
@@ -65,6 +65,7 @@ def terms_form(app: Record) -> Form:
                 default=app.get("databases") or None,
                 option="--db",
                 help=t("with commas"),
+                known=Known.DATABASES,
             ),
             Field(
                 "expires",
@@ -80,6 +81,7 @@ def terms_form(app: Record) -> Form:
                 default=app.get("sidecars"),
                 option="--sidecar",
                 help=t("only through these; empty: any"),
+                known=Known.SIDECARS,
             ),
             Field(
                 "access",

@@ -23,7 +23,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, body_of, t
+from meshctl.tui.fields import Field, Form, Kind, Known, Values, body_of, t
 from meshctl.tui.pane import view_of
 from meshctl.tui.screens.app_terms import LIMIT_FIELDS, change_of
 
@@ -46,6 +46,7 @@ def scopes(policy: Record) -> tuple[Field, ...]:
             default=policy.get("models"),
             option="--models",
             help=t("patterns, as qwen*; empty: none"),
+            known=Known.REQUESTS,
         ),
         Field(
             "tasks",
@@ -70,6 +71,7 @@ def scopes(policy: Record) -> tuple[Field, ...]:
             default=policy.get("providers"),
             option="--provider",
             help=t("empty: any"),
+            known=Known.PROVIDERS,
         ),
         Field(
             "requests_per_minute",
@@ -152,7 +154,14 @@ NEW: Final = Form(
     t("Make an app"),
     (
         Field("name", t("Name"), required=True, option="", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"),
-        Field("databases", t("Databases"), Kind.LIST, option="--db", help=t("with commas")),
+        Field(
+            "databases",
+            t("Databases"),
+            Kind.LIST,
+            option="--db",
+            help=t("with commas"),
+            known=Known.DATABASES,
+        ),
         *scopes({}),
         Field("expires_in_s", t("Expires in"), Kind.DURATION, option="--expires-in", help=t("empty: never")),
         Field(

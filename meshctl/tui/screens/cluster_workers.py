@@ -22,7 +22,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Values, t
+from meshctl.tui.fields import Field, Form, Known, Values, t
 from meshctl.tui.screens.workers import DRAIN, UNDRAIN, planned
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ ACTIONS: Final = (
         Role.OPERATOR,
         form=Form(
             t("Move to a paired pool"),
-            (Field("pool", t("Pool"), required=True, option=""),),
+            (Field("pool", t("Pool"), required=True, option="", known=Known.POOLS),),
             t("It stays there until it is ordered back or that pool is dead."),
         ),
         body=lambda worker, values: _order(worker, values.get("pool")),

@@ -25,7 +25,7 @@ from meshctl.tui.declare import (
     columns_of,
     state_of,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.fields import Field, Form, Kind, Known, Values, t
 from meshctl.tui.layout import clean, warning
 from meshctl.tui.pager import Line, Pager
 from meshctl.tui.pane import PaneView
@@ -205,7 +205,14 @@ PLACE: Final = Action(
     form=Form(
         t("Copy a model to other pools"),
         (
-            Field("model", t("Model"), required=True, option="", help=t("NAME or NAME@SHA256")),
+            Field(
+                "model",
+                t("Model"),
+                required=True,
+                option="",
+                help=t("NAME or NAME@SHA256"),
+                known=Known.MODELS,
+            ),
             Field(
                 "copies",
                 t("Copies"),

@@ -18,7 +18,7 @@ from meshctl.tui.declare import (
     TablePane,
     columns_of,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.fields import Field, Form, Kind, Known, Values, t
 from meshctl.tui.screens.scheduled import AUTOMATIONS_PANE, ORDERS_PANE
 from meshctl.tui.screens.workers import planned
 
@@ -97,9 +97,14 @@ def _nodes(reply: Record) -> list[Record]:
 
 
 NODES: Final = Field(
-    "nodes", t("Nodes"), Kind.LIST, option="--node", help=t("with commas; empty: all of them")
+    "nodes",
+    t("Nodes"),
+    Kind.LIST,
+    option="--node",
+    help=t("with commas; empty: all of them"),
+    known=Known.NODES,
 )
-OF: Final = Field("of", t("Of pool"), option="--of", help=t("empty: ours"))
+OF: Final = Field("of", t("Of pool"), option="--of", help=t("empty: ours"), known=Known.POOLS)
 
 ORDERS: Final = (
     Action(
@@ -141,7 +146,7 @@ ORDERS: Final = (
         Role.OPERATOR,
         form=Form(
             t("Send nodes to a pool"),
-            (Field("pool", t("Pool"), required=True, option=""), NODES, OF),
+            (Field("pool", t("Pool"), required=True, option="", known=Known.POOLS), NODES, OF),
             t("What would move is shown first."),
         ),
         body=_order("move"),
@@ -188,8 +193,9 @@ EXPLAIN: Final = Action(
                 required=True,
                 option="",
                 help=t("a model, an alias or qg://..."),
+                known=Known.REQUESTS,
             ),
-            Field("app", t("App"), option="--app", help=t("empty: as an administrator")),
+            Field("app", t("App"), option="--app", help=t("empty: as an administrator"), known=Known.APPS),
             Field("input_tokens", t("Tokens"), Kind.INTEGER, minimum=0, option="--tokens"),
         ),
     ),

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from meshctl import replication_view
 from meshctl.tui.declare import Action, Call, CardPane, Confirm, Record, TablePane, columns_of
-from meshctl.tui.fields import Amendment, Field, Form, Kind, Values, t
+from meshctl.tui.fields import Amendment, Field, Form, Kind, Known, Values, t
 
 REASON: Final = Field("reason", t("Reason"), option="--reason", help=t("it is signed and kept"))
-POOL: Final = Field("pool", t("Pool"), option="", help=t("empty: this one"))
+POOL: Final = Field("pool", t("Pool"), option="", help=t("empty: this one"), known=Known.ALL_POOLS)
 
 
 def _as_it_was(was: Record, _values: Values, _reply: Any) -> Call | None:
@@ -104,6 +104,7 @@ def _group(status: Record) -> Form:
                 default=sorted(promoters) if promoters != members else None,
                 option="--promoter",
                 help=t("empty: all members"),
+                known=Known.ALL_POOLS,
             ),
             Field(
                 "witnesses",
@@ -112,6 +113,7 @@ def _group(status: Record) -> Form:
                 default=sorted(status.get("witnesses") or ()) or None,
                 option="--witness",
                 help=t("vote, and hold nothing; empty: none"),
+                known=Known.ALL_POOLS,
             ),
         ),
         t("Members are all pools of trust 3; the document is signed here and goes to all."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from textual import events
@@ -22,7 +23,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Values, dropped, t
+from meshctl.tui.fields import Field, Form, Known, Values, dropped, t
 from meshctl.tui.fitting import FitView, fit_screen
 from meshctl.tui.screens.mastership import MASTER, REVIEW, STATUS
 from meshctl.tui.table import TableView
@@ -208,7 +209,12 @@ def _named_back(was: Record, _values: Values, _reply: Any) -> Call:
 
 
 TARGET: Final = Field(
-    "target", t("Stands for"), required=True, option="", help=t("a model, NAME@SHA, or qg://task=...")
+    "target",
+    t("Stands for"),
+    required=True,
+    option="",
+    help=t("a model, NAME@SHA, or qg://task=..."),
+    known=Known.MODELS,
 )
 NAMES: Final = (
     Action(
@@ -241,7 +247,7 @@ NAMES: Final = (
         bulk=False,
         form=lambda row: Form(
             t("Let it stand for"),
-            (Field("target", t("Stands for"), default=row["target"], required=True, option=""),),
+            (replace(TARGET, default=row["target"]),),
         ),
         body=lambda _, values: {"target": values["target"]},
         undo=_named_back,

@@ -19,7 +19,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Amendment, Field, Form, Kind, Values, t
+from meshctl.tui.fields import Amendment, Field, Form, Kind, Known, Values, t
 from meshctl.tui.screens.person_files import EMAIL, POOL, certificate_of, erase, export, verdict
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def _person(record: Record | None = None) -> tuple[Field, ...]:
 
 
 ADMIN: Final = "admin"
-APPS: Final = Field("apps", t("Apps"), Kind.LIST, option="--app", help=t("that are theirs, with commas"))
+APPS: Final = Field(
+    "apps", t("Apps"), Kind.LIST, option="--app", help=t("that are theirs, with commas"), known=Known.APPS
+)
 
 
 def _admin(record: Record | None = None) -> Field:
@@ -194,7 +196,9 @@ ACTIONS: Final = (
         "PUT",
         APP,
         "meshctl people own {id}",
-        form=Form(t("Whose app it is"), (Field("app", t("App"), required=True, option=""),)),
+        form=Form(
+            t("Whose app it is"), (Field("app", t("App"), required=True, option="", known=Known.APPS),)
+        ),
         body=lambda _person, _values: {},
         undo=_owned("DELETE", "disown"),
         done=t("The app is theirs: {name}."),

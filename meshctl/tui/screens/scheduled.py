@@ -20,7 +20,7 @@ from meshctl.tui.declare import (
     TablePane,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.fields import Field, Form, Kind, Known, Values, t
 
 ARGUMENTS: Final = {
     "failover": ("verb", "pool", "of", "nodes"),
@@ -102,23 +102,27 @@ ADD: Final = Action(
             ),
             Field("in_s", t("In"), Kind.DURATION, minimum=0, option="--in", help="90s, 15m, 12h"),
             Field("at", t("Or at"), option="--at", help=t("2027-01-31T02:00, UTC unless it says more")),
-            Field("worker", t("Worker"), option="--worker", help=t("for drain and undrain")),
+            Field(
+                "worker", t("Worker"), option="--worker", help=t("for drain and undrain"), known=Known.WORKERS
+            ),
             Field(
                 "verb",
                 t("Verb"),
-                pattern="move|back|reassign",
+                Kind.CHOICE,
+                choices=("move", "back", "reassign"),
                 option="--verb",
-                help=t("for failover: move, back or reassign"),
+                help=t("for failover"),
             ),
-            Field("pool", t("To pool"), option="--to", help=t("for failover")),
-            Field("of", t("Of pool"), option="--of", help=t("for failover")),
-            Field("nodes", t("Nodes"), Kind.LIST, option="--node", help=t("for failover")),
+            Field("pool", t("To pool"), option="--to", help=t("for failover"), known=Known.POOLS),
+            Field("of", t("Of pool"), option="--of", help=t("for failover"), known=Known.POOLS),
+            Field("nodes", t("Nodes"), Kind.LIST, option="--node", help=t("for failover"), known=Known.NODES),
             Field(
                 "mode",
                 t("Mode"),
-                pattern="auto|manual",
+                Kind.CHOICE,
+                choices=("auto", "manual"),
                 option="--mode",
-                help=t("for mode: auto or manual"),
+                help=t("for mode"),
             ),
             Field("reason", t("Reason"), option="--reason"),
         ),

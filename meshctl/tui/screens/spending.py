@@ -19,7 +19,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.fields import Field, Form, Kind, Known, Values, t
 from meshctl.tui.pane import view_of
 from meshctl.tui.screens.apps import RECEIPT_COLUMNS, receipts_of
 from meshctl.tui.screens.databases import CHECK_S, PROVIDER_KEY, steps_of
@@ -146,7 +146,16 @@ def _price_form(record: Record, *, new: bool) -> Form:
     def field(name: str, label: str, option: str, *, required: bool = False) -> Field:
         return Field(name, label, default=record.get(name), required=required, pattern=AMOUNT, option=option)
 
-    first = (Field("model", t("Model"), required=True, option="", help=t("MODEL, or PROVIDER/MODEL")),)
+    first = (
+        Field(
+            "model",
+            t("Model"),
+            required=True,
+            option="",
+            help=t("MODEL, or PROVIDER/MODEL"),
+            known=Known.MODELS,
+        ),
+    )
     return Form(
         t("What a million tokens cost"),
         (
@@ -333,6 +342,7 @@ BUDGETS: Final = TablePane(
                         option="",
                         pattern=r"(pool|(app|team|provider):[^/\s]+)/(hour|day|week|month)",
                         help=t("app:NAME/month, team:NAME/week, provider:NAME/day, pool/hour"),
+                        known=Known.BUDGETS,
                     ),
                     *_amounts({}),
                 ),

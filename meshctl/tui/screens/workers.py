@@ -19,7 +19,7 @@ from meshctl.tui.declare import (
     columns_of,
     filled,
 )
-from meshctl.tui.fields import Field, Form, Kind, Values, t
+from meshctl.tui.fields import Field, Form, Kind, Known, Values, t
 from meshctl.tui.offers import fingerprint, offer_form, offered
 
 DRAIN: Final = "/workers/{name}/drain"
@@ -132,7 +132,7 @@ ACTIONS: Final = (
         Role.OPERATOR,
         form=Form(
             t("Move to a paired pool"),
-            (Field("pool", t("Pool"), help=t("empty: home again"), option=""),),
+            (Field("pool", t("Pool"), help=t("empty: home again"), option="", known=Known.POOLS),),
             t("It stays there until it is ordered back or that pool is dead."),
         ),
         body=_order,
