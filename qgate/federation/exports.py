@@ -90,7 +90,7 @@ class Exports:
         targets = self.targets()
         pools = tuple(peer.pool_key for peer in targets)
         async with self._store.transaction() as connection:
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", table.EXPORT_LOCK)
+            await table.lock_exports(connection)
             known = {stream: await table.published(connection, stream) for stream in ("nodes", "guests")}
             if not pools and not any(known.values()) and await table.kept_roster(connection) is None:
                 return 0

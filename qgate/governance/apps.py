@@ -31,7 +31,7 @@ from qgate.store.apps import (
     revoke_app,
 )
 from qgate.store.configuration import APP_FIELDS, bind_databases, change_fields
-from qgate.store.guests import EXPORT_LOCK, add_spares, assign_spares, drop_spares, end_spares
+from qgate.store.guests import add_spares, assign_spares, drop_spares, end_spares, lock_exports
 from tunnel_proto.scram import make_verifier, parse_verifier
 
 PASSWORD_BYTES: Final = 24  # 192 bits, 32 characters that need no quoting in any URL
@@ -233,7 +233,7 @@ class Apps:
             else:
                 salt, iterations = secrets.token_bytes(SALT_BYTES), self._iterations
             # Pools that were told nothing of this app yet take the old password too, as long as it is good.
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", EXPORT_LOCK)
+            await lock_exports(connection)
             pools = [one.pool_key for one in self._office.directory.peers() if may(one, "failover", "send")]
             await assign_spares(connection, pools, name)
             given = await end_spares(connection, name, until, at)

@@ -123,7 +123,7 @@ class Catalogue:
     ) -> dict[str, Any]:
         """Sign a new group document: all pools of level 3 as members, and who may promote."""
         async with self._office.store.transaction() as connection:
-            await self._lock(connection)
+            await table.lock_authority(connection)
             standing = await self.standing(connection)
             group = standing.group
             if group is not None and self._pool not in group.promoters:
@@ -165,7 +165,7 @@ class Catalogue:
         came, or this pool gave its ballot away.
         """
         async with self._office.store.transaction() as connection:
-            await self._lock(connection)
+            await table.lock_authority(connection)
             standing = await self.standing(connection)
             if standing.frozen or standing.master is None or standing.epoch + 1 != epoch:
                 return False
@@ -293,7 +293,7 @@ class Catalogue:
 
     async def _decide(self, master: bytes, *, by: str, reason: str, frozen: bool = False) -> dict[str, Any]:
         async with self._office.store.transaction() as connection:
-            await self._lock(connection)
+            await table.lock_authority(connection)
             standing = await self.standing(connection)
             if standing.group is None and not frozen:
                 await self._sign(connection, first_group(self._pool, self._sharing()))
@@ -329,11 +329,8 @@ class Catalogue:
     def _automatic(self) -> bool:
         return bool(self._office.directory.setting(AUTOMATIC) == "auto")
 
-    async def _lock(self, connection: Connection) -> None:
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", table.AUTHORITY_LOCK)
-
     async def _writable(self, connection: Connection) -> Standing:
-        await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", table.AUTHORITY_LOCK)
+        await table.share_authority(connection)
         standing = await self.standing(connection)
         if standing.frozen:
             raise LogConflict(

@@ -18,6 +18,16 @@ AUTHORITY_LOCK = 0x71_67_63_61_74
 """Held by whoever decides about the catalogue's authority: "qgcat" in ASCII."""
 
 
+async def lock_authority(connection: Connection) -> None:
+    """Decide alone about the catalogue's authority until this transaction ends."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", AUTHORITY_LOCK)
+
+
+async def share_authority(connection: Connection) -> None:
+    """Keep the catalogue's authority as it is until this transaction ends; others may do so too."""
+    await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", AUTHORITY_LOCK)
+
+
 @dataclass(frozen=True, slots=True)
 class CatalogueRow:
     """One record of the catalogue. ``record`` names it in the log."""
@@ -156,7 +166,7 @@ async def ballot(connection: Connection, epoch: int) -> bytes | None:
 
 
 async def put_ballot(connection: Connection, epoch: int, candidate: bytes, at: datetime) -> None:
-    """Vote. The caller has looked whether it may, under `AUTHORITY_LOCK`."""
+    """Vote. The caller has looked whether it may, under `lock_authority`."""
     await connection.execute(
         """
         INSERT INTO catalogue_ballots (epoch, candidate, at) VALUES ($1, $2, $3)

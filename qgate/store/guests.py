@@ -14,6 +14,11 @@ EXPORT_LOCK: Final = 0x6D657368_65787074
 """Advisory lock of whoever compares what was published with what is: one gate of the pool at a time."""
 
 
+async def lock_exports(connection: Connection) -> None:
+    """Decide alone what peers are told until this transaction ends."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", EXPORT_LOCK)
+
+
 # --- guests of other pools ----------------------------------------------------------------------------------
 
 
@@ -248,7 +253,7 @@ async def drop_spares(connection: Connection, app: str) -> None:
 async def assign_spares(connection: Connection, pools: Sequence[bytes], app: str | None = None) -> int:
     """Give each app that may fail over, or ``app``, a verifier for each of ``pools``; how many lack one.
 
-    The caller holds `EXPORT_LOCK`, so that no verifier is given to two pools.
+    The caller holds `lock_exports`, so that no verifier is given to two pools.
     """
     lacking = await connection.fetch(
         """
