@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from textual.app import App
+from textual.notifications import SeverityLevel
 
 from meshctl.tui import preferences, words
 from meshctl.tui.branded import POOL_THEME
@@ -37,6 +38,7 @@ class Shell(App[str]):
         self.catalogue = words.catalogue(liked.language, ascii_only=liked.ascii_only)
         self.animation_level = "none"
         self._busy: list[str] = []
+        self._toasted: dict[tuple[str, str], float] = {}
         self._mouse = liked.mouse
         for theme in THEMES:
             self.register_theme(theme)
@@ -61,11 +63,11 @@ class Shell(App[str]):
 
     def tell(self, text: str) -> None:
         """A word of success."""
-        self.notify(clean(text), timeout=TOAST_S, markup=False)
+        self._toast(clean(text), "information", TOAST_S)
 
     def warn(self, text: str) -> None:
         """Why something is not done."""
-        self.notify(clean(text), severity="warning", timeout=TOAST_S, markup=False)
+        self._toast(clean(text), "warning", TOAST_S)
 
     def fail(self, error: MeshError, *, about: str = "") -> None:
         """An error, with the next step."""
@@ -74,13 +76,18 @@ class Shell(App[str]):
             if error.hint
             else ""
         )
-        self.notify(
-            f"{clean(self.catalogue.shown(error.message))}{next_step}",
-            title=about,
-            severity="error",
-            timeout=PROBLEM_S,
-            markup=False,
+        self._toast(
+            f"{clean(self.catalogue.shown(error.message))}{next_step}", "error", PROBLEM_S, title=about
         )
+
+    def _toast(self, text: str, severity: SeverityLevel, timeout: float, *, title: str = "") -> None:
+        """Say something in passing; what was said a moment ago, and can still be read, is not said twice."""
+        now = time.monotonic()
+        if now - self._toasted.get((title, text), -timeout) < timeout / 2:
+            return
+        self._toasted = {said: at for said, at in self._toasted.items() if now - at < PROBLEM_S}
+        self._toasted[title, text] = now
+        self.notify(text, title=title, severity=severity, timeout=timeout, markup=False)
 
     def copy(self, text: str) -> None:
         """To the terminal's clipboard (OSC 52), which also works over SSH and in tmux."""

@@ -267,6 +267,16 @@ async def test_a_gate_that_goes_away_leaves_what_was_known(visit: Open, gate: Ro
         await at.sees("2 of 2")
 
 
+async def test_what_is_still_to_be_read_is_not_said_twice(visit: Open) -> None:
+    async with visit() as at:
+        await at.sees("Workers")
+        for _ in range(3):
+            at.room.warn("hq does not answer")
+        at.room.warn("nor does lyon")
+        await at.told("nor does lyon")
+        assert [one.message for one in at.room._notifications] == ["hq does not answer", "nor does lyon"]
+
+
 async def test_another_pool_is_asked_for_what_is_in_front(visit: Open, gate: RoomGate) -> None:
     async with visit("incidents") as at:
         await at.sees("1 of 1")
