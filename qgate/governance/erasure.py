@@ -162,8 +162,7 @@ class Erasures:
         unpublished = await self._unpublish(apps) if apps else 0
         async with self._office.store.transaction() as connection:
             removed = await table.erase_apps(connection, apps)
-            if email:
-                removed["mail_recipients"] = await self._mail.forget_address(connection, email)
+            removed["mail_recipients"] = await self._mail.forget(connection, person, email)
             removed["log_entries"] = unpublished
             removed["people"] = int(await table.drop_person(connection, person))
             removed = {name: count for name, count in removed.items() if count}

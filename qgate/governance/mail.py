@@ -13,6 +13,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
@@ -52,15 +53,31 @@ FIELDS: Final = ("host", "port", "tls", "ca_file", "user", "from", "timeout_s", 
 log = structlog.get_logger(__name__)
 
 
+PERSON: Final = "person:"
+"""Before the pseudonym of a recipient who is one of the pool's people. No address begins so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Somebody who is told of notifications of that severity and above; ``person`` is their pseudonym."""
+
+    id: str
+    address: str = field(repr=False)
+    severity: str
+    person: str | None
+
+
 class Mail:
     """The mail of one pool. ``failed(kind, reason)`` hears of mail that was given up; it must not mail
-    itself.
+    itself. ``person_of`` and ``address_of`` lead from an address to a pseudonym and back, in a transaction.
     """
 
     def __init__(self, office: Office) -> None:
         self._office = office
         self._stir = asyncio.Event()
         self.failed: Callable[[str, str], Awaitable[None]] = _nobody
+        self.person_of: Callable[[Connection, str], Awaitable[str | None]] = _no_person
+        self.address_of: Callable[[Connection, str], Awaitable[str | None]] = _no_person
 
     # --- set up
 
@@ -68,7 +85,7 @@ class Mail:
         """How mail is sent, who is told of notifications, and what waits; never the password."""
         async with self._office.store.connection() as connection:
             counts = await table.count_mail(connection)
-            recipients = await table.all_recipients(connection)
+            recipients = await self._told(connection)
             password_at = await secret_changed_at(connection, SECRET)
         settings = self.settings
         row = {
@@ -83,10 +100,7 @@ class Mail:
             "give_up_hours": int(self._office.directory.setting("smtp.give_up_hours")),
             "password": await self._password_state(settings),
             "password_at": iso(password_at),
-            "recipients": [
-                {"to": self._open(box, recipient_purpose(name)), "severity": severity}
-                for name, box, severity in recipients
-            ],
+            "recipients": [{"to": one.address, "severity": one.severity} for one in recipients],
             "mail": {state: counts.get(state, 0) for state in ("waiting", "sent", "failed")},
         }
         return versioned("smtp", row)
@@ -144,9 +158,7 @@ class Mail:
         async with self._office.store.transaction() as connection:
             await table.drop_recipients(connection)
             for address, severity in checked.items():
-                name = f"to_{secrets.token_hex(4)}"
-                sealed = self._office.vault.seal(address.encode(), recipient_purpose(name))
-                await table.put_recipient(connection, name, sealed, severity)
+                await self._put(connection, f"to_{secrets.token_hex(4)}", address, severity)
         severities = {one: sum(one == kept for kept in checked.values()) for one in SEVERITIES}
         await self._office.changed("smtp.recipients", "smtp", by, {"recipients": severities})
         return await self.show()
@@ -166,8 +178,7 @@ class Mail:
             for name in found:
                 await table.drop_recipient(connection, name)
             name = next(iter(found), f"to_{secrets.token_hex(4)}")
-            sealed = self._office.vault.seal(checked.encode(), recipient_purpose(name))
-            await table.put_recipient(connection, name, sealed, severity)
+            await self._put(connection, name, checked, severity)
         before = next(iter(found.values()), None)
         await self._office.changed("smtp.recipient", "smtp", by, {"before": before, "after": severity})
         return await self.show()
@@ -187,17 +198,49 @@ class Mail:
     async def _recipients(self, connection: Connection, address: str) -> dict[str, str]:
         """Rows of that address, in any case of letters, with their severities."""
         return {
-            name: severity
-            for name, box, severity in await table.all_recipients(connection)
-            if self._open(box, recipient_purpose(name)).lower() == address.lower()
+            one.id: one.severity
+            for one in await self._told(connection)
+            if one.address.lower() == address.lower()
         }
 
-    async def forget_address(self, connection: Connection, address: str) -> int:
-        """Tell that address no more; how many recipients it was."""
-        found = await self._recipients(connection, address)
-        for name in found:
+    async def _told(self, connection: Connection) -> list[Recipient]:
+        """Who is told. A person whose address cannot be read here is not."""
+        told = []
+        for name, box, severity in await table.all_recipients(connection):
+            kept = self._open(box, recipient_purpose(name))
+            person = kept.removeprefix(PERSON) if kept.startswith(PERSON) else None
+            address = kept if person is None else await self.address_of(connection, person)
+            if address is not None:
+                told.append(Recipient(name, address, severity, person))
+        return told
+
+    async def _put(self, connection: Connection, name: str, address: str, severity: str) -> None:
+        """Keep a recipient. Somebody known is kept by pseudonym: whoever is erased is in no older backup."""
+        person = await self.person_of(connection, address)
+        kept = address if person is None else f"{PERSON}{person}"
+        sealed = self._office.vault.seal(kept.encode(), recipient_purpose(name))
+        await table.put_recipient(connection, name, sealed, severity)
+
+    async def became_known(self, connection: Connection, address: str) -> None:
+        """That address is a person's from now on: where it is told of something, it is kept as theirs."""
+        for name, severity in (await self._recipients(connection, address)).items():
             await table.drop_recipient(connection, name)
-        return len(found)
+            await self._put(connection, name, address, severity)
+
+    async def forget(self, connection: Connection, person: str, address: str) -> int:
+        """Tell a person no more, nor their address, and send nothing that waits for it; how many recipients
+        they were.
+        """
+        gone = 0
+        for name, box, _ in await table.all_recipients(connection):
+            kept = self._open(box, recipient_purpose(name))
+            if kept == f"{PERSON}{person}" or (address and kept.lower() == address.lower()):
+                await table.drop_recipient(connection, name)
+                gone += 1
+        for mail, box in await table.sealed_mail(connection) if address else ():
+            if json.loads(self._open(box, mail_purpose(mail)))["to"].lower() == address.lower():
+                await table.drop_mail(connection, mail)
+        return gone
 
     async def test(self, to: str, *, by: str) -> dict[str, Any]:
         """Send a letter now: `{ok, to, steps, problem, next}`. InvalidRequestError for no address."""
@@ -258,10 +301,10 @@ class Mail:
         if not self.settings.ready:
             return 0
         told = 0
-        for name, box, least in await table.all_recipients(connection):
-            if all_ or SEVERITIES.index(severity) >= SEVERITIES.index(least):
-                address = self._open(box, recipient_purpose(name))
-                await self.queue(connection, Letter(address, subject, text), kind="notification")
+        for one in await self._told(connection):
+            if all_ or SEVERITIES.index(severity) >= SEVERITIES.index(one.severity):
+                letter = Letter(one.address, subject, text)
+                await self.queue(connection, letter, kind="notification", person=one.person)
                 told += 1
         return told
 
@@ -403,3 +446,7 @@ class Mail:
 
 async def _nobody(_kind: str, _reason: str) -> None:
     return
+
+
+async def _no_person(_connection: Connection, _who: str) -> str | None:
+    return None

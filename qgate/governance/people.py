@@ -64,6 +64,7 @@ class People:
         self.keys = keys
         self.codes = CodeDesk(office)
         self._mail = mail
+        mail.person_of, mail.address_of = self.id_of, self.address_of
         self._apps = apps
         self.refuse_seat: Callable[[Connection], Awaitable[None]] = _no_bound
         """Raises where the licence has no place for another person; whoever waits or is disabled has none."""
@@ -133,6 +134,12 @@ class People:
                 return row.id
         return None
 
+    async def address_of(self, connection: Connection, person: str) -> str | None:
+        """A person's address, None where there is nobody of that pseudonym or it cannot be read here."""
+        row = await table.find_person(connection, person)
+        details = None if row is None else self.keys.open(row)
+        return None if details is None else details.email
+
     # --- making
 
     async def add(self, new: NewPerson, *, invite: bool = False, by: str) -> dict[str, Any]:
@@ -173,6 +180,7 @@ class People:
             by=by,
             at=self._office.now(),
         )
+        await self._mail.became_known(connection, details.email)
         return person
 
     async def invite(self, who: str, *, by: str) -> dict[str, Any]:
@@ -236,6 +244,7 @@ class People:
                 raise ConflictError(f"that address is {owner}'s", hint=f"meshctl people show {owner}")
             sealed = self.keys.seal(row.id, key, new)
             await table.change_person(connection, row.id, by=by, at=self._office.now(), sealed=sealed)
+            await self._mail.became_known(connection, new.email)
         self.keys.forget(row.id)
         await self._told("people.change", row.id, by, {"fields": sorted(changes)})
         return await self.show(row.id)

@@ -90,6 +90,17 @@ async def retry_now(connection: Connection, at: datetime) -> int:
     return int(done.split()[-1])
 
 
+async def sealed_mail(connection: Connection) -> list[tuple[str, bytes]]:
+    """(id, box) of all mail whose text is still here."""
+    rows = await connection.fetch("SELECT id, sealed FROM mail_outbox WHERE sealed IS NOT NULL")
+    return [(row["id"], row["sealed"]) for row in rows]
+
+
+async def drop_mail(connection: Connection, mail: str) -> None:
+    """Forget a mail, sent or not."""
+    await connection.execute("DELETE FROM mail_outbox WHERE id = $1", mail)
+
+
 async def list_mail(connection: Connection, *, limit: int) -> list[dict[str, Any]]:
     """The newest mails, without what is in them."""
     rows = await connection.fetch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,15 @@ class Staff:
 
 
 def names(text: str) -> list[str]:
-    """Which words that name Alice are in a text."""
-    return [word for word in WORDS if word in text]
+    """Which words that name Alice are in a text, as they are or as PostgreSQL, JSON and mail spell bytes."""
+    return [word for word in WORDS if any(spelt in text for spelt in spellings(word))]
+
+
+def spellings(word: str) -> set[str]:
+    """A word in plain, in hexadecimal, and in base64 wherever in a text it begins."""
+    data = word.encode()
+    encoded = {base64.b64encode(b"\0" * before + data)[4 if before else 0 : -4] for before in range(3)}
+    return {word, data.hex(), *(one.decode() for one in encoded)}
 
 
 async def grant(staff: Staff, person: str) -> dict[str, Any]:

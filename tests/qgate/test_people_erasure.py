@@ -18,6 +18,8 @@ from qgate.governance.backup import Backup
 from qgate.governance.problems import ConflictError, UnknownNameError
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
+from qgate.store.mail import all_recipients
+from qgate.store.people import recipient_purpose
 from qgate.vault import Vault
 from tests.kit.cluster import bundled
 from tests.qgate.gates import control
@@ -99,12 +101,14 @@ async def test_an_erasure_leaves_nothing_but_the_certificate(
     for backup, found in ((older, (person,)), (newer, ())):
         again = await restored(store_server, backup, pool.vault, tmp_path / backup.stem)
         assert names(await everything_stored(again.pool)) == []
+        assert [one["to"] for one in (await again.mail.show())["recipients"]] == ["ops@example.org"]
         assert [row["readable"] for row in await again.people.list()] == [False] * len(found)
         again.file.write_bytes(staff.file.read_bytes())
         assert await again.erasures.reapply() == found
         assert await again.people.list() == []
         assert again.pool.directory.app(person) is None
         assert [row["person"] for row in await again.erasures.list()] == [person]
+        assert len(await stored_recipients(again)) == 1
         assert names(await everything_stored(again.pool) + await again.audit()) == []
         await again.pool.store.close()
 
@@ -114,6 +118,40 @@ async def test_an_erasure_leaves_nothing_but_the_certificate(
     assert await staff.erasures.reapply() == ()
     assert list(staff.keys.read().keys) == []
     assert await staff.people.list() == []
+
+
+async def stored_recipients(staff: Staff) -> list[str]:
+    """Who is told of notifications, as it is kept."""
+    async with staff.pool.store.connection() as connection:
+        rows = await all_recipients(connection)
+    return [staff.pool.vault.unseal(box, recipient_purpose(name)).decode() for name, box, _ in rows]
+
+
+@pytest.mark.parametrize("known_first", [True, False])
+async def test_a_recipient_who_is_one_of_the_people_is_kept_by_pseudonym(
+    pool: Pool, staff: Staff, *, known_first: bool
+) -> None:
+    await staff.mail.set_up({"host": "mail.example.org", "from": "mesh@example.org"}, None, by=BY)
+    person = (await staff.people.add(ALICE, by=BY))["id"] if known_first else ""
+    shown = await staff.mail.tell_address(
+        ALICE.email.upper().replace("EXAMPLE.ORG", "example.org"), "info", by=BY
+    )
+    if not known_first:
+        async with pool.store.transaction() as connection:  # it waits, to an address that is nobody's yet
+            assert await staff.mail.tell(connection, "info", "subject", "text", all_=False) == 1
+        person = (await staff.people.add(ALICE, by=BY))["id"]
+        shown = await staff.mail.show()
+    assert await stored_recipients(staff) == [f"person:{person}"]
+    assert [one["to"].lower() for one in shown["recipients"]] == [ALICE.email]
+    async with pool.store.transaction() as connection:
+        assert await staff.mail.tell(connection, "info", "subject", "text", all_=False) == 1
+    assert (await staff.mail.show())["mail"]["waiting"] == 1 + (not known_first)
+    await staff.people.change(person, {"email": "alice@example.com"}, by=BY)
+    assert (await staff.mail.show())["recipients"] == [{"to": "alice@example.com", "severity": "info"}]
+    await staff.people.change(person, {"email": ALICE.email}, by=BY)
+    await staff.erasures.erase(person, by=BY)
+    shown = await staff.mail.show()
+    assert (shown["recipients"], shown["mail"]["waiting"]) == ([], 0)
 
 
 async def test_a_lost_store_comes_back_with_its_people_where_the_keys_are_kept(
