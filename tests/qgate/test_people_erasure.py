@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import asyncpg
+import httpx
 import pytest
 
 from qgate.governance.apps import NewApp
@@ -247,6 +250,78 @@ async def test_a_peer_forgets_what_it_was_told_of_a_persons_app(
                 assert reply.status_code == 200, reply.text
                 assert (await replica(GUESTS), await replica(PAYLOADS)) == (0, 1)
         assert set(document["kept"]) <= {"audit_entries", "log_entries", "outbox"}
+
+
+async def test_no_byte_of_two_pools_names_who_was_erased(
+    tmp_path: Path, store_server: EmbeddedPostgres, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Over the control API, each change under an idempotency key, as `meshctl` makes them."""
+    async with pools(tmp_path, store_server, "hq", "gpu") as (hq, gpu), control(hq) as client:
+        await pair(hq, gpu)
+
+        async def asked(method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
+            given = {"Idempotency-Key": secrets.token_hex(8), **headers}
+            return await client.request(method, path, json=body, headers=given)
+
+        where = quote(ALICE.email, safe="")
+        details = {"name": ALICE.name, "email": ALICE.email, "team": ALICE.team, "note": ALICE.note}
+        for method, path, body in (
+            ("PUT", "/smtp", {"host": "127.0.0.1", "port": 1, "tls": "none", "from": "mesh@example.org"}),
+            ("PUT", "/smtp/recipients", {"recipients": [{"to": ALICE.email, "severity": "info"}]}),
+            ("POST", "/people", {**details, "invite": True}),
+            ("PUT", f"/smtp/recipients/{where}", {"severity": "critical"}),
+            ("PATCH", f"/people/{where}", {"team": "Zimmerwald's"}),
+            ("POST", f"/people/{where}/invite", None),
+            (
+                "POST",
+                "/databases",
+                {"name": "shop", "dsn": "postgresql://o:p@127.0.0.1:1/shop", "check": False},
+            ),
+            ("POST", "/apps", {"name": "portal", "databases": ["shop"], "policy": {}}),
+            ("POST", "/apps/portal/keys", None),
+            ("PUT", f"/people/{where}/apps/portal", None),
+            ("PUT", "/budgets/app:portal/month", {"hard": "5", "currency": "EUR"}),
+            ("GET", f"/people/{where}/export", None),
+            ("GET", "/people?q=zimmerwald", None),
+            ("POST", "/smtp/retry", None),
+        ):
+            reply = await asked(method, path, body)
+            assert reply.is_success, (path, reply.text)
+        person = (await client.get(f"/people/{where}")).json()
+        assert (person["apps"], person["state"]) == (["portal"], "invited")
+        refused = await asked("POST", f"/people/{where}/disable", None, **{"Qgate-Read-Only": "1"})
+        assert (refused.status_code, refused.json()["code"]) == (403, "read-only")
+        assert (await asked("POST", f"/people/{where}/disable")).json()["code"] == "conflict"
+        await hq.governing.staff.notifications.tell("test", "critical", "subject", ref="test")
+        older = (await client.get("/logs/gpu/archive", params={"whole": "true"})).content
+        assert (await asked("POST", "/backup", {"path": str(tmp_path / "older.backup")})).is_success
+
+        certificate = (await asked("POST", f"/people/{person['id']}/erase", {"confirm": person["id"]})).json()
+        assert certificate["kept"] == {}, certificate
+        assert (await client.get("/smtp")).json()["recipients"] == []
+        await hq.parts.audit.flush()
+        newer = (await client.get("/logs/gpu/archive", params={"whole": "true"})).content
+        stores = [dumped(one.settings.store.dsn) for one in (hq, gpu)]
+        files = [one.read_bytes() for one in tmp_path.rglob("*") if one.is_file()]
+        assert len(files) > 5
+        said = "".join(capfd.readouterr())
+        held = "\n".join([*stores, said, *(one.decode("latin-1") for one in (older, newer, *files))])
+        assert names(held) == []
+        assert certificate["salt"] not in held
+        assert person["id"] in stores[0]  # the pseudonym, in the audit and on the certificate
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "jsonb", "bytea", "text[]", "varchar(99)"])
+async def test_a_name_is_found_in_a_column_of_any_kind(store_dsn: str, pool: Pool, kind: str) -> None:
+    """What the other tests look with sees what is there."""
+    value = {"json": '{"a": "%s"}', "jsonb": '["%s"]', "text[]": "{%s}"}.get(kind, "%s") % ALICE.email
+    async with pool.store.connection() as connection:
+        await connection.execute(f"CREATE TABLE planted (it {kind})")
+        if kind == "bytea":
+            await connection.execute("INSERT INTO planted VALUES ($1)", value.encode())
+        else:
+            await connection.execute(f"INSERT INTO planted VALUES ('{value}')")
+    assert names(dumped(store_dsn)) == ["zimmerwald"]
 
 
 GUESTS = "SELECT count(*) FROM guest_apps WHERE pool = $1"
