@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from meshctl.dialling import Dialler, UnixDialler
+from meshctl.dialling import Dialler, UnixDialler, http_over
 from meshctl.errors import CommandError, GateError, UnreachableError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ SOCKET_NAME = "admin.sock"
 CALL_TIMEOUT_S = 60.0
 UPLOAD_TIMEOUT_S = 360.0
 UPLOAD_PIECE = 1 << 20
+DIRECTORY: Final = "name the gate's own directory, where its qgate.toml lies, or a dev stack's"
 SAFE: Final = frozenset({"GET", "HEAD"})
 """Methods that may be repeated when nobody knows how far the first attempt came (RFC 9110, 9.2.1)."""
 
@@ -126,6 +127,8 @@ class Gate:
         try:
             connection, (status, data) = self._open(method, send, limit, _read, keyed=bool(key))
         except GateError as error:
+            if error.problem == "not-found":
+                error.hint = self._near(path, error.hint)
             if error.problem != "keys-unavailable":
                 raise
             # Nothing was done: the gate cannot remember keys now, which is no reason to do nothing.
@@ -133,6 +136,18 @@ class Gate:
             connection, (status, data) = self._open(method, send, limit, _read)
         connection.close()
         return Reply(status, _json(data))
+
+    def _near(self, path: str, hint: str) -> str:
+        """``hint`` with the nearest name before it, where ``path`` asks for one that a list lacks."""
+        from meshctl.near_names import COMPARED_MAX, asked_for, suggestion
+
+        if (wanted := asked_for(path)) is None:
+            return hint
+        place, name = wanted
+        with contextlib.suppress(CommandError):
+            rows = self.items(place, {"limit": COMPARED_MAX})
+            return suggestion(name, (str(row.get("name")) for row in rows), hint)
+        return hint
 
     def send_file(
         self,
@@ -282,7 +297,7 @@ class Gate:
             place = again.place if again.cut else self.dialler.place()
             self.dialler.check(place, method)
             sent = False
-            connection = self._connection(place, timeout)
+            connection = http_over(self.dialler, place, timeout)
             try:
                 headers = {"Accept": "application/json", **self.dialler.headers(place)}
                 connection.connect()
@@ -327,17 +342,6 @@ class Gate:
             except BaseException:
                 connection.close()
                 raise
-
-    def _connection(self, place: str, timeout: float | None) -> HTTPConnection:
-        from http.client import HTTPConnection
-
-        dialler = self.dialler
-
-        class Dialled(HTTPConnection):
-            def connect(self) -> None:
-                self.sock = dialler.dial(place, timeout)
-
-        return Dialled("localhost", timeout=timeout)
 
 
 def _request(
@@ -458,6 +462,11 @@ def find_socket(gate_dir: Path | None, socket_path: Path | None, *, here: Path) 
     if socket_path is not None:
         return socket_path
     if gate_dir is not None:
+        with contextlib.suppress(PermissionError):  # the socket says more of that
+            try:
+                os.listdir(gate_dir)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise UnreachableError(f"{gate_dir}: {error.strerror}.", hint=DIRECTORY) from None
         return socket_of(gate_dir)
     closed = ""
     for candidate in (here / DEV_STATE, SYSTEM_GATE):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -12,6 +11,7 @@ from meshctl import view
 from meshctl.cli import app_key, app_policy, app_set, options
 from meshctl.drivers import Credential, connection_strings, openai_settings, port_beside
 from meshctl.errors import NotFoundError, UsageError
+from meshctl.near_names import suggestion
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
 
@@ -157,9 +157,7 @@ def show(
     gate = options.connect(gate_dir, socket)
     rows = {str(row["name"]): row for row in gate.items("/apps")}
     if name not in rows:
-        near = difflib.get_close_matches(name, rows, 1)
-        hint = f'did you mean "{near[0]}"? ' if near else ""
-        raise NotFoundError(f"there is no app {name}", hint=f"{hint}meshctl app list")
+        raise NotFoundError(f"there is no app {name}", hint=suggestion(name, rows, "meshctl app list"))
     row = rows[name] | {"keys": gate.items(f"/apps/{quote(name, safe='')}/keys")}
     emit(row, view.app(row), output)
 

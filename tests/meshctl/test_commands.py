@@ -436,3 +436,33 @@ def test_version_help_and_completion_work_without_a_gate(meshctl: Run) -> None:
     for shell in ("bash", "zsh", "fish"):
         assert "_MESHCTL_COMPLETE" in meshctl("completion", shell)[1]
     assert meshctl("completion", "csh")[0] == 2
+
+
+def test_a_name_that_is_not_there_brings_the_nearest(at_gate: Run, gate: FakeGate) -> None:
+    gate.problem("GET /databases/ordres", 404, "there is no database ordres", "meshctl db list", "not-found")
+    gate.answer("GET /databases", {"items": [{"name": "orders"}, {"name": "stock"}]})
+    code, _, err = at_gate("db", "show", "ordres")
+    assert (code, err.splitlines()[1:]) == (4, ['Next: did you mean "orders"? meshctl db list'])
+    gate.problem("GET /databases", 503, "the store is away")
+    assert at_gate("db", "show", "ordres")[2].splitlines()[1:] == ["Next: meshctl db list"]
+
+
+@pytest.mark.parametrize(("place", "why"), [("nowhere", "No such file"), ("file", "Not a directory")])
+def test_a_gate_directory_that_is_none(meshctl: Run, tmp_path: Path, place: str, why: str) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = meshctl("db", "list", "--gate-dir", tmp_path / place)
+    assert code == 3
+    assert why in err
+    assert "qgate.toml" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "wanted"),
+    [("--language", "xx", "en, fr"), ("--theme", "drak", '"dark"'), ("--section", "workrs", '"workers"')],
+)
+def test_the_control_room_refuses_what_there_is_not(
+    meshctl: Run, monkeypatch: pytest.MonkeyPatch, option: str, given: str, wanted: str
+) -> None:
+    monkeypatch.setattr("meshctl.cli.tui.refuse_terminal", lambda: None)
+    code, _, err = meshctl("tui", option, given)
+    assert (code, given in err, wanted in err) == (2, True, True)
