@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +50,7 @@ def tui(
     What is chosen here by option or key (theme, language, ASCII, mouse) is kept for the next time.
     """
     refuse_terminal()
+    refuse_names(section, theme, language)
     gate = options.connect(gate_dir, socket)
     chosen = {"theme": theme, "language": language, "ascii_only": ascii_only, "mouse": mouse}
     run(gate, _where(gate_dir, gate), section, {key: one for key, one in chosen.items() if one is not None})
@@ -69,6 +72,37 @@ def refuse_terminal() -> None:
         )
 
 
+def refuse_names(section: str, theme: str | None, language: str | None) -> None:
+    """Raise UsageError for a section, a theme or a language that there is not, with those that there are."""
+    try:
+        from meshctl.tui import sections, words
+        from meshctl.tui.branded import POOL_THEME
+        from meshctl.tui.themes import THEMES
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    if section and sections.named(section) is None:
+        raise _unknown("section", section, (entry.id for entry in sections.present()))
+    themes = (*(one.name for one in THEMES), POOL_THEME)
+    if theme is not None and theme not in themes:
+        raise _unknown("theme", theme, themes)
+    if language is not None and language not in words.languages():
+        raise _unknown("language", language, words.languages())
+
+
+def _unknown(what: str, given: str, there: Iterable[str]) -> UsageError:
+    names = tuple(there)
+    near = difflib.get_close_matches(given, names, 1)
+    hint = f'did you mean "{near[0]}"?' if near else f"choose from {', '.join(names)}"
+    return UsageError(f'There is no {what} "{given}".', hint=hint)
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """What to raise for a module that is not there: only the screen's own library may be left out."""
+    if error.name is None or not error.name.startswith("textual"):
+        return error
+    return CommandError("The control room is not installed.", hint=INSTALL)
+
+
 def run(gate: Gate, where: str, section: str, chosen: dict[str, object]) -> None:
     """Open the screen; where a person chose another context in it, open it again there, at what they saw."""
     try:
@@ -76,9 +110,7 @@ def run(gate: Gate, where: str, section: str, chosen: dict[str, object]) -> None
         from meshctl.tui.context_screen import LOCAL
         from meshctl.tui.room import Launch, Room
     except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("textual"):
-            raise
-        raise CommandError("The control room is not installed.", hint=INSTALL) from None
+        raise _missing(error) from None
     file = preferences.place()
     home = gate if where == LOCAL else options.local_gate()
     while True:
