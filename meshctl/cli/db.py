@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -140,6 +141,10 @@ def add(
                 f"Password of {user or 'the role'}", password_file, option="--password-file"
             )
     else:
+        if dsn_file is None and not sys.stdin.isatty():
+            raise UsageError(
+                f"Where is the database {name}?", hint="--host HOST --user USER, or --dsn-file FILE"
+            )
         body["dsn"] = read_secret("DSN", dsn_file, option="--dsn-file").strip()
         extra = {"sslmode": sslmode, "target_session_attrs": target}
         body["dsn"] = with_parameters(body["dsn"], {k: v for k, v in extra.items() if v})

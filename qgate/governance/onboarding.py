@@ -37,8 +37,8 @@ STEPS: Final = (
     Step("machine", "check this machine", "meshctl onboard --step machine", skippable=False),
     Step("admin", "make the first owner", "meshctl onboard --step admin"),
     Step("store", "have a store", "edit [store] in qgate.toml", skippable=False),
-    Step("database", "add the first database", "meshctl db add"),
-    Step("model", "have the first model", "meshctl model add, or: meshctl provider add"),
+    Step("database", "add the first database", "meshctl db add NAME"),
+    Step("model", "have the first model", "meshctl model add FILE, or: meshctl provider add NAME"),
     Step("pair", "pair with another pool", "meshctl pool pair"),
 )
 
