@@ -127,7 +127,7 @@ def history(
     """Show the moves that nodes told this pool of: what was seen, by which rule, what came of it."""
     gate = options.connect(gate_dir, socket)
     rows = gate.items("/failover/history", {"limit": limit, "node": node})
-    emit(rows, failover_view.history(rows), output)
+    emit(rows, failover_view.history(rows), output, empty="No node has moved yet.")
 
 
 def _mode(mode: str, dry_run: bool, authority: bool, gate_dir: Any, socket: Any, output: Output) -> None:
