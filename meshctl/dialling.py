@@ -6,9 +6,12 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meshctl.errors import UnreachableError
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 SUN_PATH_MAX = 107  # bytes that fit sockaddr_un.sun_path beside its NUL (unix(7))
 
@@ -87,6 +90,17 @@ class UnixDialler(OnePlace):
                 f"The gate at {self.path} did not answer within {timeout:.0f} s.", hint="meshctl doctor"
             )
         return unreachable(self.path, error)
+
+
+def http_over(dialler: Dialler, place: str, timeout: float | None) -> HTTPConnection:
+    """An HTTP connection to a place, which is dialled with the first request; ``timeout`` in seconds."""
+    from http.client import HTTPConnection
+
+    class Dialled(HTTPConnection):
+        def connect(self) -> None:
+            self.sock = dialler.dial(place, timeout)
+
+    return Dialled("localhost", timeout=timeout)
 
 
 def connect_unix(path: Path, timeout: float | None) -> socket.socket:

@@ -1,5 +1,5 @@
-"""The OpenAI-compatible surface as meshctl uses it: a gate's control socket, the pools of a context, or any
-URL with a key.
+"""The OpenAI-compatible surface as meshctl uses it: that of a gate, at its control socket or over a context,
+or any URL with a key.
 
 Over a context a question goes on to the next pool until one has begun to answer: asked twice it costs twice
 and changes nothing.
@@ -12,17 +12,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meshctl.dialling import connect_unix, unreachable
+from meshctl.dialling import http_over
 from meshctl.errors import CommandError, ExitCode, UnreachableError, UsageError, exit_code_of
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
 
     from meshctl.client import Gate
-    from meshctl.dialling import Dialler
 
 PATIENCE_S: Final = 3660.0
 """Longest silence that is waited through: the longest deadline a request may have, and a minute."""
@@ -43,14 +41,11 @@ class AskError(CommandError):
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Where to ask: ``socket`` of a gate, ``pools`` of a context, or ``url`` (up to and with /v1) and an API
-    key.
-    """
+    """Where to ask: a ``gate``, or a ``url`` (up to and with /v1) and an API key."""
 
-    socket: Path | None = None
+    gate: Gate | None = None
     url: str = ""
     key: str = ""
-    pools: Gate | None = None
 
     def whole(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """POST JSON to ``path`` under /v1; the answer's object. Raises AskError and UnreachableError."""
@@ -84,12 +79,12 @@ class Surface:
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        if self.pools is not None:
-            connection, response = self._asked_over(self.pools, payload, headers, path)
+        if self.gate is not None:
+            connection, response = self._asked_over(self.gate, payload, headers, path)
         else:
             connection, prefix = self._connection()
         try:
-            if self.pools is None:
+            if self.gate is None:
                 connection.request("POST", prefix + path, body=payload, headers=headers)
                 response = connection.getresponse()
             if response.status != 200:
@@ -109,14 +104,14 @@ class Surface:
             connection.close()
 
     def _asked_over(
-        self, pools: Gate, payload: bytes, headers: Mapping[str, str], path: str
+        self, gate: Gate, payload: bytes, headers: Mapping[str, str], path: str
     ) -> tuple[HTTPConnection, HTTPResponse]:
-        """Ask the pools of a context in turn, until one begins to answer. UnreachableError, GateError."""
-        dialler = pools.dialler
+        """Ask a gate's places in turn, until one begins to answer. UnreachableError, GateError."""
+        dialler = gate.dialler
         others, renewed = dialler.places - 1, False
         while True:
             place = dialler.place()
-            connection = _dialled(dialler, place)
+            connection = http_over(dialler, place, PATIENCE_S)
             try:
                 own = dialler.headers(place)
                 connection.request("POST", f"/v1{path}", body=payload, headers={**headers, **own})
@@ -131,23 +126,16 @@ class Surface:
                 if others <= 0 or not (now := dialler.leave(place, error)):
                     raise dialler.explain(place, error, PATIENCE_S) from broken
                 others, renewed = others - 1, False
-                pools.moved(place, now)
+                gate.moved(place, now)
             except BaseException:
                 connection.close()
                 raise
 
     def _connection(self) -> tuple[HTTPConnection, str]:
+        """To the URL, and the path before every other."""
         from http.client import HTTPConnection, HTTPSConnection
         from urllib.parse import urlsplit
 
-        if self.socket is not None:
-            socket_path = self.socket
-
-            class UnixConnection(HTTPConnection):
-                def connect(self) -> None:
-                    self.sock = connect_unix(socket_path, self.timeout)
-
-            return UnixConnection("localhost", timeout=PATIENCE_S), "/v1"
         try:
             parts = urlsplit(self.url)
             host, port = parts.hostname, parts.port
@@ -162,29 +150,17 @@ class Surface:
 
     @property
     def _name(self) -> str:
-        if self.pools is not None:
-            return f"the pool {self.pools.place}"
-        return self.url or f"the gate at {self.socket}"
+        if self.gate is None:
+            return self.url
+        return f"the pool {self.gate.place}" if self.gate.place else f"the gate at {self.gate.socket_path}"
 
     def _unreachable(self, error: OSError) -> CommandError:
-        if self.socket is not None:
-            return unreachable(self.socket, error)
-        if self.pools is not None:
+        if self.gate is not None:
             return UnreachableError(f"{self._name} broke off: {error}", hint="ask again")
         return UnreachableError(
             f"{self.url} does not answer: {error.strerror or error}",
             hint="is a sidecar listening there? meshctl sidecar list",
         )
-
-
-def _dialled(dialler: Dialler, place: str) -> HTTPConnection:
-    from http.client import HTTPConnection
-
-    class Dialled(HTTPConnection):
-        def connect(self) -> None:
-            self.sock = dialler.dial(place, PATIENCE_S)
-
-    return Dialled("localhost", timeout=PATIENCE_S)
 
 
 def _http_errors() -> type[Exception]:

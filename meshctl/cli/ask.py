@@ -126,7 +126,7 @@ def _surface(url: str | None, key_file: str | None, gate_dir: Path | None, socke
                 error.message,
                 hint="meshctl dev, --gate-dir DIR, --context NAME, or as an app: --url URL --key-file FILE",
             ) from None
-        return Surface(pools=gate) if gate.place else Surface(socket=gate.dialler.path)
+        return Surface(gate)
     if socket is not None or gate_dir is not None:
         raise UsageError("--url and the gate's socket exclude each other.", hint="give one of them")
     return Surface(url=url, key=read_secret("API key", key_file, option="--key-file"))
