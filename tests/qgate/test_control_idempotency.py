@@ -78,6 +78,48 @@ async def test_who_leaves_amid_a_request_asked_for_nothing(gate: Gate) -> None:
     assert await rows(gate) == "[]"
 
 
+async def test_a_key_is_one_principals_and_stands_for_one_request(gate: Gate) -> None:
+    """Nobody hears another's reply, and nothing else is taken for what was done."""
+    ran: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        del receive
+        ran.append(scope["state"]["principal"].label)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"a/json")]})
+        await send({"type": "http.response.body", "body": b'{"n": %d}' % len(ran), "more_body": False})
+
+    requests = Requests(application, gate.administration.office, gate="gate-1", digest_key=bytes(32))
+
+    async def asked(who: Principal, method: str, path: str, query: bytes, body: bytes) -> tuple[int, str]:
+        heard: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            heard.append(message)
+
+        scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": query}
+        headers = [(b"idempotency-key", b"k"), (b"content-type", b"application/json")]
+        await requests({**scope, "headers": headers, "state": {"principal": who}}, receive, send)
+        return heard[0]["status"], heard[1]["body"].decode()
+
+    alice, branch = Principal("alice", Role.OWNER), Principal("alice", Role.OWNER, pool="branch")
+    same = ("POST", "/control/v1/drain", b"a=1", b"{}")
+    assert await asked(alice, *same) == (200, '{"n": 1}')
+    assert await asked(branch, *same) == (200, '{"n": 2}')  # her namesake of another pool
+    assert await asked(alice, *same) == (200, '{"n": 1}')
+    for other in (
+        ("PUT", "/control/v1/drain", b"a=1", b"{}"),
+        ("POST", "/control/v1/apps", b"a=1", b"{}"),
+        ("POST", "/control/v1/drain", b"a=2", b"{}"),
+        ("POST", "/control/v1/drain", b"a=1", b"{ }"),
+    ):
+        status, text = await asked(alice, *other)
+        assert (status, "idempotency-mismatch" in text) == (422, True), other
+    assert ran == ["alice", "alice@branch"]
+
+
 async def test_the_same_request_is_done_once_and_answered_twice(
     gate: Gate, client: httpx.AsyncClient
 ) -> None:
