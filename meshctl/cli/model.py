@@ -188,7 +188,10 @@ def group(
     ttl: Annotated[
         str | None,
         typer.Option(
-            "--ttl", metavar="TIME", help="Unload it when unused for so long; 0: never.", show_default=False
+            "--ttl",
+            metavar="TIME",
+            help="Unload it when unused for so long; 0: never, '': as its worker does.",
+            show_default=False,
         ),
     ] = None,
     worker: Worker = None,
@@ -199,7 +202,7 @@ def group(
     """Say with which models a model shares or contests memory, and how long it stays there unused."""
     body: dict[str, Any] = {"model": model}
     if ttl is not None:
-        body["ttl_s"] = options.seconds(ttl, "--ttl")
+        body["ttl_s"] = options.seconds(ttl, "--ttl") if ttl else None
     if names or ttl is None:
         body["groups"] = list(names or ())
     _order("groups", body, worker, gate_dir, socket, output)

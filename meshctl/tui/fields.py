@@ -149,8 +149,9 @@ class Field:
             return [self.option, HIDDEN] if self.option else []
         if self.kind is Kind.BOOL and self.option:
             return [self.option] if value else []
-        if self.kind is Kind.LIST and self.option:
-            return [word for one in value for word in (self.option, shlex.quote(str(one)))]
+        if self.kind is Kind.LIST:
+            lead = [self.option] if self.option else []
+            return [word for one in value for word in (*lead, shlex.quote(str(one)))]
         said = shlex.quote(self.shown(value))
         return [self.option, said] if self.option else [said]
 

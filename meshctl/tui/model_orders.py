@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from meshctl import route_view
 from meshctl.tui.declare import Action, Call, Confirm, Record, Result, Role
-from meshctl.tui.fields import Field, FieldError, Form, Kind, Known, Values, t
+from meshctl.tui.fields import Amendment, Field, FieldError, Form, Kind, Known, Values, t
 
 LOAD_S: Final = 700.0
 ASSIGN_S: Final = 7200.0
@@ -199,7 +199,7 @@ def _memory(record: Record) -> Form:
         ),
     )
     here = "worker" in record
-    return Form(
+    return Amendment(
         t("Memory"),
         fields if here else (*fields, WORKER),
         t("With which models it shares or contests memory, and how long it stays there unused."),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from textual import events
 
-from meshctl.tui.fields import Field, FieldError, Form, Kind, body_of, dropped, readable
+from meshctl.tui.fields import Amendment, Field, FieldError, Form, Kind, body_of, dropped, readable
 from tests.tui.conftest import Open
 from tests.tui.gate import RoomGate, incident, listed, setting
 
@@ -243,7 +243,7 @@ async def test_a_form_offers_what_the_gate_has_and_takes_what_it_has_not(visit: 
     gate.answer("POST /apps", {"name": "till"}, 201)
     async with visit("api") as at:
         await at.press("a")
-        await at.sees("Make an app", "ctrl+f: shop, stock, a ...")
+        await at.sees("Make an app", "ctrl+f: shop, stock, a, ...")
         await at.type("till")
         await at.press("enter")
         await at.type("later, st")
@@ -273,3 +273,11 @@ async def test_a_form_says_where_the_gate_has_none(visit: Open, gate: RoomGate) 
         gate.answers["GET /pools"] = listed()
         await at.press("v")
         await at.sees("there is none yet")
+
+
+def test_a_command_names_what_differs_and_each_of_a_list_by_itself() -> None:
+    form = Amendment(
+        "Memory", (Field("g", "G", Kind.LIST, default=["a"], option=""), Field("t", "T", option="--t"))
+    )
+    assert form.words({"g": ["a", "!b c"], "t": None}) == ["a", "'!b c'"]
+    assert form.words({"g": ["a"], "t": "1m"}) == ["--t", "1m"]
