@@ -55,6 +55,7 @@ from typing import Final, Literal
 
 from qgate.capability.candidate import Candidate
 from qgate.capability.demand import Demand, continuation
+from qgate.capability.emitted import Emitted, How
 from qgate.capability.endings import BUSY, REFUTING, poisonous, problem_of, still_loading, too_late
 from qgate.capability.facts import (
     Accepted,
@@ -77,7 +78,6 @@ from qgate.capability.facts import (
     Received,
     Reserve,
     Reserved,
-    Say,
     Settle,
     Tick,
     Wake,
@@ -85,13 +85,9 @@ from qgate.capability.facts import (
 from qgate.capability.live import Crashes, LiveAttempt
 from qgate.capability.preferences import ScheduleSettings
 from qgate.capability.scheduler import Plan
-from qgate.capability.work import Begun, Chunk, Failure, Hop, Moved, Problem, Usage
+from qgate.capability.work import Chunk, Failure, Hop, Problem, Usage
 
 State = Literal["placing", "reserving", "starting", "waiting", "streaming", "pausing", "over"]
-How = Literal["first", "exact", "kindred", "restart"]
-
-ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Text of one answer; a node that sends more has lost its mind."""
 
 LOADING: Final = frozenset({"loading", "stored", "swapping"})
 SHA_LENGTH: Final = 64
@@ -109,15 +105,8 @@ class Dispatch:
     attempts: int = 0
     hops: list[Hop] = field(default_factory=list)
     shift: str = ""
-    ids: list[int] = field(default_factory=list)
+    answer: Emitted = field(default_factory=Emitted)
     first_token_at: float | None = None
-    _text: list[str] = field(default_factory=list)
-    _bytes: int = 0
-    _blind: bool = False  # something was given on that no id stands for
-    _held: list[Chunk] = field(default_factory=list)
-    _begun: Candidate | None = None  # whose `Begun` was said last
-    _output: bool = False  # a chunk was given on
-    _moved: tuple[str, str, How] | None = None  # from node, reason, class: to be said with the next output
     _how: How = "first"
     _aside: str = ""  # why the live attempt may be given up for a better one
     _aside_begun: bool = False  # whether the answer had begun when a better one was asked for
@@ -133,11 +122,6 @@ class Dispatch:
     _paused_before: bool = False
     _crashes: Crashes = field(default_factory=Crashes)
     _evaluated: int = 0
-
-    @property
-    def text(self) -> str:
-        """What the answer says so far."""
-        return "".join(self._text)
 
     # --- facts
 
@@ -240,7 +224,7 @@ class Dispatch:
         self._reserved = candidate.charged
         self.attempts += 1
         number = self.attempts
-        self.live = LiveAttempt(number, candidate, now, now, len(self.ids))
+        self.live = LiveAttempt(number, candidate, now, now, len(self.answer.ids))
         self._first = self._first or candidate
         self.state = "starting"
         work = self.demand.work
@@ -248,9 +232,9 @@ class Dispatch:
             Launch(
                 attempt=number,
                 candidate=candidate,
-                emitted=tuple(self.ids),
-                emitted_text=self.text if self.ids else "",
-                max_tokens=max(1, self.max_tokens - len(self.ids)),
+                emitted=tuple(self.answer.ids),
+                emitted_text=self.answer.text if self.answer.ids else "",
+                max_tokens=max(1, self.max_tokens - len(self.answer.ids)),
                 deadline=work.deadline,
                 alone=self._crashes.count > 0,
             )
@@ -269,10 +253,10 @@ class Dispatch:
         """Nothing continues the stream in this class: the next one, or an end."""
         if self._how == "exact" and self._kindred_allowed():
             self._how = "kindred"
-            if self._moved is not None:
-                self._moved = (*self._moved[:2], "kindred")
+            if self.answer.moved is not None:
+                self.answer.moved = (*self.answer.moved[:2], "kindred")
             return [self._place()]
-        if not self._output:
+        if not self.answer.output:
             return self._restart()
         assert plan.problem is not None
         failure, node = self._failure or (Failure("node_failed", "its node is gone"), "")
@@ -281,14 +265,10 @@ class Dispatch:
 
     def _restart(self) -> list[Command]:
         self._how = "restart"
-        self.ids.clear()
-        self._text.clear()
-        self._held.clear()
-        self._bytes = 0
-        self._blind = False
+        self.answer.restart()
         if self.live is None and self._failure is not None:
             failure, node = self._failure
-            self._moved = (node, failure.code, "restart")
+            self.answer.moved = (node, failure.code, "restart")
         self.state = "placing"
         return [self._place()]
 
@@ -319,7 +299,7 @@ class Dispatch:
             self._loads(live, now)
         if fact.queue or fact.state in LOADING or not self.demand.work.stream:
             return []
-        return self._openings(live.candidate)
+        return self.answer.openings(live.candidate)
 
     def _progressed(self, fact: Progressed, now: float) -> list[Command]:
         live = self.live
@@ -345,34 +325,13 @@ class Dispatch:
         self.first_token_at = self.first_token_at or now
         live.last_at = now
         live.tokens += len(chunk.ids) or 1
-        self.ids += chunk.ids
-        if chunk.text:
-            self._text.append(chunk.text)
-        self._bytes += len(chunk.text) + len(chunk.raw or b"")
-        self._blind |= not chunk.ids and bool(chunk.text or chunk.raw or chunk.delta)
-        if self._bytes > ANSWER_BYTES_MAX:
+        if not self.answer.take(chunk):
             failure = Failure("invalid_response", "the node sent more text than any answer has", blame="node")
             return [Halt(live.number), *self._broke(failure, now)]
         if not self.demand.work.stream:
-            self._held.append(chunk)
+            self.answer.hold(chunk)
             return []
-        openings = self._openings(live.candidate)
-        self._output = True
-        return [*openings, Say(chunk)]
-
-    def _openings(self, candidate: Candidate) -> list[Command]:
-        """What is said before the next output: who begins, who goes on, or who begins anew."""
-        commands: list[Command] = []
-        moved, self._moved = self._moved, None
-        before = self._begun
-        if before is not None and moved is not None:
-            node, reason, how = moved
-            commands.append(Say(Moved(node, candidate.node, reason, how)))
-        elsewhere = before is None or (before.key != candidate.key and not self._output)
-        if elsewhere:
-            commands.append(Say(Begun(candidate.model, candidate.version, candidate.node, candidate.kind)))
-            self._begun = candidate
-        return commands
+        return self.answer.give(chunk, live.candidate)
 
     def _completed(self, fact: Completed, now: float) -> list[Command]:
         live = self.live
@@ -381,16 +340,15 @@ class Dispatch:
         served, by_bytes = fact.version.lower(), candidate.kind in {"worker", "pool"}
         if by_bytes and len(served) == SHA_LENGTH and served != candidate.version.lower():
             failure = Failure("wrong_version", "the node served other weights than it was asked for", True)
-            self._blind = True  # nobody can go on from the ids of a model that was not asked for
+            self.answer.blind = True  # nobody can go on from the ids of a model that was not asked for
             return self._broke(failure, now)
         asked = self.demand.input_tokens
-        usage = live.counted(fact.usage, ids=len(self.ids), prompt=asked, answer=self.max_tokens)
+        usage = live.counted(fact.usage, ids=len(self.answer.ids), prompt=asked, answer=self.max_tokens)
         commands: list[Command] = [live.observed(replace(fact, usage=usage), now), *self._settled(usage)]
         self._evaluated += usage.evaluated_tokens
         whole = replace(usage, evaluated_tokens=self._evaluated)
         self.hops.append(live.hop(usage, ""))
-        commands += self._openings(candidate)
-        commands += [Say(chunk) for chunk in self._held]
+        commands += self.answer.held(candidate)
         self.live = None
         self.state = "over"
         return [*commands, Finish(fact.finish_reason, whole, tuple(self.hops), fact.result, fact.raw)]
@@ -400,7 +358,7 @@ class Dispatch:
         live = self.live
         assert live is not None
         candidate = live.candidate
-        used = live.used(failure, len(self.ids), self.demand.input_tokens)
+        used = live.used(failure, len(self.answer.ids), self.demand.input_tokens)
         commands = self._settled(used)
         self.hops.append(live.hop(used, failure.code))
         self._evaluated += used.evaluated_tokens if used is not None else 0
@@ -422,7 +380,7 @@ class Dispatch:
                     crashed=failure.crashed,
                 )
             )
-        if failure.crashed and self._crashes.poisonous(len(self.ids)):
+        if failure.crashed and self._crashes.poisonous(len(self.answer.ids)):
             problem = poisonous(self._crashes.count)
             return [*commands, *self._fail(problem)]
         if failure.blame == "request" or not failure.retriable or self.attempts >= self.settings.attempts:
@@ -431,18 +389,18 @@ class Dispatch:
 
     def _go_on(self, origin: Candidate, reason: str) -> list[Command]:
         self.state = "placing"
-        if not self.ids and not self._blind:
+        if not self.answer.begun:
             return self._restart()
-        may_move = self.demand.work.request.move != "none" and not self._blind
+        may_move = self.demand.work.request.move != "none" and not self.answer.blind
         if may_move and origin.fingerprint:
             self._how = "exact"
         elif may_move and self._kindred_allowed():
             self._how = "kindred"
-        elif not self._output:
+        elif not self.answer.output:
             return self._restart()
         else:
             return self._fail(self._failed_problem())
-        self._moved = (origin.node, reason, self._how)
+        self.answer.moved = (origin.node, reason, self._how)
         return [self._place()]
 
     # --- giving up a live attempt for a better one
@@ -459,10 +417,10 @@ class Dispatch:
         assert live is not None
         if self.attempts >= self.settings.attempts:
             return []
-        self._aside, self._aside_begun = reason, bool(self.ids) or self._blind
+        self._aside, self._aside_begun = reason, self.answer.begun
         demand = replace(self.demand, tried=self._tried | self._left | {live.candidate.key})
-        if self.ids or self._blind:
-            if self._blind or not live.candidate.fingerprint or self.demand.work.request.move == "none":
+        if self.answer.begun:
+            if self.answer.blind or not live.candidate.fingerprint or self.demand.work.request.move == "none":
                 self._aside = ""
                 return []
             demand = continuation(demand, live.candidate, how="exact")
@@ -475,7 +433,7 @@ class Dispatch:
         live = self.live
         if live is None:
             return []
-        if self._aside_begun != (bool(self.ids) or self._blind):
+        if self._aside_begun != self.answer.begun:
             # What was planned is for an answer that had not begun; only a drain still asks for another.
             return self._look_aside(reason) if reason == _DRAINS else []
         found = next(
@@ -487,12 +445,12 @@ class Dispatch:
                 return self._still_loading(live)
             return []
         commands: list[Command] = [Halt(live.number)]
-        used = live.used(None, len(self.ids), self.demand.input_tokens)
+        used = live.used(None, len(self.answer.ids), self.demand.input_tokens)
         commands += self._settled(used)
         self.hops.append(live.hop(used, reason))
         self._left |= {live.candidate.key}
-        self._how = "exact" if self.ids else "restart"
-        self._moved = (live.candidate.node, reason, self._how)
+        self._how = "exact" if self.answer.ids else "restart"
+        self.answer.moved = (live.candidate.node, reason, self._how)
         self.live = None
         self.chosen = found
         return [*commands, *self._launch(now)]
@@ -500,7 +458,7 @@ class Dispatch:
     def _still_loading(self, live: LiveAttempt) -> list[Command]:
         self._failure = None
         problem = still_loading(live.candidate, live.progress)
-        used = live.used(None, len(self.ids), self.demand.input_tokens)
+        used = live.used(None, len(self.answer.ids), self.demand.input_tokens)
         commands: list[Command] = [Halt(live.number), *self._settled(used)]
         self.hops.append(live.hop(used, "the model is still being loaded"))
         self.live = None
@@ -558,7 +516,7 @@ class Dispatch:
         live = self.live
         if live is None:
             return []
-        used = live.used(None, len(self.ids), self.demand.input_tokens)
+        used = live.used(None, len(self.answer.ids), self.demand.input_tokens)
         self.hops.append(live.hop(used, reason))
         self.live = None
         return [Halt(live.number), *self._settled(used, live.number)]
@@ -570,7 +528,7 @@ class Dispatch:
     def _failed_problem(self) -> Problem:
         assert self._failure is not None
         failure, node = self._failure
-        return problem_of(failure, node, begun=self._output, detail={"attempts": self.attempts})
+        return problem_of(failure, node, begun=self.answer.output, detail={"attempts": self.attempts})
 
     def _best_problem(self, problem: Problem) -> Problem:
         """With every candidate tried, what the last one said tells more than that none is left."""
@@ -589,7 +547,7 @@ class Dispatch:
     def _usage_so_far(self) -> Usage:
         known = [hop.usage for hop in self.hops if hop.usage is not None]
         prompt = max((one.prompt_tokens for one in known), default=0)
-        return Usage(prompt, len(self.ids), 0, sum(one.evaluated_tokens for one in known))
+        return Usage(prompt, len(self.answer.ids), 0, sum(one.evaluated_tokens for one in known))
 
 
 _DRAINS: Final = "the node is draining"

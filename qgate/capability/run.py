@@ -218,7 +218,7 @@ class Run:
         if type(fact) is not Completed or self.work.kind != "analysis" or self._was_nlp:
             return fact
         try:
-            result = as_result(self.work, self._dispatch.text or _said(fact.raw))
+            result = as_result(self.work, self._dispatch.answer.text or _said(fact.raw))
         except UnreadableAnswerError as error:
             if self.work.stream:
                 # Its words were given on; that they have not the task's shape does not take them back.
@@ -392,7 +392,7 @@ class Run:
                 receipt,
                 command.result,
                 command.raw,
-                tuple(self._dispatch.ids),
+                tuple(self._dispatch.answer.ids),
             )
         )
         self._arrived.set()
