@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from textual.css.query import NoMatches
 from textual.widget import Widget
 
 from meshctl.tui.declare import CHANGES, Action, CardPane, OwnPane, Pane, Record, TablePane, named
@@ -116,6 +117,10 @@ class PaneView(Widget):
                 await self._load_once()
                 if not self._again:
                     return
+        except NoMatches:
+            if self.is_attached and self.display:
+                raise
+            # it was left while the gate answered: what the answer would be written into is gone
         finally:
             self._loading = False
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.css.query import NoMatches
 
 from meshctl.tui import sections
 from meshctl.tui.data import Principal, in_thread
 from meshctl.tui.declare import Role
+from meshctl.tui.pane import PaneView
 from meshctl.tui.preferences import Preferences, load
 from tests.tui.conftest import Open
 from tests.tui.gate import RoomGate, incident, listed, overview, worker
@@ -265,6 +267,26 @@ async def test_a_gate_that_goes_away_leaves_what_was_known(visit: Open, gate: Ro
         gate.answers["GET /incidents"] = listed(incident(7), incident(8))
         await at.press("r")
         await at.sees("2 of 2")
+
+
+class Emptied(PaneView):
+    """Its parts go before it does, as of all that is taken away; the answer comes between the two."""
+
+    async def load(self) -> None:
+        """Write into what is gone."""
+        self.query_one("#picture")
+
+
+async def test_an_answer_to_what_was_left_meanwhile_ends_nothing(visit: Open) -> None:
+    async with visit("incidents") as at:
+        await at.sees("1 of 1")
+        assert at.room.pane is not None
+        view = Emptied(at.room.pane.pane)
+        await at.room.screen.mount(view)
+        with pytest.raises(NoMatches):
+            await view._loaded()  # there, and without its parts: a fault of its own
+        view._pruning = True
+        await view._loaded()
 
 
 async def test_what_is_still_to_be_read_is_not_said_twice(visit: Open) -> None:

@@ -214,6 +214,8 @@ class BrandingForm(FormScreen):
             said = self.say(error.message, **error.values)
         except MeshError as error:
             said = error.message
+        if not (self.is_attached and self.display):  # it was left while the gate answered
+            return
         same = self.problem if self.problem and typed == self.given else ""
         self.query_one("#unlike", Static).update(Text(clean(same or said)))
         self._draw()
