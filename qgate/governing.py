@@ -69,6 +69,7 @@ class Governing:
             gate.movement.journal,
             pool_key=gate.parts.keys.pool_key,
             verdict=gate.peering.vitals.standing,
+            settled=lambda: gate.replication.ready.publish,
         )
 
     def guarded(self, application: Callable[..., Any]) -> Access:

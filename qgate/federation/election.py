@@ -9,9 +9,14 @@
 
 There is one ballot a pool and *epoch*, written down before it is told, and the epoch is always the one
 after that of the master who died. Two majorities have a pool in common, and that pool voted once: so no two
-pools are elected into one epoch. (A pool whose store was restored may have forgotten a ballot, and a person
-may promote at the same moment: then the epoch is frozen, as after any two promotions, until a person resolves
-it.)
+pools are elected into one epoch.
+
+A pool whose store was restored may have forgotten a ballot. It neither votes nor stands for `ABSTAIN_S` from
+then on: whoever was elected by the forgotten ballot signed its promotion within seconds of it, and meanwhile
+the others hear of that. One pool that forgot elects nobody twice in any case: the master who died has no
+vote, so two majorities of the others have two pools in common. (A person may promote at the same moment, and
+a winner may be cut off for longer: then the epoch is frozen, as after any two promotions, until a person
+resolves it.)
 
 A vote goes only to a pool that has at least as much of the dead master's writes as the voter: what a majority
 had is not lost. Candidates stand one after the other, in an order that follows from the epoch; if two still
@@ -31,6 +36,9 @@ from qgate.federation.catalogue import Group, Standing
 
 STAGGER_S: Final = 10.0
 """Each candidate waits this much longer than the one before it."""
+
+ABSTAIN_S: Final = 600.0
+"""How long a pool whose store was restored takes no part: it may have voted, and not know of it."""
 
 VOTERS_MIN: Final = 3
 
@@ -54,7 +62,8 @@ class Question:
 class Sight:
     """What a pool sees. ``dead_s``: for how long the master has been dead to it, None where it is not, or
     where it may be this pool that is cut off; ``head`` as in `Question`; ``ballot`` is for whom it voted in
-    the next epoch, None for nobody.
+    the next epoch, None for nobody. ``restored_s``: how long ago its store was found to be restored, 0 while
+    that is being found out, None for never.
     """
 
     own: bytes
@@ -64,6 +73,8 @@ class Sight:
     after_s: float
     head: int = 0
     ballot: bytes | None = None
+    restored_s: float | None = None
+    abstain_s: float = ABSTAIN_S
 
 
 def voters(group: Group | None) -> frozenset[bytes]:
@@ -128,6 +139,8 @@ def _why_no_election(sight: Sight) -> str:
         return "fewer than three voters have no majority without the master"
     if sight.own not in voters(standing.group):
         return "this pool does not vote"
+    if sight.restored_s is not None and sight.restored_s < sight.abstain_s:
+        return "this pool's store was restored, and may have forgotten a vote"
     if standing.frozen:
         return "the catalogue is frozen"
     if standing.master is None:

@@ -24,6 +24,8 @@ from qgate.governance.office import Office
 from qgate.store import StoreUnavailableError
 from qgate.store import catalogue as table
 from qgate.store.database import Connection
+from qgate.store.log import server_of
+from qgate.store.log_lost import restored_s
 from tunnel_proto.errors import MeshError, RemoteProtocolError
 from tunnel_proto.shapes import ShapeError, flag, raw, whole
 
@@ -41,7 +43,9 @@ log = structlog.get_logger(__name__)
 
 
 class Elections:
-    """One gate's part. ``verdict(pool)`` is what this gate thinks of a peer."""
+    """One gate's part. ``verdict(pool)`` is what this gate thinks of a peer, ``settled()`` whether it knows
+    that the store is the one that the pool's log was written to last.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Elections:
         *,
         pool_key: bytes,
         verdict: Callable[[bytes], Verdict | None],
+        settled: Callable[[], bool],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._office = office
@@ -60,6 +65,7 @@ class Elections:
         self._journal = journal
         self._pool = pool_key
         self._verdict = verdict
+        self._settled = settled
         self._monotonic = monotonic
         self._again_at = 0.0
         asks.question(QUESTION, "catalogue", self._answer)
@@ -169,6 +175,7 @@ class Elections:
             after_s=float(setting("failover.authority_after_s")),
             head=await table.last_write(connection, master, standing.epoch) if master else 0,
             ballot=await table.ballot(connection, standing.epoch + 1),
+            restored_s=await restored_s(connection, await server_of(connection)) if self._settled() else 0.0,
         )
 
     def _dead_s(self, master: bytes) -> float | None:

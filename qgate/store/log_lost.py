@@ -1,4 +1,4 @@
-"""Entries of our own log that came back from a peer without their contents."""
+"""What a restored store has lost: contents of our own log that no peer gave back, and what nothing shows."""
 
 from __future__ import annotations
 
@@ -21,3 +21,23 @@ async def lost_entries(
         older_s,
     )
     return [row_of(row) for row in rows]
+
+
+async def note_restored(connection: Connection) -> None:
+    """The store was found to be another, or to lack entries of our log: it may have lost more than these."""
+    await connection.execute("UPDATE log_head SET restored_at = clock_timestamp()")
+
+
+async def restored_s(connection: Connection, server: str) -> float | None:
+    """Seconds since the store was last found to be restored, by its own clock; 0 while that is being found
+    out, None for never. ``server`` is what it is now, by `qgate.store.log.server_of`.
+    """
+    found = await connection.fetchval(
+        """
+        SELECT CASE WHEN (seq > 0 AND server <> $1) OR EXISTS (SELECT FROM log_copies WHERE NOT ours) THEN 0
+                    ELSE extract(epoch FROM clock_timestamp() - restored_at)::float8 END
+        FROM log_head
+        """,
+        server,
+    )
+    return None if found is None else float(found)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from qgate.federation.catalogue import Group, Standing, why_not_automatic
 from qgate.federation.election import (
+    ABSTAIN_S,
     STAGGER_S,
     Question,
     Sight,
@@ -79,11 +80,19 @@ def test_two_pools_are_refused_and_a_witness_makes_a_majority() -> None:
         ({"standing": Standing(None)}, "fewer than three"),
         ({"head": 8}, "writes up to 7, here they go to 8"),
         ({"ballot": KEYS[6]}, "voted for another"),
+        ({"restored_s": 0.0}, "may have forgotten"),
+        ({"restored_s": ABSTAIN_S - 1}, "may have forgotten"),
     ],
 )  # fmt: skip
 def test_a_vote_is_refused_with_the_reason(changes: dict[str, object], why: str) -> None:
     voter = replace(sight(KEYS[2]), **changes)  # type: ignore[arg-type]
     assert why in judge(voter, question(KEYS[1]))
+
+
+def test_a_pool_whose_store_was_restored_takes_part_again_after_a_while() -> None:
+    assert "may have forgotten" in why_not_stand(sight(KEYS[1], restored_s=0.0))
+    assert why_not_stand(sight(KEYS[1], restored_s=ABSTAIN_S)) == ""
+    assert judge(sight(KEYS[2], restored_s=ABSTAIN_S), question(KEYS[1])) == ""
 
 
 def test_a_vote_is_for_this_epoch_and_a_member() -> None:
@@ -113,6 +122,7 @@ class Voter:
     head: int
     ballots: dict[int, bytes] = field(default_factory=dict)
     campaign: set[bytes] | None = None
+    restored_s: float | None = None
 
 
 def play(
@@ -120,18 +130,20 @@ def play(
     judging: Callable[[Sight, Question], str] = judge,
     needed: Callable[[Group | None], int] = majority,
 ) -> int:
-    """Questions and answers are lost, repeated and late; pools crash and stand again whenever they like. How
-    many were elected; AssertionError where that is more than one, or one that a majority was ahead of.
+    """Questions and answers are lost, repeated and late; pools crash and stand again whenever they like, and
+    in every other play stores are restored to what they were before anybody voted. How many were elected;
+    AssertionError where that is more than one, or one that a majority was ahead of.
     """
     of = group(chance.randint(3, 6))
     standing = Standing(of, 4, MASTER)
     pools = {key: Voter(key, chance.choice((5, 6, 7))) for key in of.members if key != MASTER}
     wires: list[Callable[[], None]] = []
     winners: dict[bytes, int] = {}
+    restores = chance.choice((0.0, 0.02))
 
     def seen(pool: Voter) -> Sight:
         dead = 1000.0 if chance.random() < 0.9 else None
-        return Sight(pool.own, standing, True, dead, AFTER_S, pool.head, pool.ballots.get(5))
+        return Sight(pool.own, standing, True, dead, AFTER_S, pool.head, pool.ballots.get(5), pool.restored_s)
 
     def asked(voter: Voter, said: Question) -> None:
         if voter.own not in winners and not judging(seen(voter), said):
@@ -156,6 +168,9 @@ def play(
                 wires += [partial(asked, pools[key], said) for key in others]
         elif roll < 0.3:
             chance.choice(list(pools.values())).campaign = None
+        elif roll < 0.3 + restores:
+            restored = chance.choice(list(pools.values()))
+            restored.ballots, restored.campaign, restored.restored_s = {}, None, 0.0
         elif wires:
             deliver = wires.pop(chance.randrange(len(wires)))
             if chance.random() < 0.8:
@@ -181,6 +196,9 @@ def test_somebody_is_elected_as_a_rule() -> None:
 BUGS: dict[str, dict[str, Any]] = {
     "votes for anybody": {"judging": lambda sight, said: judge(replace(sight, ballot=None), said)},
     "one vote less is enough": {"needed": lambda of: majority(of) - 1},
+    "votes again after a restore": {
+        "judging": lambda sight, said: judge(replace(sight, restored_s=None), said)
+    },
     "votes for who is behind": {"judging": lambda sight, said: judge(replace(sight, head=0), said)},
 }
 
@@ -228,6 +246,7 @@ async def elected(hq: Gate, gpu: Gate, branch: Gate) -> None:
         return all([len(await gate.catalogue.records()) == 1 for gate in three])
 
     await until(everywhere)
+    await until(lambda: all(gate.replication.ready.publish for gate in three))
     for gate in (gpu, branch):
         hold(gate, hq)
     assert not await gpu.governing.elections.look(), "here a person promotes"

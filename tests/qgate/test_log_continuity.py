@@ -30,6 +30,8 @@ from qgate.federation.log.continuity import (
 from qgate.federation.log.vector import EMPTY, Head
 from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
+from qgate.store.log import server_of
+from qgate.store.log_lost import restored_s
 from tests.qgate.log_pools import TestPool, pair, running, until
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
@@ -237,6 +239,7 @@ async def test_a_restored_pool_gets_its_tail_back_and_goes_on_as_another_incarna
         await branch.has(hq, 3)
         await until(lambda: branch.replication.head(hq.key).seq == 4)
         before = branch.replication.head(hq.key)
+    assert await _restored_s(hq) is None
     await stores.restore(hq, with_note=note)  # the machine as a whole: store and files
     async with running(hq, branch):
         await hq.say("nodes", {"n": "after"})
@@ -248,6 +251,14 @@ async def test_a_restored_pool_gets_its_tail_back_and_goes_on_as_another_incarna
         assert after.incarnation != before.incarnation
         assert not (await _quarantine(branch, hq))
         await until(lambda: hq.replication.head(hq.key) == branch.replication.head(hq.key))
+    restored_s = await _restored_s(hq)
+    assert restored_s is not None
+    assert 0 <= restored_s < 600, "it may have forgotten a vote"
+
+
+async def _restored_s(pool: TestPool) -> float | None:
+    async with pool.store.connection() as connection:
+        return await restored_s(connection, await server_of(connection))
 
 
 async def test_a_restored_pool_whose_peers_are_away_waits_and_takes_local_writes(stores: Stores) -> None:

@@ -27,12 +27,12 @@ def one(seed: int, plan: Plan) -> tuple[int, str, Counts]:
         return seed, str(broken), Counter()
 
 
-def caught(name: str, seeds: int, plan: Plan) -> tuple[str, int | None, str]:
+def caught(name: str, seeds: int) -> tuple[str, int | None, str]:
     """The first seed that catches a planted bug, and how."""
     bug = bugs()[name]
     with bug.planted():
         for seed in range(seeds):
-            _, problem, _ = one(seed, plan)
+            _, problem, _ = one(seed, bug.plan)
             if problem:
                 return name, seed, problem
     return name, None, ""
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     began, failed = time.monotonic(), 0
     with ProcessPoolExecutor(given.jobs) as workers:
         if given.planted:
-            for name, seed, problem in workers.map(partial(caught, seeds=given.seeds, plan=Plan()), bugs()):
+            for name, seed, problem in workers.map(partial(caught, seeds=given.seeds), bugs()):
                 failed += seed is None
                 print(
                     f"{name}: " + (f"seed {seed}: {problem}" if seed is not None else "NOT CAUGHT"),

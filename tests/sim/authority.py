@@ -78,6 +78,16 @@ class Authority:
         except LogConflict:
             return
 
+    def promotion_at(self, epoch: int) -> bytes:
+        """The digest of the promotion that this pool signed for itself into an epoch."""
+        return next(
+            one.digest
+            for one in self._pool.store.documents.values()
+            if one.promotion is not None
+            and (one.promoter, one.promotion.epoch, one.promotion.master)
+            == (self._pool.key, epoch, self._pool.key)
+        )
+
     def last_write(self) -> int:
         """The last entry here of what the present master wrote."""
         standing = self.standing

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tests.sim.pool import Gate, Pool
 
 AFTER_S = 8.0
+ABSTAIN_S = 300.0
 ANSWERS_S = 1.5
 
 
@@ -100,4 +101,13 @@ class Elections:
             after_s=AFTER_S,
             head=pool.authority.last_write(),
             ballot=pool.store.ballots.get(standing.epoch + 1),
+            restored_s=self._restored_s(gate),
+            abstain_s=ABSTAIN_S,
         )
+
+    def _restored_s(self, gate: Gate) -> float | None:
+        """`qgate.store.log_lost.restored_s`, and 0 while the gate asks what peers have of the log."""
+        store = self._pool.store
+        if not gate.ready.publish or (store.head.seq and store.settled != store.server) or store.claims:
+            return 0.0
+        return None if store.restored_at is None else self._pool.world.heap.now - store.restored_at

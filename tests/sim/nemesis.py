@@ -45,9 +45,28 @@ class Nemesis:
             "promotion": self.promote,
             "two promotions": self.promote_twice,
         }
+        if world.plan.elections:
+            self.kinds = self._election_kinds()
+        self._upon_election: list[Callable[[Pool], None]] = []
         self._ends: dict[int, tuple[str, End]] = {}
         self._number = 0
         self._stopped = False
+
+    def _election_kinds(self) -> dict[str, Callable[[], End | None]]:
+        """What makes pools elect, more often than what stops them; what nodes do matters little here."""
+        chosen = ("gate crash", "pause", "partition", "one-way cut", "island", "bad lines", "store outage")
+        seldom = ("promotion", "two promotions", "disk full")
+        return {
+            **{name: self.kinds[name] for name in (*chosen, *seldom)},
+            **{f"dead master {number}": self.kill_master for number in range(len(chosen))},
+            "forgotten ballots": self.forget_ballots,
+        }
+
+    def elected(self, winner: Pool) -> None:
+        """A pool is master by a majority's vote."""
+        upon, self._upon_election = self._upon_election, []
+        for one in upon:
+            one(winner)
 
     def start(self) -> None:
         """Let trouble begin."""
@@ -357,6 +376,36 @@ class Nemesis:
         """An administrator promotes a pool, or resolves what is frozen."""
         self._pool().authority.promote(self._pool().key)
         return lambda: None
+
+    # --- elections
+
+    def kill_master(self) -> End | None:
+        """All gates of the catalogue's master, for long enough that it is replaced; there is one at least."""
+        pool = self._pool()
+        standing = pool.authority.standing
+        if standing.master is None or standing.frozen:
+            pool.authority.promote(pool.key)
+            return None
+        master = self.world.by_key[standing.master]
+        for gate in master.gates:
+            gate.alive = False
+        self.world.heap.after(self.world.heap.random.uniform(40, 120), lambda: self._start_gates(master))
+        return lambda: None
+
+    def forget_ballots(self) -> End:
+        """Whoever is elected next is cut off at once, and those who voted forget it."""
+        self._upon_election.append(self._forget)
+        return lambda: None
+
+    def _forget(self, winner: Pool) -> None:
+        heap, others = self.world.heap, [one for one in self.world.pools if one is not winner]
+        uncut = self._cut(
+            {(winner.name, one.name) for one in others} | {(one.name, winner.name) for one in others}
+        )
+        heap.after(heap.random.uniform(30, 150), uncut)
+        for one in others:
+            if one.backups and not self._stopped:
+                self._back_to(one, -1, server=heap.random.random() < 0.5, files=True)
 
     def promote_twice(self) -> End:
         """Two administrators promote at once."""

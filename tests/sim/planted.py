@@ -15,16 +15,20 @@ from qgate.federation import catalogue, results, suspicion
 from qgate.federation.log import continuity, hlc, replica
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.streams import STREAMS, Stream
+from tests.sim.world import ELECTIONS, USUAL, Plan
 from tunnel_proto import failover
 from tunnel_proto.failover import Move, Ready, Rules, State
 
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """`patches` maps "module.attribute" objects to what stands in their place; `promises` break by it."""
+    """`patches` maps "module.attribute" objects to what stands in their place; `promises` break by it, in
+    histories of that `plan`.
+    """
 
     patches: tuple[tuple[Any, str, Any], ...]
     promises: frozenset[str]
+    plan: Plan = USUAL
 
     @contextlib.contextmanager
     def planted(self) -> Iterator[None]:
@@ -35,8 +39,8 @@ class Bug:
             yield
 
 
-def _bug(*patches: tuple[Any, str, Any], promises: str) -> Bug:
-    return Bug(patches, frozenset(promises.split("; ")))
+def _bug(*patches: tuple[Any, str, Any], promises: str, plan: Plan = USUAL) -> Bug:
+    return Bug(patches, frozenset(promises.split("; ")), plan)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -165,9 +169,12 @@ _CONTINUE = continuity.step
 
 def bugs() -> dict[str, Bug]:
     """All of them, by name."""
-    from tests.sim import pool
+    from tests.sim import elections, pool
 
     return {
+        "who forgot a vote votes again": _bug(
+            (elections, "ABSTAIN_S", 0.0), promises="one elected", plan=ELECTIONS
+        ),
         "signatures are not checked": _bug((replica, "check_signature", _nothing), promises="authentic"),
         "payloads are not checked": _bug(
             (replica, "check_contents", _nothing), promises="authentic; converged"

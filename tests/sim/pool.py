@@ -203,7 +203,7 @@ class Pool:
             return
         if store.head.seq and store.settled != store.server:
             if gate.continuity.phase == "publishing" and not gate.continuity.suspicious:
-                store.settled = store.server
+                store.settled, store.restored_at = store.server, now
             return
         self._give_up()
         if not store.outbox:
@@ -223,6 +223,7 @@ class Pool:
             gate.connection = -1  # a sibling was faster: look again
             return
         self._incarnate(gate, cut, gate.ready.reason)
+        self.store.restored_at = self.world.heap.now
         self.store.claims.clear()
         gate.noted = self.store.head
         self._feed(gate, Advanced(self.store.head))
@@ -297,6 +298,7 @@ class Pool:
                     self.authority.hear(contents)
         store.claims.pop(pool, None)
         if fresh:
+            store.restored_at = self.world.heap.now
             self._feed(gate, TailReclaimed(pool, store.head))
         else:
             self._feed(gate, TailUnproven(pool))

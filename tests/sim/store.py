@@ -60,8 +60,9 @@ class Replica:
 @dataclass(slots=True)
 class Store:
     """One PostgreSQL. ``server`` stands for its system identifier and timeline, ``settled`` is the one that
-    the last batch was signed on; ``lost`` says when entries came back without their contents; ``connection``
-    counts the times that gates had to connect anew, ``life`` those that the store became an older one.
+    the last batch was signed on; ``lost`` says when entries came back without their contents, ``restored_at``
+    when it was found to be an older one; ``connection`` counts the times that gates had to connect anew,
+    ``life`` those that the store became an older one.
     """
 
     server: int
@@ -75,6 +76,7 @@ class Store:
     ballots: dict[int, bytes] = field(default_factory=dict)
     claims: dict[bytes, Head] = field(default_factory=dict)
     lost: dict[bytes, float] = field(default_factory=dict)
+    restored_at: float | None = None
     receipts: dict[str, jobs.Record] = field(default_factory=dict)
     results: dict[tuple[bytes, str], jobs.Kept] = field(default_factory=dict)
     announced: dict[str, float] = field(default_factory=dict)

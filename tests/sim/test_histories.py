@@ -8,7 +8,7 @@ from qgate.federation.election import STAGGER_S
 from tests.sim.elections import AFTER_S, ANSWERS_S
 from tests.sim.planted import bugs
 from tests.sim.watch import Broken
-from tests.sim.world import Plan, World, simulate
+from tests.sim.world import ELECTIONS, Plan, World, simulate
 
 EACH = 10
 SHORT = Plan(seconds=240.0, trouble_every_s=6.0, write_every_s=8.0)
@@ -61,6 +61,11 @@ def test_a_master_that_dies_is_replaced_by_a_majority() -> None:
         assert hq.authority.standing.master == first.master, "the old one hears of it"
 
 
+def test_many_elections_and_votes_that_are_forgotten() -> None:
+    elected = [len(simulate(seed, ELECTIONS).watch.elections) for seed in range(3)]
+    assert sum(elected) >= 5, f"{elected}: they were about little"
+
+
 def test_a_pool_that_is_alone_elects_nobody() -> None:
     for seed in range(3):
         world = World(seed, Plan(nodes=0))
@@ -85,14 +90,14 @@ def test_a_seed_is_a_history() -> None:
 def test_planted_bugs_are_caught(name: str) -> None:
     bug = bugs()[name]
     with bug.planted():
-        assert first_broken() in bug.promises
+        assert first_broken(bug.plan) in bug.promises
 
 
-def first_broken() -> str:
+def first_broken(plan: Plan) -> str:
     """The promise that the first of 200 histories to fail broke."""
     for seed in range(200):
         try:
-            simulate(seed, Plan())
+            simulate(seed, plan)
         except Broken as broken:
             return broken.promise
     return "none"

@@ -72,7 +72,8 @@ class Watch:
         self._looked: dict[str, tuple[float, int]] = {}
         self._began: dict[str, float] = {}
         self._owed: set[tuple[bytes, str]] = set()
-        self._elected: dict[int, set[str]] = {}
+        self.elections: dict[int, dict[str, bytes]] = {}
+        """Of each epoch that somebody was elected into: who, and the digest of the promotion."""
 
     def check(self, promise: str, holds: bool, text: str) -> None:
         """Count a check; raise `Broken` where it fails."""
@@ -120,13 +121,17 @@ class Watch:
 
     def elected(self, pool: Pool, question: Question) -> None:
         """A pool is master by a majority's vote."""
-        winners = self._elected.setdefault(question.epoch, set())
-        winners.add(pool.name)
+        winners = self.elections.setdefault(question.epoch, {})
+        winners[pool.name] = pool.authority.promotion_at(question.epoch)
         self.check("one elected", len(winners) == 1, f"{sorted(winners)} were elected at {question.epoch}")
+        self.world.nemesis.elected(pool)
 
     def restored(self, pool: Pool) -> None:
         """A pool's store is an older one: what it had taken since is forgotten."""
-        self._elected.clear()  # its ballots may be
+        known = {digest for one in self.world.pools for digest in one.store.documents}
+        for winners in self.elections.values():  # one of whom nobody has heard never was
+            for name in [name for name, digest in winners.items() if digest not in known]:
+                del winners[name]
         self._masters = {place: found for place, found in self._masters.items() if place[0] != pool.name}
         self._owed = {place for place in self._owed if self._known_of(*place)}
 

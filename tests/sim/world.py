@@ -22,13 +22,19 @@ QUIET_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long a history is and how dense its troubles."""
+    """How long a history is and how dense its troubles. ``elections``: they kill masters above all."""
 
     seconds: float = 600.0
     pools: int = 3
     nodes: int = 3
     trouble_every_s: float = 12.0
     write_every_s: float = 10.0
+    elections: bool = False
+
+
+USUAL = Plan()
+ELECTIONS = Plan(pools=5, nodes=0, trouble_every_s=15.0, elections=True)
+"""Histories in which a master dies every other minute: five pools, of which three elect."""
 
 
 class World:

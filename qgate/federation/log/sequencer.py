@@ -38,7 +38,7 @@ from qgate.store import Store, outbox
 from qgate.store import log as table
 from qgate.store.database import Connection
 from qgate.store.log import OwnHead, Row
-from qgate.store.log_lost import lost_entries
+from qgate.store.log_lost import lost_entries, note_restored
 from tunnel_proto.certificate import OnlineKey, read_online
 from tunnel_proto.packing import unpack
 
@@ -144,6 +144,7 @@ class Sequencer:
             if own.head != cut:
                 return None
             head = await self._open(connection, own, reason)
+            await note_restored(connection)
             await table.clear_claims(connection, self._pool)
         self.note(head)
         return head
@@ -194,6 +195,7 @@ class Sequencer:
                 stamp = max(stamp, entry.hlc)
             if fresh:
                 await self._commit(connection, own.head, fresh, stamp, settled=False)
+                await note_restored(connection)
             await table.clear_claims(connection, self._pool)
         return head
 
@@ -232,8 +234,9 @@ class Sequencer:
         return len(rows)
 
     async def settle(self) -> None:
-        """The store is another, and nothing was lost: go on."""
+        """The store is another, and nothing of the log was lost: go on."""
         async with self._store.transaction() as connection:
+            await note_restored(connection)
             await table.note_server(connection, await table.server_of(connection))
 
     async def erase(self, places: Sequence[int], reason: str) -> int:
