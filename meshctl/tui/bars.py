@@ -73,10 +73,11 @@ def crumbs(
             parts.append((f" {separator} ", "$text-muted"))
         parts.append((one, "bold" if index == len(trail) - 1 else ""))
     if len(panes) > 1:
-        parts.append("   ")
+        parts.append("  ")
+        beside = sum(map(cell_len, trail)) + 3 * len(trail) - 1  # what is between them, and the gap
         names = [f" {index + 1} {one} " for index, one in enumerate(panes)]
         letters = max(map(len, panes)) + 1
-        while width and letters and sum(map(cell_len, (*trail, *names))) + 3 * len(trail) > width:
+        while width and letters and sum(map(cell_len, names)) - names[-1].endswith(" ") + beside > width:
             letters -= 1  # at first it is only the blanks between them that go
             names = [
                 f" {index + 1} {one} " if index == chosen else f"{index + 1} {one[:letters]}".rstrip() + " "
