@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -54,9 +55,16 @@ async def _running(config: Path, port: int) -> AsyncIterator[subprocess.Popen[st
         process.communicate()
 
 
-async def _query_until_refused(connection: psycopg.AsyncConnection) -> None:
-    while True:
-        await connection.execute("SELECT 3")
+async def _come(connection: psycopg.AsyncConnection) -> bytes:
+    """What comes on an idle connection next, and is left there for libpq."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as beside:
+        loop, come = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(beside, come.set)
+        try:
+            await asyncio.wait_for(come.wait(), 60)
+        finally:
+            loop.remove_reader(beside)
+        return beside.recv(4096, socket.MSG_PEEK)
 
 
 def _accepts(port: int) -> bool:
@@ -138,9 +146,10 @@ async def test_sigterm_drains_sighup_reloads(tmp_path: Path, postgres: Cluster) 
                 process.send_signal(signal.SIGHUP)  # refused: it goes on as before
                 await connection.execute("SELECT 2")
                 process.send_signal(signal.SIGTERM)
-                # AdminShutdown; where libpq reads the connection's end along with it, that alone is told.
+                # Of what came, libpq may tell the connection's end alone: look at it before it does.
+                assert b"C57P01\0" in await _come(connection)
                 with pytest.raises(psycopg.OperationalError):
-                    await _query_until_refused(connection)
+                    await connection.execute("SELECT 3")
             code = await asyncio.to_thread(process.wait, 20)
             assert code == 0
             assert process.stderr is not None
