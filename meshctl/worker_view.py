@@ -41,7 +41,8 @@ def short(value: Any) -> str:
 def flat(worker: Record) -> dict[str, Any]:
     """A worker's line: its nested parts made flat."""
     hardware: Mapping[str, Any] = worker.get("hardware") or {}
-    load: Mapping[str, Any] = worker.get("load") or {}
+    here = worker.get("connected", True)
+    load: Mapping[str, Any] = (worker.get("load") or {}) if here else {}  # what it last said is not so now
     gpus = hardware.get("gpus") or []
     busy = [gpu.get("utilisation") for gpu in load.get("gpus") or []]
     used = sum(gpu.get("vram_used") or 0 for gpu in load.get("gpus") or [])
@@ -54,7 +55,7 @@ def flat(worker: Record) -> dict[str, Any]:
         "gpu": ", ".join(sorted({gpu.get("name", "?") for gpu in gpus})) or None,
         "gpus": len(gpus),
         "vram": sum(gpu.get("vram") or 0 for gpu in gpus) or None,
-        "vram_used": used if gpus else None,
+        "vram_used": used if gpus and here else None,
         "gpu_busy": max((one for one in busy if one is not None), default=None),
         "heat": max((one.get("temperature") or 0 for one in load.get("gpus") or []), default=None),
         "power": sum(one.get("power") or 0 for one in load.get("gpus") or []) or None,
@@ -63,8 +64,8 @@ def flat(worker: Record) -> dict[str, Any]:
         "free": load.get("memory_available"),
         "swap": load.get("swap_used"),
         "disk_free": load.get("disk_free"),
-        "disk_io": (load.get("disk_read") or 0) + (load.get("disk_written") or 0),
-        "net_io": (load.get("net_received") or 0) + (load.get("net_sent") or 0),
+        "disk_io": (load.get("disk_read") or 0) + (load.get("disk_written") or 0) if here else None,
+        "net_io": (load.get("net_received") or 0) + (load.get("net_sent") or 0) if here else None,
         "jobs": f"{worker.get('jobs_running', 0)}/{worker.get('slots', 0)}+{worker.get('jobs_queued', 0)}"
         if worker.get("connected")
         else None,

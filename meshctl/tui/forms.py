@@ -129,8 +129,7 @@ class FormScreen(Modal):
             note += f"  ({self.say('ctrl+f chooses')})"
         elif names := self.offered.get(field.name):
             first = ", ".join(one.name for one in names[:NAMED])
-            said = self.say("ctrl+f: {names} ...", names=first) if names[NAMED:] else f"ctrl+f: {first}"
-            note += f"  ({said})"
+            note += "  ({})".format(self.say("ctrl+f: {names}", names=first + ", ..." * bool(names[NAMED:])))
         elif field.name in self.offered:
             note += f"  ({self.say('there is none yet')})"
         return f"{self.say(field.label)}{mark}{note}"

@@ -286,6 +286,8 @@ class TableView(PaneView):
         if self.filter:
             here = self.paged and self._asked() is None
             parts.append(f"/{self.filter.text}" + (" " + self.say("(in this page)") if here else ""))
+            if not seen:
+                parts.append(self.say("esc takes the filter away"))
         if self.grid.marked:
             parts.append(self.say("{count} marked", count=len(self.grid.marked)))
         if self.switch is not None:
