@@ -218,7 +218,11 @@ class PostgresFront:
         """Find the route, wait for a place, lease a connection. PostgresError says why not."""
         route = self.directory.route(startup.database)
         if route is None or route.name not in app.databases:
-            raise PostgresError(f'database "{startup.database}" does not exist', sqlstate="3D000")
+            raise PostgresError(
+                f'database "{startup.database}" does not exist',
+                sqlstate="3D000",
+                hint=f"This app may use {', '.join(sorted(app.databases))}." if app.databases else "",
+            )
         if startup.replication and not (app.replication and route.allow_replication):
             raise PostgresError(
                 "replication connections are not allowed here",

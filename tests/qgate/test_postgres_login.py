@@ -113,6 +113,7 @@ async def test_an_unknown_and_a_forbidden_database_cannot_be_told_apart(shop: Ro
     async with wire([app()], [shop, secret], PASSWORDS) as running:
         error = await refused(running, database=database)
         assert f'database "{database}" does not exist' in str(error)
+        assert "This app may use shop." in str(error)
         assert running.audit.of("session.refused")[0].outcome == "3D000"
 
 
