@@ -49,7 +49,7 @@ def tail(
     rows = gate.items("/audit", {**chosen, "limit": limit}) if limit else []
     rows.sort(key=lambda row: row.get("seq") or 0)
     if not follow:
-        emit(rows, view.audit(rows), output)
+        emit(rows, view.audit(rows), output, empty="No entry of that kind.")
         return
     for row in rows:
         _line(row, output)

@@ -16,7 +16,7 @@ import typer
 
 from meshctl import view
 from meshctl.drivers import DEFAULT_PORT, openai_settings
-from meshctl.errors import CommandError, ExitCode, UnreachableError, UsageError
+from meshctl.errors import CommandError, ExitCode, NotFoundError, UnreachableError
 from meshctl.render import Output, emit, write
 from meshctl.terminal import note
 from tunnel_proto.errors import MeshError
@@ -205,9 +205,13 @@ def _running_pools(state: DevState) -> list[DevPool]:
 def _pool(pools: list[DevPool], name: str) -> DevPool:
     found = next((one for one in pools if one.name == name), None)
     if found is None:
-        names = ", ".join(one.name for one in pools)
-        hint = f"running: {names}" if names else "meshctl dev --pools 3   (elsewhere: --state-dir DIR)"
-        raise UsageError(f"No pool {name} runs here.", hint=hint)
+        if not pools:
+            raise UnreachableError(
+                "No pools run here.", hint="meshctl dev --pools 3   (elsewhere: --state-dir DIR)"
+            )
+        raise NotFoundError(
+            f"No pool {name} runs here.", hint=f"running: {', '.join(one.name for one in pools)}"
+        )
     return found
 
 

@@ -73,6 +73,8 @@ def install(
 ) -> None:
     """Install a licence in place of the one that is there."""
     token = read_text(file, "The licence").strip()
+    if not token:
+        raise UsageError(f"{file} is empty.", hint="take the file again as the vendor sent it")
     row = options.connect(gate_dir, socket).put("/licence", {"token": token, "force": force})
     emit(row, licence_card(row), output)
 

@@ -26,7 +26,7 @@ LISTS = [
 
 def test_a_pool_that_does_not_run_is_looked_for_elsewhere(meshctl: Run, tmp_path: Path) -> None:
     code, _, err = meshctl("dev", "kill", "hq", "--state-dir", str(tmp_path / "none"))
-    assert code == 2
+    assert code == ExitCode.UNREACHABLE
     assert "--state-dir DIR" in err
 
 
