@@ -12,6 +12,7 @@ from meshctl import view
 from meshctl.cli import options
 from meshctl.client import as_seen
 from meshctl.errors import UsageError
+from meshctl.moments import moment_of
 from meshctl.render import Output, emit
 from meshctl.terminal import confirm, note
 
@@ -48,7 +49,7 @@ def set_app(
         typer.Option(
             "--expires",
             metavar="WHEN",
-            help="End of life: 30d from now, a moment as 2027-01-31T12:00:00Z, or never.",
+            help="End of life: 30d from now, a day or a moment as 2027-01-31T12:00:00Z, or never.",
             show_default=False,
         ),
     ] = None,
@@ -146,8 +147,14 @@ def _end(text: str | None) -> dict[str, Any]:
         return {}
     if text.strip().lower() in NOTHING:
         return {"expires_at": None}
-    if "-" in text or ":" in text:
-        return {"expires_at": text.strip()}
+    try:
+        at = moment_of(text)
+    except ValueError:
+        raise UsageError(
+            f"--expires: there is no such day or hour: {text}", hint="a moment as 2027-01-31T12:00:00Z"
+        ) from None
+    if at is not None:
+        return {"expires_at": at}
     return {"expires_in_s": options.seconds(text, "--expires")}
 
 

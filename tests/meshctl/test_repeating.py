@@ -120,6 +120,7 @@ def test_what_is_ended_is_what_was_seen(at_gate: Run, gate: FakeGate, verb: str)
         (["--drop-db", "a", "--add-db", "b"], {"databases": ["b"]}),
         (["--expires", "30d"], {"expires_in_s": 2_592_000.0}),
         (["--expires", "never"], {"expires_at": None}),
+        (["--expires", "2027-01-31"], {"expires_at": "2027-01-31T00:00:00Z"}),
         (["--expires", "2027-01-31T12:00:00Z"], {"expires_at": "2027-01-31T12:00:00Z"}),
         (["--sidecar", "x,y"], {"sidecars": ["x", "y"]}),
         (["--sidecar", "any", "--access", "read-only"], {"sidecars": None, "read_only": True}),
@@ -151,6 +152,7 @@ def test_an_app_is_changed_where_it_is_what_was_seen(
         ["--db", "b", "--add-db", "c"],
         ["--drop-db", "z"],
         ["--expires", "soon"],
+        ["--expires", "2027-02-30"],
     ],
 )
 def test_what_cannot_be_meant_of_an_app_changes_nothing(

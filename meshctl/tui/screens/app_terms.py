@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Final
 
+from meshctl.moments import moment_of
 from meshctl.tui.declare import Action, Call, Record, filled
 from meshctl.tui.fields import Amendment, Field, FieldError, Form, Kind, Known, Values, seconds, t
 
@@ -35,8 +34,6 @@ LIMIT_FIELDS: Final = (
     ),
 )
 LIMITS: Final = tuple(one.name.removeprefix("limits.") for one in LIMIT_FIELDS)
-
-_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)?)?")
 
 
 def terms_form(app: Record) -> Form:
@@ -133,14 +130,12 @@ def terms_changed(app: Record, values: Values) -> dict[str, Any]:
 def _end(text: str | None) -> dict[str, Any]:
     if text is None:
         return {"expires_at": None}
-    if _MOMENT.fullmatch(text):
-        at = text.replace(" ", "T")
-        at = at if "T" in at else f"{at}T00:00:00"
-        try:
-            datetime.fromisoformat(at)
-        except ValueError:
-            raise FieldError(t("There is no such day or hour: {text}"), text=text) from None
-        return {"expires_at": at if re.search(r"(Z|[+-]\d\d:\d\d)$", at) else f"{at}Z"}
+    try:
+        at = moment_of(text)
+    except ValueError:
+        raise FieldError(t("There is no such day or hour: {text}"), text=text) from None
+    if at is not None:
+        return {"expires_at": at}
     lasts = seconds(text)
     if not lasts:
         raise FieldError(t("At least {bound}."), bound="1s")
