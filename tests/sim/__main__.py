@@ -1,6 +1,6 @@
 """`make sim SEEDS=2000`: many long histories, and what was checked while what was wrong.
 
-python -m tests.sim [--seeds 2000] [--first 0] [--hours 2] [--jobs 2] [--planted]
+python -m tests.sim [--seeds 2000] [--first 0] [--hours 2] [--jobs 2] [--planted] [--elections]
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from tests.sim.planted import bugs
 from tests.sim.watch import Broken
-from tests.sim.world import Plan, simulate
+from tests.sim.world import ELECTIONS, Plan, simulate
 
 Counts = Counter[tuple[str, str]]
 
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--planted", action="store_true", help="look for the planted bugs instead")
+    parser.add_argument("--elections", action="store_true", help="five pools, whose masters die all the time")
     given = parser.parse_args(argv)
     began, failed = time.monotonic(), 0
     with ProcessPoolExecutor(given.jobs) as workers:
@@ -78,7 +80,10 @@ def main(argv: list[str] | None = None) -> int:
                     flush=True,
                 )
             return 1 if failed else 0
-        plan = Plan(seconds=given.hours * 3600, trouble_every_s=20.0, write_every_s=30.0)
+        seconds = given.hours * 3600
+        plan = Plan(seconds=seconds, trouble_every_s=20.0, write_every_s=30.0)
+        if given.elections:
+            plan = replace(ELECTIONS, seconds=seconds)
         counts: Counts = Counter()
         seeds = range(given.first, given.first + given.seeds)
         for seed, problem, found in workers.map(partial(one, plan=plan), seeds, chunksize=4):
