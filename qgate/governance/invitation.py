@@ -15,6 +15,7 @@ from typing import Final
 from qgate.governance.office import Office
 from qgate.governance.person_keys import Details
 from qgate.governance.smtp import Letter
+from qgate.governance.words import letter, said
 from qgate.store import people as table
 from qgate.store.database import Connection
 from qgate.store.people import CodeRow
@@ -91,38 +92,19 @@ def plain(typed: str) -> str:
     return "".join(one for one in typed.upper().translate(_ALIKE) if one.isalnum())
 
 
-def confirmation_letter(details: Details, code: str, minutes: int) -> Letter:
+def confirmation_letter(details: Details, code: str, minutes: int, language: str) -> Letter:
     """Asks whether somebody signed up themselves."""
-    return Letter(
-        details.email,
-        "Confirm your address",
-        f"Hello {details.name},\n\nsomebody asked for an account with this address. If it was you, "
-        "confirm it with "
-        f"this code:\n\n    {code}\n\nIt is good for {minutes} minutes. If it was not you, do "
-        "nothing: what was "
-        "entered is removed.\n",
-    )
+    text = letter(language, "confirmation", name=details.name, code=code, minutes=minutes)
+    return Letter(details.email, said(language, "Confirm your address"), text)
 
 
-def invitation_letter(details: Details, code: str) -> Letter:
+def invitation_letter(details: Details, code: str, language: str) -> Letter:
     """Says that an account waits."""
-    return Letter(
-        details.email,
-        "Your account is ready",
-        f"Hello {details.name},\n\nan account was made for you. Fetch your key with this code, which "
-        "is good for a "
-        f"week:\n\n    {code}\n\nWhere your applications speak to localhost:11438, that is:\n\n"
-        "    curl http://localhost:11438/signup/confirm -H 'content-type: application/json' \\\n"
-        f'         -d \'{{"email": "{details.email}", "code": "{code}"}}\'\n\n'
-        "The key is shown once.\n",
-    )
+    text = letter(language, "invitation", name=details.name, code=code, email=details.email)
+    return Letter(details.email, said(language, "Your account is ready"), text)
 
 
-def rejection_letter(details: Details) -> Letter:
+def rejection_letter(details: Details, language: str) -> Letter:
     """Says that no account was made."""
-    return Letter(
-        details.email,
-        "Your request for an account",
-        f"Hello {details.name},\n\nyour request for an account was not approved, and what you entered "
-        "was removed.\n",
-    )
+    text = letter(language, "rejection", name=details.name)
+    return Letter(details.email, said(language, "Your request for an account"), text)

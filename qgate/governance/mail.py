@@ -26,6 +26,8 @@ from qgate.governance.registry import declared
 from qgate.governance.setting import SettingError
 from qgate.governance.smtp import Letter, MailError, SmtpSettings, checked_address, deliver
 from qgate.governance.versions import versioned
+from qgate.governance.words import SETTING, said
+from qgate.governance.words import letter as letter_text
 from qgate.store import StoreUnavailableError
 from qgate.store import mail as table
 from qgate.store.database import Connection
@@ -247,11 +249,9 @@ class Mail:
         address = checked_address(to)
         steps: list[dict[str, Any]] = []
         at = self._office.clock()
-        letter = Letter(
-            address,
-            "A test of this pool's mail",
-            "Mail from this pool arrives.\n\nIt was asked for by an administrator.",
-        )
+        language = str(self._office.directory.setting(SETTING))
+        text = letter_text(language, "test")
+        letter = Letter(address, said(language, "A test of this pool's mail"), text)
         problem: MailError | None = None
         try:
             settings = self.settings

@@ -18,6 +18,7 @@ import structlog
 
 from qgate.governance.mail import SEVERITIES, Mail
 from qgate.governance.office import Office, iso
+from qgate.governance.words import SETTING, said
 from qgate.store import StoreUnavailableError
 from qgate.store import notifications as table
 from qgate.store.mail import drop_old_mail
@@ -43,6 +44,10 @@ class Notifications:
         self._mail = mail
         self._pool = pool
         mail.failed = self._mail_failed
+
+    def said(self, text: str, /, **values: object) -> str:
+        """A text in the language of the pool."""
+        return said(str(self._office.directory.setting(SETTING)), text, **values)
 
     # --- telling
 
@@ -80,9 +85,15 @@ class Notifications:
             if number is None:
                 return None
             if mailed:
-                head = f"[{self._pool()}] {severity}: {subject}"
+                head = f"[{self._pool()}] {self.said(severity)}: {subject}"
                 text = "\n\n".join(
-                    part for part in (subject, body, following and f"Next: {following}") if part
+                    part
+                    for part in (
+                        subject,
+                        body,
+                        following and self.said("Next: {command}", command=following),
+                    )
+                    if part
                 )
                 await self._mail.tell(connection, severity, head, f"{text}\n", all_=to_all)
         log.info("notification", kind=kind, severity=severity, number=number)
@@ -93,7 +104,7 @@ class Notifications:
         await self.tell(
             "mail.failed",
             "warning",
-            f"Mail cannot be delivered ({kind})",
+            self.said("Mail cannot be delivered ({kind})", kind=self.said(kind)),
             reason,
             ref=f"mail:{day}:{kind}:{reason[:60]}",
             following="meshctl smtp test --to ADDRESS",
@@ -195,13 +206,14 @@ class Notifications:
         await self._own_certificate(now)
 
     async def _incident(self, row: dict[str, Any]) -> None:
-        about = f"incident {row['id']}: {row['kind'].replace('_', ' ')}, {row['subject']}"
+        what = {"id": row["id"], "kind": row["kind"].replace("_", " "), "subject": row["subject"]}
+        since = {"at": iso(row["opened_at"]), "times": row["seen"], "id": row["id"]}
         following = f"meshctl incident show {row['id']}"
         await self.tell(
             "incident",
             row["severity"],
-            about.capitalize(),
-            f"Since {iso(row['opened_at'])}, seen {row['seen']} times.",
+            self.said("Incident {id}: {kind}, {subject}", **what),
+            self.said("Since {at}, seen {times} times.", **since),
             ref=f"incident:{row['id']}",
             following=following,
         )
@@ -209,9 +221,11 @@ class Notifications:
             await self.tell(
                 "incident.escalated",
                 "critical",
-                f"Nobody answers {about}",
-                f"It is open since {iso(row['opened_at'])}. Whoever looks after it says so with "
-                f"meshctl incident ack {row['id']}.",
+                self.said("Nobody answers incident {id}: {kind}, {subject}", **what),
+                self.said(
+                    "It is open since {at}. Whoever looks after it says so with meshctl incident ack {id}.",
+                    **since,
+                ),
                 ref=f"incident:{row['id']}:escalated",
                 following=following,
                 to_all=True,
@@ -224,10 +238,20 @@ class Notifications:
         await self.tell(
             "budget",
             "critical" if hard else "warning",
-            f"The {row['period']}'s {'hard' if hard else 'soft'} limit of the budget of {row['scope']} "
-            f"{row['subject'] or 'all'} is reached",
-            f"{row['spent']:.2f} of {limit:.2f} {row['currency']} are spent; the period ends "
-            f"{iso(row['ends_at'])}.",
+            self.said(
+                "The {period}'s hard limit of the budget of {subject} is reached"
+                if hard
+                else "The {period}'s soft limit of the budget of {subject} is reached",
+                subject=f"{row['scope']} {row['subject'] or 'all'}",
+                period=self.said(row["period"]),
+            ),
+            self.said(
+                "{spent:.2f} of {limit:.2f} {currency} are spent; the period ends {at}.",
+                spent=row["spent"],
+                limit=limit,
+                currency=row["currency"],
+                at=iso(row["ends_at"]),
+            ),
             ref=f"budget:{period}:{'hard' if hard else 'soft'}",
             following="meshctl budget list",
         )
@@ -238,8 +262,15 @@ class Notifications:
         await self.tell(
             "certificate",
             "critical" if over else "warning",
-            f"The certificate of the {what} {row['name']} {'has ended' if over else 'ends soon'}",
-            f"It ends {iso(row['expires_at'])}; without a new one nothing connects from there.",
+            self.said(
+                "The certificate of the {what} has ended"
+                if over
+                else "The certificate of the {what} ends soon",
+                what=f"{self.said(what)} {row['name']}",
+            ),
+            self.said(
+                "It ends {at}; without a new one nothing connects from there.", at=iso(row["expires_at"])
+            ),
             ref=f"node:{row['serial']}:{'over' if over else 'soon'}",
             following=f"meshctl {what} list",
         )
@@ -248,8 +279,8 @@ class Notifications:
         await self.tell(
             "lock-out",
             "warning",
-            f"Log-ins of {subject} are refused: too many wrong passwords",
-            f"They are refused until {iso(datetime.fromtimestamp(until, UTC))}.",
+            self.said("Log-ins of {subject} are refused: too many wrong passwords", subject=subject),
+            self.said("They are refused until {at}.", at=iso(datetime.fromtimestamp(until, UTC))),
             ref=f"lock-out:{subject}:{until:.0f}",
             following="meshctl audit tail --kind admin.locked-out",
         )
@@ -272,9 +303,11 @@ class Notifications:
         await self.tell(
             "certificate",
             "critical",
-            "The certificate of this pool's online key ends soon",
-            f"It ends {iso(datetime.fromtimestamp(online.not_after, UTC))}; renew it with the pool's "
-            "offline key.",
+            self.said("The certificate of this pool's online key ends soon"),
+            self.said(
+                "It ends {at}; renew it with the pool's offline key.",
+                at=iso(datetime.fromtimestamp(online.not_after, UTC)),
+            ),
             ref=f"online:{online.serial}",
             following="meshctl key show",
         )

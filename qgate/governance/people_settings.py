@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qgate.governance.setting import Setting
+from qgate.governance.words import LANGUAGES, SETTING
 
 PEOPLE_SETTINGS: Final = (
     Setting(
@@ -55,6 +56,13 @@ PEOPLE_SETTINGS: Final = (
         "How long a mail is tried while its server says to try later or does not answer, in hours.",
         minimum=1,
         maximum=24 * 14,
+    ),
+    Setting(
+        SETTING,
+        str,
+        "en",
+        "The language of notifications and of mails that the gate writes: en or fr.",
+        choices=LANGUAGES,
     ),
     Setting(
         "notification.keep_days",

@@ -169,5 +169,9 @@ async def test_certificates_budgets_and_lock_outs_are_told_once(pool: Pool, mail
         ("certificate", "warning", "The certificate of the sidecar laptop ends soon"),
         ("budget", "critical", "The day's hard limit of the budget of app web is reached"),
     ]
+    await pool.settings.set("notification.language", "fr", by=BY)
+    await pool.watch.refresh()
+    await inbox.tell("lock-out", "warning", inbox.said("They are refused until {at}.", at="x"), ref="fr")
+    assert (await inbox.list("uid=0"))["items"][0]["subject"] == "Elles sont refusées jusqu'à x."
     await inbox.licence("warning", "the licence of ACME ends within 7 days")
     assert (await inbox.list("uid=0"))["items"][0]["subject"] == "The licence of ACME ends within 7 days"
