@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,9 @@ async def _section(room: Room, line: str, word: str, rest: str) -> None:
     whole = sections.named(line)
     entry = whole or sections.named(word)
     if entry is None:
-        room.warn(room.say("There is no section {name}.", name=word))
+        near = difflib.get_close_matches(word.casefold(), destinations(room), 1)
+        also = room.say("Did you mean :{name}?", name=near[0]) if near else room.say("tab completes names")
+        room.warn(f"{room.say('There is no section {name}.', name=word)} {also}")
         return
     section = sections.load(entry)
     await room.show_section(entry.id, pane=_pane(section, line if whole else word))

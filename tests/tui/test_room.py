@@ -64,13 +64,16 @@ async def test_a_jump_goes_to_a_row_and_says_where_it_cannot(visit: Open) -> Non
         await at.type(":nowhere")
         await at.press("enter")
         await at.told("There is no section nowhere.")
+        await at.type(":wokers")
+        await at.press("enter")
+        await at.told("There is no section wokers. Did you mean :workers?")
         await at.press("escape")
         await at.sees("3 of 3")
         await at.type(":wor")
         await at.press("tab")
         await at.until(lambda: at.text().splitlines()[-2].strip() == ":workers")
         await at.press("escape")
-        await at.press("colon", "up")
+        await at.press("colon", "up", "up")
         await at.until(lambda: ":nowhere" in at.text())
 
 
