@@ -293,6 +293,12 @@ class Movement:
         here = [row for row in self.rosters.nodes() if row["home"] == home]
         reached = [row for row in here if not names or row["node"] in names]
         if missing := names - {row["node"] for row in reached}:
+            known = {one.name for one in self.directory.snapshot.nodes.values() if not one.revoked}
+            if own and (unknown := missing - known):
+                raise UnknownNameError(
+                    f"there is no sidecar or worker {', '.join(sorted(unknown))}",
+                    hint="meshctl sidecar list, meshctl worker list",
+                )
             raise ConflictError(
                 f"not connected to this gate: {', '.join(sorted(missing))}", hint="meshctl failover status"
             )

@@ -291,7 +291,7 @@ def test_an_order_moves_one_node_and_its_sessions_are_told(pools: tuple[Mesh, Me
             idle.execute("SELECT 1")
         assert caught.value.sqlstate == "57P01"
     go_home(hq, login)
-    with pytest.raises(GateError, match="not connected to this gate: nobody"):
+    with pytest.raises(GateError, match="no sidecar or worker nobody"):
         hq.control.post("/failover/orders", {"pool": "gpu", "nodes": ["nobody"]})
     with pytest.raises(GateError, match="no pool mars"):
         hq.control.post("/failover/orders", {"pool": "mars"})
