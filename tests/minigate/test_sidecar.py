@@ -209,14 +209,20 @@ async def test_apps_that_log_in_while_a_gate_drains_see_no_error(
 async def test_drain_tells_idle_apps_and_waits_for_busy_ones(
     tmp_path: Path, postgres: Cluster, upstream: Server
 ) -> None:
-    async with mesh(tmp_path, upstream=upstream) as one:
+    async with (
+        mesh(tmp_path, upstream=upstream) as one,
+        await psycopg.AsyncConnection.connect(postgres.dsn(), autocommit=True) as holding,
+    ):
         port = one.port
         idle = await psycopg.AsyncConnection.connect(_dsn(one, postgres), autocommit=True)
         busy = await psycopg.AsyncConnection.connect(_dsn(one, postgres), autocommit=True)
         await idle.execute("SELECT 1")
-        working = asyncio.create_task(busy.execute("SELECT pg_sleep(0.7), 42"))
+        await holding.execute("SELECT pg_advisory_lock(1)")
+        working = asyncio.create_task(busy.execute("SELECT pg_advisory_lock(1), 42"))
         await until(lambda: sum(app.idle for app in one.sidecar.connections.live) == 1)
         draining = asyncio.create_task(one.sidecar.drain())
+        await until(lambda: sum(bool(app.stream) for app in one.sidecar.connections.live) == 1)
+        await holding.execute("SELECT pg_advisory_unlock(1)")
         row = await (await working).fetchone()
         assert row is not None
         assert row[1] == 42
