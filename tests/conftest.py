@@ -22,12 +22,13 @@ settings.load_profile("suite")
 
 LONGEST = (
     *(
-        "integration/test_failover",
         "sim/test_histories",
+        "integration/test_failover",
+        "integration/test_model_copies",
         "integration/test_sites",
-        "qdaemon/test_llama_quantize",
+        "qgate/test_admin_pools",
     ),
-    *("integration/test_model_copies", "tui/test_room", "meshctl/test_dev_pools", "integration/test_fabric"),
+    *("qdaemon/test_llama_quantize", "tui/test_room", "meshctl/test_dev_pools", "integration/test_fabric"),
     *("integration/test_failover_dropped", "meshctl/test_dev_stack", "integration/test_torture"),
     *(
         "qgate/test_results",
@@ -39,6 +40,7 @@ LONGEST = (
     *("qgate/test_log_replication", "tui/test_branding", "tui/test_signup", "tui/test_configuration"),
     *("tui/test_licence", "integration/test_canary", "tui/test_api", "tui/test_audit"),
     *("qgate/test_postgres_isolation", "qgate/test_log_commands", "qgate/test_peering"),
+    *("tui/test_language", "tui/test_federation", "tui/test_models", "tui/test_log_in"),
 )
 """Files that take longest, the longest first; one that is missing, or not in its place, only costs time."""
 
