@@ -61,6 +61,9 @@ from meshctl.render import write
 
 EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "; 130 Ctrl-C."
 
+HELP_WIDTH_MAX = 120
+"""Columns that help may fill; where there are fewer, summaries are cut."""
+
 
 ORDER = (
     "dev",
@@ -197,7 +200,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
         add_completion=True,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["--help", "-h"]},
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": HELP_WIDTH_MAX},
     )
     root.callback(epilog=EXIT_CODES)(options)
     root.add_typer(dev.commands, name="dev")
