@@ -95,13 +95,13 @@ class Elections:
         self._again_at = self._monotonic() + AGAIN_S
         epoch, master = sight.standing.epoch + 1, sight.standing.master
         question = Question(epoch, master, self._pool, sight.head, binding=False)
-        voters_for, refusals = await self._poll(sight, question)
+        willing, refusals = await self._poll(sight, question)
         needed = majority(sight.standing.group)
-        if len(voters_for) < needed:
+        if len(willing) < needed:
             log.info("no majority would vote for this pool", epoch=epoch, refusals=refusals)
             return False
         async with self._office.store.transaction() as connection:
-            await self._lock(connection)
+            await table.lock_authority(connection)
             if why_not_stand(await self._sight(connection)):
                 return False
             await table.put_ballot(connection, epoch, self._pool, self._office.now())
@@ -154,7 +154,7 @@ class Elections:
         except (ShapeError, KeyError) as error:
             raise RemoteProtocolError(f"a question for a vote is malformed: {error}") from None
         async with self._office.store.transaction() as connection:
-            await self._lock(connection)
+            await table.lock_authority(connection)
             why = judge(await self._sight(connection), question)
             if not why and question.binding:
                 await table.put_ballot(connection, question.epoch, peer.pool_key, self._office.now())
@@ -187,9 +187,6 @@ class Elections:
     def _alive(self, pool: bytes) -> bool:
         verdict = self._verdict(pool)
         return verdict is not None and verdict.state == ALIVE
-
-    async def _lock(self, connection: Connection) -> None:
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", table.AUTHORITY_LOCK)
 
     def _name(self, pool: bytes) -> str:
         if pool == self._pool:
