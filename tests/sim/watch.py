@@ -325,6 +325,8 @@ class Watch:
             recent = [at for at in (past.failed, past.returned) if at is not None and now - at < FLAP_S]
             past.failed, past.home_down = now, True
             past.flapped = now if recent else past.flapped
+            if now < past.blurred_until:  # so is whether that was a flap, and with it the hold that follows
+                past.blurred_until = max(past.blurred_until, now + HOLD_S + 5)
 
     def node_looked(self, node: Node) -> None:
         """Time passes: what must happen by itself has happened in time."""
