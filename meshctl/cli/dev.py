@@ -33,7 +33,7 @@ commands = typer.Typer(
     add_completion=False,
 )
 
-DETACH_TIMEOUT_S = 120.0
+DETACH_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
 

@@ -88,7 +88,7 @@ def wait_for(
             raise CommandError(
                 f"{what} took longer than {timeout:.0f} s. The end of {children[-1].log.name}:\n"
                 + tail(children[-1].log),
-                hint=f"less {children[-1].log}",
+                hint=f"less {children[-1].log}; where the machine was busy, try again: it goes on from there",
             )
         time.sleep(poll)
 

@@ -31,7 +31,7 @@ from meshctl.sidecar_directory import SidecarDirectory, install_bundle, offer_of
 from tunnel_proto.certificate import read_chain
 from tunnel_proto.errors import MeshError
 
-START_TIMEOUT_S = 60.0  # a loaded machine runs initdb slowly
+START_TIMEOUT_S = 150.0  # a loaded machine runs initdb slowly; a gate that ends is seen at once
 LINK_TIMEOUT_S = 20.0
 DRAIN_S = 10.0  # a developer waits for a stop; in production it is 30 s
 STOP_TIMEOUT_S = 20.0
