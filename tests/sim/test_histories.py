@@ -19,8 +19,8 @@ Of the short ones that all are played, 64 and 99: a peer that was watched anew e
 """
 LONG = Plan(seconds=7200.0, trouble_every_s=20.0, write_every_s=30.0)
 ONCE_FAILED_LONG = (170, 238, 298, 375)
-"""Seeds of two hours: a backup that brought contents back as lost, after they had been given up once; the last, a
-node whose calendar was stepped between a return and the failure after it, so that only one of us saw a flap.
+"""Seeds of two hours: a backup that brought contents back as lost, after they had been given up once; the
+last, a node whose calendar was stepped between a return and the next failure: only one of us saw a flap.
 """
 
 pytestmark = pytest.mark.timeout(300)
