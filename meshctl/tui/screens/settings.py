@@ -44,7 +44,8 @@ def form_of(setting: Record) -> Form:
         if setting.get(key) is not None
     ]
     unit = f" {setting['unit']}" if setting.get("unit") else ""
-    note = "  ".join([f"default {setting.get('default')}{unit}", *bounds])
+    default = Field("value", "", kind).shown(setting.get("default")) or "-"
+    note = "  ".join([f"default {default}{unit}", *bounds])
     fields = (
         Field(
             "value",
