@@ -18,13 +18,26 @@ from tests.tui.visit import Visit, visiting
 Open = Callable[..., AbstractAsyncContextManager[Visit]]
 
 
-@pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    """A real gate with its store, a sidecar and a worker; one for all tests of a file."""
+@pytest.fixture(scope="session")
+def bare_mesh() -> Iterator[Mesh]:
+    """A real gate with its store and a sidecar, for all tests of a process that leave it as they found it."""
+    with Mesh() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def worked_mesh() -> Iterator[Mesh]:
+    """The same with a worker."""
     with Mesh() as found:
         found.add_daemon("gpu-1").start()
         found.wait_worker("gpu-1")
         yield found
+
+
+@pytest.fixture(scope="module")
+def mesh(worked_mesh: Mesh) -> Mesh:
+    """A real gate with its store, a sidecar and a worker. Files that want another one have their own."""
+    return worked_mesh
 
 
 @pytest.fixture

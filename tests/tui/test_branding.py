@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,8 @@ LOGO = ["  /\\  ", " /__\\ example"]
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as found:
-        yield found
+def mesh(bare_mesh: Mesh) -> Mesh:
+    return bare_mesh
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,8 @@ NAME = "audit.merge_interval_s"
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as found:
-        yield found
+def mesh(bare_mesh: Mesh) -> Mesh:
+    return bare_mesh
 
 
 async def written(at: Visit, before: str, after: str) -> None:
@@ -124,6 +122,8 @@ async def test_a_document_of_a_file_and_what_is_wrong_with_it(
         await at.told("The document is applied.")
     rows = mesh.control.items("/aliases")
     assert [row["name"] for row in rows] == ["fast"]
+    mesh.control.delete("/aliases/fast")
+    mesh.control.delete(f"/settings/{NAME}")
 
 
 async def test_what_was_written_is_not_lost_by_a_key(visit_mesh: Open, mesh: Mesh) -> None:

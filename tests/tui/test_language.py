@@ -305,12 +305,14 @@ def test_what_is_chosen_of_has_names(section: declare.Section) -> None:
 
 
 @pytest.fixture(scope="module")
-def peopled(mesh: Mesh) -> Mesh:
+def peopled(mesh: Mesh) -> Iterator[Mesh]:
     """A gate with something in most lists."""
     mesh.control.post("/people", {"name": "Zoe", "email": "zoe@corp.test"})
     mesh.control.put("/prices/qwen3", {"input": "1.5", "output": "2", "currency": "EUR"})
     mesh.control.put("/budgets/pool/month", {"hard": "100", "currency": "EUR"})
-    return mesh
+    yield mesh
+    mesh.control.delete("/budgets/pool/month")
+    mesh.control.delete("/prices/qwen3")
 
 
 async def settled(at: Visit) -> None:

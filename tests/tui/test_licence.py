@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from tests.tui.test_first_sections import audited, eventually
 
 
 @pytest.fixture(scope="module")
-def mesh() -> Iterator[Mesh]:
-    with Mesh() as found:
-        yield found
+def mesh(bare_mesh: Mesh) -> Mesh:
+    return bare_mesh
 
 
 class Vendor:
