@@ -137,10 +137,10 @@ def test_an_upload_without_a_length_or_with_a_bad_name_is_refused(mesh: Mesh, da
 
 def put(mesh: Mesh, target: str, headers: dict[str, str]) -> int:
     """The status of a PUT with a body of four bytes."""
-    from meshctl.client import Gate
+    from meshctl.dialling import UnixDialler, http_over
 
-    gate = Gate(mesh.gate.directory / "admin.sock")
-    connection = gate._connection(gate.dialler.place(), 10)
+    dialler = UnixDialler(mesh.gate.directory / "admin.sock")
+    connection = http_over(dialler, dialler.place(), 10)
     try:
         connection.putrequest("PUT", target)
         for name, value in headers.items():

@@ -79,7 +79,7 @@ def test_workers_connected_gone_ending_and_what_they_say_of_themselves() -> None
 
 
 def test_a_worker_that_moved_to_another_pool_is_no_failure() -> None:
-    rows = [
+    rows: list[dict[str, object]] = [
         {"name": "gpu1", "state": "at branch", "at": "branch", "connected": False},
         {"name": "gpu2", "state": "gone", "at": None, "connected": False},
     ]
