@@ -55,6 +55,7 @@ class Past:
     due_since: float | None = None
     stranded_since: float | None = None
     blurred_until: float = 0.0  # its calendar was set: what it wrote down looks older, or newer, than it is
+    unsure_until: float = 0.0  # home failed while that was so: was it a flap, and is home held off?
 
 
 class Watch:
@@ -288,7 +289,8 @@ class Watch:
                 self.check("5 manual", move.rule in {"order", "withdrawn"}, f"{node.name}: {move.rule}")
             if move.rule == "return":
                 held = past.flapped is not None and now - past.flapped < HOLD_S - 1
-                self.check("3 hold", blurred or not held, f"{node.name} returned into a hold")
+                unsure = blurred or now < past.unsure_until
+                self.check("3 hold", unsure or not held, f"{node.name} returned into a hold")
                 ran = now - past.well.get(state.home, now)
                 self.check("2 unbroken", ran >= RETURN_LEAST_S - 1, f"{node.name} returned after {ran:.0f} s")
             if move.rule == "rebalance":
@@ -325,8 +327,8 @@ class Watch:
             recent = [at for at in (past.failed, past.returned) if at is not None and now - at < FLAP_S]
             past.failed, past.home_down = now, True
             past.flapped = now if recent else past.flapped
-            if now < past.blurred_until:  # so is whether that was a flap, and with it the hold that follows
-                past.blurred_until = max(past.blurred_until, now + HOLD_S + 5)
+            if now < max(past.blurred_until, past.unsure_until):
+                past.unsure_until = now + HOLD_S + 5
 
     def node_looked(self, node: Node) -> None:
         """Time passes: what must happen by itself has happened in time."""
@@ -334,7 +336,8 @@ class Watch:
         auto = state.mode == "auto" and not state.pinned and state.pending is None
         home_well = now - past.well.get(state.home, now) > RETURN_MOST_S
         held = past.flapped is not None and now - past.flapped <= HOLD_S + 5
-        due = auto and state.target != state.home and home_well and not held and now >= past.blurred_until
+        sure = now >= max(past.blurred_until, past.unsure_until)
+        due = auto and state.target != state.home and home_well and not held and sure
         past.due_since = (past.due_since or now) if due else None
         late = past.due_since is not None and now - past.due_since > 5
         self.check("2 returns", not late, f"{node.name} is not home although it could be")
