@@ -270,8 +270,7 @@ class Acting:
         return "\n".join(clean(self._room.say(line)) for line in text.splitlines())
 
     def _said(self, error: MeshError) -> str:
-        shown = self._room.catalogue.shown
-        return f"{shown(error.message)}\n{shown(error.hint)}" if error.hint else shown(error.message)
+        return self._room.catalogue.told(error)
 
     async def take_back(self, view: PaneView | None) -> None:
         """Undo the newest change, after asking."""

@@ -60,7 +60,7 @@ async def carried(
             with room.busy(room.say(action.label)):
                 return await room.desk.run(partial(_with, work, values))
         except MeshError as error:
-            problem = clean(f"{error.message} {error.hint}" if error.hint else error.message)
+            problem = clean(room.catalogue.told(error, " "))
 
 
 def _with(work: Callable[[Gate, Mapping[str, Any]], T], values: Mapping[str, Any], gate: Gate) -> T:

@@ -12,7 +12,6 @@ from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from meshctl.contexts import Contexts, split
-from meshctl.errors import GateError
 from meshctl.tui.confirm import Modal, told
 from meshctl.tui.data import in_thread
 from meshctl.tui.declare import Call
@@ -138,10 +137,8 @@ async def log_in(room: Room) -> bool:
         given = {**screen.typed(), "password": "", "code": ""}
         try:
             await in_thread(partial(_logged_in, dialler, answer))
-        except GateError as error:
-            problem = f"{error.message}\n{error.hint}"
         except MeshError as error:
-            problem = error.message
+            problem = room.catalogue.told(error)
         else:
             return True
 

@@ -135,9 +135,9 @@ class PaneView(Widget):
                 self.became_current()
 
     def _fail(self, error: MeshError) -> None:
-        shown = self.room.catalogue.shown
-        hint = f"  ({shown(error.hint)})" if error.hint else ""
-        self.problem = f"{shown(error.message)}{hint}"
+        said = self.room.catalogue.problem
+        hint = f"  ({said(error.hint)})" if error.hint else ""
+        self.problem = f"{said(error.message)}{hint}"
         self.became_stale()
 
     def became_stale(self) -> None:

@@ -72,12 +72,12 @@ class Shell(App[str]):
     def fail(self, error: MeshError, *, about: str = "") -> None:
         """An error, with the next step."""
         next_step = (
-            f"\n{self.say('Next: {hint}', hint=clean(self.catalogue.shown(error.hint)))}"
+            f"\n{self.say('Next: {hint}', hint=clean(self.catalogue.problem(error.hint)))}"
             if error.hint
             else ""
         )
         self._toast(
-            f"{clean(self.catalogue.shown(error.message))}{next_step}", "error", PROBLEM_S, title=about
+            f"{clean(self.catalogue.problem(error.message))}{next_step}", "error", PROBLEM_S, title=about
         )
 
     def _toast(self, text: str, severity: SeverityLevel, timeout: float, *, title: str = "") -> None:

@@ -223,7 +223,7 @@ async def upload(room: Room, *, dropped: str = "", worker: str = "") -> Transfer
             problem = room.say(error.message, **error.values)
             continue
         except MeshError as error:
-            problem = said(error)
+            problem = clean(room.catalogue.told(error))
             continue
         space = free.get(values["worker"])
         if space is not None and file.size > space + await _here(room, file, values):
@@ -279,11 +279,6 @@ async def send(room: Room, transfer: Transfer) -> Any:
         )
     )
     return reply
-
-
-def said(error: MeshError) -> str:
-    """An error with its next step, on two lines."""
-    return clean(error.message) + (f"\n{clean(error.hint)}" if error.hint else "")
 
 
 def _draft(form: Form) -> Any:

@@ -3,7 +3,8 @@
 The English text is the key. A language is a folder of TOML files under ``locale``, one a section, each line
 "English" = "translation"; a text without a line is shown in English. Tables of a file hold what is no whole
 text of a screen: ``heading`` of columns, ``label`` of cards, ``value`` of fields that are enumerated,
-``phrase`` of what commands print too, with places ("{used} of {all}"), ``figures`` (`meshctl.tui.figures`).
+``phrase`` of what commands print too, with places ("{used} of {all}"), ``problem`` of errors, which may have
+places as well, and ``figures`` (`meshctl.tui.figures`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from meshctl.tui.figures import Figures, figures
+from tunnel_proto.errors import MeshError
 
 ENGLISH: Final = "en"
 
@@ -30,7 +32,7 @@ SPOKEN: Final = (
 )
 """Words that come as values: roles, how the feed stands, the forms of a description."""
 
-TABLES: Final = ("heading", "label", "value", "phrase")
+TABLES: Final = ("heading", "label", "value", "phrase", "problem")
 """Tables of a language's file beside its texts."""
 
 ENUMERATED: Final = frozenset(
@@ -100,6 +102,7 @@ class Catalogue:
     labels: Mapping[str, str] = field(default_factory=_empty)
     values: Mapping[str, str] = field(default_factory=_empty)
     phrases: Sequence[Phrase] = ()
+    problems: Sequence[Phrase] = ()
     figures: Figures = field(default_factory=Figures)
 
     def say(self, text: str, **values: object) -> str:
@@ -145,6 +148,28 @@ class Catalogue:
             if found is None:
                 found = self._phrase(text)
         return text if found is None else found
+
+    def problem(self, text: str) -> str:
+        """What is wrong, or what to do next, as a gate or a command said it; what stands in a place of it may
+        be such a text again.
+        """
+        if self.language == ENGLISH or not text:
+            return text
+        known = self.texts.get(text)
+        for one in self.problems if known is None else ():
+            if (found := one.pattern.fullmatch(text)) is not None:
+                parts = found.groupdict().items()
+                places = {name: self._within(part) if len(part) < len(text) else part for name, part in parts}
+                return _Filled(self).format(one.translated, **places)
+        return self.shown(text) if known is None else known
+
+    def told(self, error: MeshError, between: str = "\n") -> str:
+        """An error in this language, with its next step where it knows one."""
+        return between.join(self.problem(text) for text in (error.message, error.hint) if text)
+
+    def _within(self, text: str) -> str:
+        found = self.problem(text) if " " in text else text
+        return self._place(text) if found == text else found
 
     def cell(self, text: str, value: Any, *, words: bool, counts: bool) -> str:
         """A cell of a list: ``value`` as its column shows it. ``words``: an enumeration; ``counts``: an
@@ -282,9 +307,14 @@ def put_together(language: str, found: Sequence[Mapping[str, Any]], *, ascii_onl
         MappingProxyType(tables["heading"]),
         MappingProxyType(tables["label"]),
         MappingProxyType(tables["value"]),
-        tuple(Phrase(_pattern(text), translated) for text, translated in tables["phrase"].items()),
+        _phrases(tables["phrase"]),
+        _phrases(tables["problem"]),
         written.plain() if ascii_only else written,
     )
+
+
+def _phrases(table: Mapping[str, str]) -> tuple[Phrase, ...]:
+    return tuple(Phrase(_pattern(text), translated) for text, translated in table.items())
 
 
 def plain(text: str) -> str:

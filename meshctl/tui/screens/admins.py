@@ -122,7 +122,7 @@ async def begin(room: Room, admin: Record) -> None:
         try:
             await room.desk.send(Call("PUT", filled(FACTOR, admin), {"code": code} | present))
         except MeshError as error:
-            problem = f"{error.message}\n{error.hint}" if error.hint else error.message
+            problem = room.catalogue.told(error)
         else:
             room.tell(room.say("{name} needs a code at log-in from now on.", name=admin["name"]))
             if room.pane is not None:

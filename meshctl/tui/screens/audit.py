@@ -153,7 +153,7 @@ async def check_file(room: Room) -> None:
         try:
             found = await in_thread(partial(_checked, readable(str(answer["file"])), str(answer["pool"])))
         except MeshError as error:
-            problem = error.message
+            problem = room.catalogue.problem(error.message)
         else:
             room.show_answer(room.say("Check an export"), found, verified)
             return

@@ -213,7 +213,7 @@ class BrandingForm(FormScreen):
         except FieldError as error:
             said = self.say(error.message, **error.values)
         except MeshError as error:
-            said = error.message
+            said = self.room.catalogue.problem(error.message)
         if not (self.is_attached and self.display):  # it was left while the gate answered
             return
         same = self.problem if self.problem and typed == self.given else ""
@@ -338,7 +338,7 @@ async def _edited(room: Room, shown: Record) -> None:
             await room.desk.send(call)
         except MeshError as error:
             if isinstance(error, GateError) and error.status in FIXABLE:
-                problem = f"{error.message}\n{error.hint or ''}".strip()
+                problem = room.catalogue.told(error)
                 continue
             room.fail(error)
         else:

@@ -308,7 +308,7 @@ class EditorView(PaneView):
             document = await in_thread(lambda: parsed_document(text, self.say("What is written here")))
             await self.room.desk.send(Call("POST", "/configuration/diff", document))
         except MeshError as error:
-            self._note(f"{error.message}  {error.hint or ''}".strip())
+            self._note(self.room.catalogue.told(error, "  "))
             return
 
         def same() -> None:
@@ -380,7 +380,7 @@ async def _compared_file(room: Room) -> None:
             document = await in_thread(lambda: _document_of(path))  # noqa: B023 - awaited at once
             await room.desk.send(Call("POST", "/configuration/diff", document))
         except MeshError as error:
-            problem = f"{error.message}\n{error.hint or ''}".strip()
+            problem = room.catalogue.told(error)
         else:
             room.descend(DifferenceView(document, source=path))
             return

@@ -153,7 +153,7 @@ async def _answered(room: Room) -> None:
     if reply is None:
         return
     if unreachable := reply.get("unreachable"):
-        room.warn(room.say("So it goes by files: {why}", why=clean(str(unreachable))))
+        room.warn(room.say("So it goes by files: {why}", why=clean(room.catalogue.problem(str(unreachable)))))
     if path := reply.get("path"):
         room.tell(room.say("Written: {path}", path=path))
     follow(room, reply)

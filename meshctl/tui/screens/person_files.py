@@ -193,7 +193,7 @@ async def verdict(room: Room) -> None:
         try:
             document, signer = await in_thread(partial(_checked, answer))
         except MeshError as error:
-            problem = error.message
+            problem = room.catalogue.problem(error.message)
         else:
             room.show_answer(
                 room.say("Check a certificate"),
