@@ -196,7 +196,7 @@ def test_ascii_takes_the_accents_away() -> None:
     spoken = words.catalogue("fr", ascii_only=True)
     tables = (spoken.texts, spoken.headings, spoken.labels, spoken.values)
     assert all(text.isascii() for table in tables for text in table.values())
-    assert all(one.translated.isascii() for one in spoken.phrases)
+    assert all(one.translated.isascii() for one in (*spoken.phrases, *spoken.problems))
     assert spoken.shown("12.5 GiB") == "12,5 Gio"
 
 
