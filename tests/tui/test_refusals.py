@@ -55,6 +55,14 @@ def test_what_is_refused_has_its_translation(language: str) -> None:
     assert not [text for text in UNSEEN if text not in said], "take it out: it is said nowhere any more"
 
 
+@pytest.mark.parametrize("language", OTHERS)
+def test_no_line_stands_behind_one_that_takes_its_text(language: str) -> None:
+    lines = [text for _, document in documents(language) for text in document.get("problem", {})]
+    spoken = words.put_together(language, [{"problem": {text: f"line {n}" for n, text in enumerate(lines)}}])
+    samples = [re.sub(r"\{\w+\}", PLACE, text) for text in lines]
+    assert [lines[n] for n, one in enumerate(samples) if spoken.problem(one) != f"line {n}"] == []
+
+
 @pytest.mark.parametrize(
     ("english", "french"),
     [
