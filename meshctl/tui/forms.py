@@ -180,7 +180,7 @@ class FormScreen(Modal):
         """
         super().on_mount()
         for field in self.form.fields:
-            if re.search(rf"(?<![\w.]){re.escape(field.name)}:", self.problem):
+            if re.search(rf"(?<![\w.]){re.escape(field.name)} ?:", self.problem):
                 self.widgets[field.name].focus()
                 break
         else:
