@@ -168,7 +168,7 @@ async def test_changes_are_audited_with_who_made_them(gate: Gate, client: httpx.
         ("POST", "/databases", {"name": "d", "dsn": "mysql://h"}, 422, "invalid"),
         ("POST", "/sample", {}, 409, "conflict"),
         ("PUT", "/settings/app.queue", {"value": -1}, 422, "invalid"),
-        ("PUT", "/settings/app.queues", {"value": 1}, 422, "invalid"),
+        ("PUT", "/settings/app.queues", {"value": 1}, 404, "not-found"),
         ("PUT", "/settings/listen.port", {"value": 1}, 409, "conflict"),
         ("POST", "/backup", {"path": "relative"}, 422, "invalid"),
         ("POST", "/backup", {"path": "/nonexistent/backup"}, 422, "invalid"),

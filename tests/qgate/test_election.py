@@ -250,13 +250,13 @@ async def elected(hq: Gate, gpu: Gate, branch: Gate) -> None:
     for gate in (gpu, branch):
         hold(gate, hq)
     assert not await gpu.governing.elections.look(), "here a person promotes"
+    hold(branch)  # the gates look by themselves too, as soon as they may
     for gate in three:
         async with control(gate) as client:
             reply = await client.put("/failover/mode", json={"mode": "auto", "authority": True})
             assert (reply.status_code, reply.json()["needed"]) == (200, 2), reply.text
             assert sorted(reply.json()["voters"]) == ["branch", "gpu", "hq"]
             assert (await client.get("/catalogue")).json()["automatic"] is True
-    hold(branch)
     assert not await gpu.governing.elections.look(), "nobody else holds the master for dead"
     async with gpu.parts.store.store.connection() as connection:
         assert await table.ballot(connection, 2) is None, "who would not win does not vote"
