@@ -225,7 +225,8 @@ async def test_a_gate_fetches_a_few_at_a_time_and_all_in_the_end(
                     (shelf.folder / f"{digest.hexdigest()}.gguf").write_bytes(data)
                     wanted = Blob(made.sha256, f"m{chunks}", made.size, made.root, 1, (), made.pack())
                     await table.put_blob(connection, wanted, by="test", at=datetime.now(UTC))
-        await branch.administration.preferences.set("federation.model_kb_s", 4000, by="test")
+        preferences = branch.administration.preferences
+        await preferences.set("federation.model_kb_s", 400, by="test")  # so that none is through too soon
 
         def together() -> int:
             nonlocal most
@@ -234,6 +235,7 @@ async def test_a_gate_fetches_a_few_at_a_time_and_all_in_the_end(
             return len({one.fetch.blob.origin for one in running})
 
         await until(lambda: together() == 2, 60)
+        await preferences.set("federation.model_kb_s", 8000, by="test")
 
         async def whole() -> bool:
             together()
