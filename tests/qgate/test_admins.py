@@ -17,6 +17,7 @@ from qgate.gate import Gate
 from qgate.governance.passwords import verifies
 from qgate.governance.principal import Role
 from qgate.governance.second_factor import STEP_S, code_at
+from qgate.store import admins as table
 from tests.qgate.admin_node import CHEAP, PASSWORD, AdminNode, dialled_in_vain, refusals
 from tests.qgate.gates import Sidecar, control, gate_settings, make_directory, running, until
 from tunnel_proto.setup_token import read_setup
@@ -395,6 +396,8 @@ async def test_a_second_factor_is_asked_for_once_it_was_shown(
     used = await alice.login("alice", totp=code_at(secret, step), remember=False)
     assert used.code == "unauthenticated"  # each code once
     assert (await alice.login("alice", totp=code_at(secret, step + 1))).status == 201
+    async with gate.parts.store.store.transaction() as connection:  # as a gate that looked before it was used
+        assert not await table.use_step(connection, "alice", step + 1)
     assert "second_factor" not in str(await refusals(local, gate))
     # A session alone does not replace it; the owner of the gate's files does.
     factor = "/admins/alice/second-factor"
