@@ -156,7 +156,7 @@ async def test_the_mouse_selects_sorts_and_can_be_freed(visit: Open) -> None:
 async def test_news_change_only_what_they_are_about(visit: Open, gate: RoomGate) -> None:
     async with visit("workers") as at:
         await at.sees("gpu-1", "25%")
-        await at.until(lambda: gate.topics[-1] == "changes,overview,workers", "the topics")
+        await at.until(lambda: gate.topics[-1:] == ["changes,overview,workers"], "the topics")
         change = {
             "name": "gpu-1",
             "state": "present",
