@@ -66,10 +66,12 @@ def test_it_asks_its_peers_before_it_signs() -> None:
     assert machine.feed(PeerHas(B, head(3), ours=True)).publish
 
 
-def test_a_peer_that_is_quicker_than_the_look_at_the_store_is_not_asked_twice() -> None:
+def test_what_a_peer_said_before_the_look_at_the_store_was_said_of_another_store() -> None:
     machine = Machine()
     machine.feed(PeersKnown(frozenset({A})), PeerHas(A, head(5), ours=True))
-    assert machine.feed(StoreSeen(head(5), same=True)).publish
+    assert not machine.feed(StoreSeen(head(4), same=False)).publish, "a backup came back between the two"
+    assert not machine.feed(Woke(), after=86_400.0).publish, "and nobody has been heard since"
+    assert machine.feed(PeerHas(A, head(5), ours=False)).reclaim == A
     assert not machine.feed(StoreSeen(head(5), same=True)).publish, "another store is another question"
 
 

@@ -145,14 +145,13 @@ def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
                 reason = "the store is another than the one that was published from"
             if noted is not None and lost:
                 reason = f"this gate had seen entry {noted.seq}, and the store does not have it"
-            first = state.phase == "starting"  # a peer that was quicker than this look need not say it again
             return replace(
                 state,
                 phase="asking",
                 head=head,
                 reason=reason,
-                answered=state.answered if first else frozenset(),
-                claims=state.claims if first else {},
+                answered=frozenset(),  # what was said before was compared with another store, also at the start
+                claims={},
                 reclaiming=None,
                 suspicious=not same,
                 lost=lost,
