@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar, cast
 
 from tunnel_proto.configuration import TunnelSettings
 from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
-from tunnel_proto.discard import Discard
+from tunnel_proto.discard import Discard, Ignore
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import MeshError, TunnelError
 from tunnel_proto.identity import Identity
@@ -324,7 +324,7 @@ class Carrier(asyncio.Protocol):
         self._gone(self)
 
 
-class Receiver:
+class Receiver(Ignore):
     """The stream's end: what comes out of it goes into the socket, and its credit back once it went."""
 
     carrier: Carrier
@@ -379,7 +379,3 @@ class Receiver:
     def resume_writing(self) -> None:
         if self.carrier.transport is not None and not self.carrier.transport.is_closing():
             self.carrier.transport.resume_reading()
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...

@@ -19,6 +19,7 @@ import structlog
 from qdaemon.models.store import ModelStore
 from tunnel_proto.blob_messages import CHUNK_MAX, CHUNK_MIN, chunk_hash
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import MeshError
 from tunnel_proto.link import Stream, StreamError
 
@@ -35,7 +36,7 @@ class ReadingError(MeshError):
     """The stream's metadata names nothing that can be read."""
 
 
-class Reading:
+class Reading(Ignore):
     """Receiver of one such stream."""
 
     def __init__(self, stream: Stream, store: ModelStore) -> None:
@@ -94,9 +95,6 @@ class Reading:
         if self._stream is not None:
             self._stream.consumed(len(data))
 
-    def eof_received(self) -> None:
-        """The gate only listens."""
-
     def stream_closed(self, error: StreamError | None) -> None:
         """The gate wants no more."""
         self._stream = None
@@ -107,10 +105,6 @@ class Reading:
 
     def resume_writing(self) -> None:
         self._room.set()
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...
 
 
 def _bytes(path: Path, offset: int, length: int) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ import structlog
 
 from qdaemon.models.store import SHA256, Arrival, Entry, ModelStore
 from tunnel_proto.constants import StreamCode
-from tunnel_proto.discard import Discard
+from tunnel_proto.discard import Discard, Ignore
 from tunnel_proto.errors import MeshError
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.messages import Answer, Fault, LoadProgress, encode
@@ -31,7 +31,7 @@ PROGRESS_S: Final = 0.5
 NAME_MAX: Final = 200
 
 
-class Upload:
+class Upload(Ignore):
     """Receiver of one blob stream. ``arrived`` is awaited with the new entry and returns what to answer;
     ``others()`` are the uploads under way: one of the same file gives way to this one.
     """
@@ -69,14 +69,6 @@ class Upload:
         """The gate or the sender is gone: what came waits for the rest, or is thrown away."""
         self._stream = None
         self.task.cancel()
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...
 
     # --- parts
 

@@ -1,12 +1,18 @@
-"""Receivers of streams whose owner has gone, while the peer has not heard of it yet."""
+"""Receivers that ignore a stream, or take what still comes after its owner has gone."""
 
 from __future__ import annotations
 
-from tunnel_proto.link import Stream, StreamError
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tunnel_proto.pump import Stream, StreamError
 
 
 class Ignore:
-    """Hears everything and does nothing; what still comes uses up its credit."""
+    """Hears everything and does nothing; what still comes uses up its credit.
+
+    The base of receivers that care for some of it only.
+    """
 
     __slots__ = ()
 

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, cast
 
 from tunnel_proto.cipher import RecordLayer
 from tunnel_proto.constants import ACK_DELAY_S, FAST_NOTSENT, FLUSH_MAX, StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import RemoteProtocolError, TunnelError
 from tunnel_proto.events import (
     DataReceived,
@@ -98,32 +99,8 @@ class Stream(MuxStream):
         super().reset(code, message, sqlstate=sqlstate)
 
 
-class _Nobody:
-    """Receiver of streams that nobody has taken: it hears and ignores everything."""
-
-    def data_received(self, data: bytes, boundary: bool) -> None:
-        pass
-
-    def eof_received(self) -> None:
-        pass
-
-    def stream_closed(self, error: StreamError | None) -> None:
-        pass
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def link_lost(self) -> None:
-        pass
-
-    def link_restored(self) -> None:
-        pass
-
-
-_NOBODY: Final = _Nobody()
+_NOBODY: Final = Ignore()
+"""Receiver of streams that nobody has taken."""
 
 
 class SessionOwner(Protocol):

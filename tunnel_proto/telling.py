@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.link import Stream, StreamError, TunnelClient
 from tunnel_proto.movement import CAUSE_MAX, Record
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-class Told:
+class Told(Ignore):
     """Receiver of a ``roster`` stream: gathers what the gate says, acts on it, answers."""
 
     __slots__ = ("_data", "_pool", "_stream", "_whereabouts")
@@ -61,18 +62,8 @@ class Told:
         self._stream.write(where.standing(refused[:CAUSE_MAX]).encode(), boundary=True)
         self._stream.write_eof()
 
-    def stream_closed(self, error: StreamError | None) -> None: ...
 
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...
-
-
-class Telling:
+class Telling(Ignore):
     """Receiver of a ``moved`` stream: the gate ends its side once the records are in its journal."""
 
     __slots__ = ("_client", "_pool", "_records", "_taken", "_whereabouts", "stream")
@@ -97,11 +88,3 @@ class Telling:
     def stream_closed(self, error: StreamError | None) -> None:
         taken = self._taken and error is None
         self._whereabouts.told(self._pool, self._client, self._records, taken=taken)
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...

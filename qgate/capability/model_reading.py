@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from tunnel_proto.blob_messages import CHUNKS_MAX, HASH_BYTES, KIND_BLOB_READ
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import RemoteProtocolError, TunnelError
 from tunnel_proto.link import PeerSession, Stream, StreamError
 
@@ -53,8 +54,8 @@ async def _read(session: PeerSession, metadata: dict[str, Any], most: int) -> by
         ear.close()
 
 
-class _Ear:
-    """Collects what a worker sends, up to ``most`` bytes."""
+class _Ear(Ignore):
+    """Collects what a worker sends, up to ``most`` bytes; a lost link is waited out."""
 
     def __init__(self, most: int) -> None:
         self.stream: Stream | None = None
@@ -82,18 +83,6 @@ class _Ear:
         """The worker refused, or is gone."""
         self.stream = None
         self._end(error or TunnelError("the worker ended the stream"))
-
-    def pause_writing(self) -> None:
-        """Nothing is written."""
-
-    def resume_writing(self) -> None:
-        """As above."""
-
-    def link_lost(self) -> None:
-        """The stream goes on with the session, or times out."""
-
-    def link_restored(self) -> None:
-        """As above."""
 
     def close(self) -> None:
         """Let go of it."""

@@ -31,6 +31,7 @@ import structlog
 from qgate.federation.links import Carrier, PeerLinks
 from qgate.federation.peer import Peer
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import LocalProtocolError, MeshError, RemoteProtocolError
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.packing import pack, unpack
@@ -212,7 +213,7 @@ class Asks:
                 asked.say(said)
 
 
-class _Gathering:
+class _Gathering(Ignore):
     """Receiver of one side: all bytes until their end, bounded. ``on_end`` is called where it broke off."""
 
     def __init__(self, most: int) -> None:
@@ -258,14 +259,6 @@ class _Gathering:
         if not self.whole.done():
             self.whole.set_exception(error)
             self.whole.exception()  # somebody may have stopped waiting
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...
 
 
 def _refused(peer: Peer, error: StreamError) -> AskError:

@@ -22,6 +22,7 @@ from qgate.federation.ceremony import PairingError
 from qgate.federation.links import PeerLinks
 from qgate.federation.transcript import FILE_MAX, read_answer, read_offer
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import MeshError, RemoteProtocolError, TunnelError
 from tunnel_proto.framing import Frames, framed
@@ -119,7 +120,7 @@ class Introduction:
             talk.refuse(error.message)
 
 
-class Talk:
+class Talk(Ignore):
     """Files on a stream, each preceded by its length (u32, big-endian)."""
 
     def __init__(self) -> None:
@@ -186,18 +187,6 @@ class Talk:
 
     def stream_closed(self, error: StreamError | None) -> None:
         self._came.put_nowait(error or _OverError("the stream was closed"))
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def link_lost(self) -> None:
-        pass
-
-    def link_restored(self) -> None:
-        pass
 
 
 class _OverError(TunnelError):

@@ -23,6 +23,7 @@ from qgate.federation.links import Carrier, PeerLinks, Peers
 from qgate.federation.peer import Peer
 from qgate.federation.trust import may
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.link import Stream, StreamError
 from tunnel_proto.messages import KIND_INVENTORY, Decoder, ModelState, Offer, encode
@@ -166,26 +167,7 @@ class Offers:
             self._changed(pool_key)
 
 
-class _Quiet:
-    """A receiver that minds nothing but data and its end."""
-
-    def eof_received(self) -> None:
-        """Offers come until the stream is closed."""
-
-    def pause_writing(self) -> None:
-        """The next offer waits by itself."""
-
-    def resume_writing(self) -> None:
-        """As above."""
-
-    def link_lost(self) -> None:
-        """What it offered gets stale by itself."""
-
-    def link_restored(self) -> None:
-        """As above."""
-
-
-class _Out(_Quiet):
+class _Out(Ignore):
     """Our stream of offers to one peer: what was said last, and when."""
 
     def __init__(self, offers: Offers, pool_key: bytes) -> None:
@@ -211,8 +193,8 @@ class _Out(_Quiet):
             self.stream.reset(StreamCode.CANCELLED, "the gate stops")
 
 
-class _In(_Quiet):
-    """A peer's stream of offers."""
+class _In(Ignore):
+    """A peer's stream of offers. Where it breaks off, a new one comes, or what was offered gets stale."""
 
     def __init__(self, offers: Offers, pool_key: bytes, stream: Stream) -> None:
         self._offers = offers
@@ -231,9 +213,6 @@ class _In(_Quiet):
         except RemoteProtocolError as error:
             log.warning("a peer broke the protocol", stream="inventory", error=error.message)
             self._stream.reset(StreamCode.PROTOCOL, error.message)
-
-    def stream_closed(self, error: StreamError | None) -> None:
-        """A new one comes, or what was offered gets stale."""
 
 
 def offer_of(inventory: Inventory, *, jobs: bool, tariff: Tariff = FREE) -> Offer:

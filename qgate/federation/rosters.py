@@ -23,8 +23,9 @@ from qgate.store import movement as table
 from qgate.store.movement import KeptOrder
 from tunnel_proto.certificate import OnlineKey
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
-from tunnel_proto.link import PeerSession, Stream, StreamError
+from tunnel_proto.link import PeerSession, Stream
 from tunnel_proto.movement import (
     KIND_ROSTER,
     MOVED_MAX,
@@ -248,21 +249,7 @@ class Rosters:
         stream.write_eof()
 
 
-class _Quiet:
-    """What both receivers do not care for."""
-
-    __slots__ = ()
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...
-
-
-class _Echo(_Quiet):
+class _Echo(Ignore):
     """What a node answers to a roster, an order or a word about this pool's health."""
 
     __slots__ = ("_data", "_heard", "_session", "stream")
@@ -290,10 +277,8 @@ class _Echo(_Quiet):
         if standing.refused:
             log.warning("a node refused", node=self._session.peer.name, cause=standing.refused)
 
-    def stream_closed(self, error: StreamError | None) -> None: ...
 
-
-class _Moves(_Quiet):
+class _Moves(Ignore):
     """A node's ``moved`` stream."""
 
     __slots__ = ("_data", "_rosters", "_session", "_stream")
@@ -312,5 +297,3 @@ class _Moves(_Quiet):
 
     def eof_received(self) -> None:
         self._rosters.moved(self._session, self._stream, self._data)
-
-    def stream_closed(self, error: StreamError | None) -> None: ...

@@ -31,6 +31,7 @@ from qgate.federation.suspicion import ALIVE, SUSPECT, Patience, Standing, Suspi
 from qgate.federation.trust import may
 from tunnel_proto.certificate import OnlineCertificate, OnlineKey
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.enrolment import GateAddress
 from tunnel_proto.errors import LocalProtocolError, MeshError, TunnelError
 from tunnel_proto.framing import Frames
@@ -377,7 +378,7 @@ class Vitals:
 
 
 @dataclass(eq=False, slots=True)
-class _Out:
+class _Out(Ignore):
     """Our heartbeats to one peer."""
 
     vitals: Vitals
@@ -401,23 +402,14 @@ class _Out:
         self.over = True
         self.vitals.refused(self.pool_key, error)
 
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
     def link_lost(self) -> None:
         if not self.over and self.stream is not None:
             self.over = True
             self.stream.reset(StreamCode.CANCELLED, "heartbeats are not resumed")
 
-    def link_restored(self) -> None:
-        pass
-
 
 @dataclass(eq=False, slots=True)
-class _In:
+class _In(Ignore):
     """A peer's heartbeats to us."""
 
     vitals: Vitals
@@ -439,17 +431,5 @@ class _In:
     def eof_received(self) -> None:
         self.stream.reset(StreamCode.CANCELLED)
 
-    def stream_closed(self, error: StreamError | None) -> None:
-        pass
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
     def link_lost(self) -> None:
         self.stream.reset(StreamCode.CANCELLED, "heartbeats are not resumed")
-
-    def link_restored(self) -> None:
-        pass

@@ -34,6 +34,7 @@ from qgate.postgres.upstream import Upstream
 from qgate.vault import VaultError
 from tunnel_proto import pgwire, scram
 from tunnel_proto.constants import StreamCode
+from tunnel_proto.discard import Ignore
 from tunnel_proto.pgwire import PostgresError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class PostgresFront:
 
     def cancel(self, session: PeerSession, stream: Stream) -> None:
         """Take a `pg-cancel` stream: no data goes either way, whatever the outcome."""
-        stream.receiver = _Deaf()
+        stream.receiver = Ignore()
         self.stats.cancels_total += 1
         metadata = stream.metadata
         pid, key = metadata.get("pid"), metadata.get("key")
@@ -471,31 +472,6 @@ class PostgresFront:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Deaf:
-    """Receiver of a stream that nobody listens to any more."""
-
-    def data_received(self, data: bytes, boundary: bool) -> None:
-        """Nothing."""
-
-    def eof_received(self) -> None:
-        """Nothing."""
-
-    def stream_closed(self, error: Exception | None) -> None:
-        """Nothing."""
-
-    def pause_writing(self) -> None:
-        """Nothing."""
-
-    def resume_writing(self) -> None:
-        """Nothing."""
-
-    def link_lost(self) -> None:
-        """Nothing."""
-
-    def link_restored(self) -> None:
-        """Nothing."""
 
 
 def upstream_parameters(startup: pgwire.Startup, app: str, sidecar: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 from qdaemon.enrolment import node
 from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.discard import Ignore
 from tunnel_proto.link import Stream, StreamError, TunnelClient
 from tunnel_proto.messages import (
     KIND_DAEMON,
@@ -98,7 +99,7 @@ class Impostor:
         )
         self._client.start()
         await self._client.wait_up(LINK_S)
-        self._control = self._client.open_stream(KIND_DAEMON, {"worker": self.name, "version": "0"}, _Deaf())
+        self._control = self._client.open_stream(KIND_DAEMON, {"worker": self.name, "version": "0"}, Ignore())
 
     async def _leave(self) -> None:
         for task in list(self._tasks):
@@ -128,25 +129,7 @@ class Impostor:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Deaf:
-    """Receiver of the control stream: orders are not heard."""
-
-    def data_received(self, data: bytes, boundary: bool) -> None: ...
-
-    def eof_received(self) -> None: ...
-
-    def stream_closed(self, error: StreamError | None) -> None: ...
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...
-
-
-class Job(_Deaf):
+class Job(Ignore):
     """One job's stream at the impostor's end."""
 
     def __init__(self, impostor: Impostor, stream: Stream) -> None:

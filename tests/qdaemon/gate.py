@@ -23,6 +23,7 @@ from qdaemon.settings import (
 from tunnel_proto.authorisation import Authorisation
 from tunnel_proto.certificate import issue_online
 from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.discard import Ignore
 from tunnel_proto.enrolment import GateAddress, make_bundle, read_offer
 from tunnel_proto.identity import Identity
 from tunnel_proto.link import PeerSession, Stream, StreamError, TunnelServer
@@ -51,7 +52,7 @@ DAY = 24 * 3600
 QUICK = TunnelSettings(resume_window_s=10, retry_min_s=0.02, retry_max_s=0.1, dead_min_s=0.3, ping_idle_s=0.5)
 
 
-class Line:
+class Line(Ignore):
     """One stream at the gate: what the daemon said on it, in order, and waiting for it to say something."""
 
     def __init__(self, stream: Stream | None = None) -> None:
@@ -76,14 +77,6 @@ class Line:
     def stream_closed(self, error: StreamError | None) -> None:
         self.closed, self.error = True, error
         self._changed.set()
-
-    def pause_writing(self) -> None: ...
-
-    def resume_writing(self) -> None: ...
-
-    def link_lost(self) -> None: ...
-
-    def link_restored(self) -> None: ...
 
     async def until(self, condition: Callable[[], object], *, seconds: float = 20) -> Any:
         """Wait until the condition holds, looking whenever something arrives."""

@@ -24,6 +24,7 @@ from qgate.settings import (
 )
 from tests.kit.process import free_port
 from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.discard import Ignore
 from tunnel_proto.enrolment import make_offer, read_bundle
 from tunnel_proto.identity import Identity
 from tunnel_proto.link import StreamError, TunnelClient
@@ -116,7 +117,7 @@ class Sidecar:
         return self.client
 
 
-class Ear:
+class Ear(Ignore):
     """A stream's receiver that remembers."""
 
     def __init__(self) -> None:
@@ -127,21 +128,6 @@ class Ear:
     def data_received(self, data: bytes, boundary: bool) -> None:
         self.data += data
 
-    def eof_received(self) -> None:
-        pass
-
     def stream_closed(self, error: StreamError | None) -> None:
         self.error = error
         self.closed.set()
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def link_lost(self) -> None:
-        pass
-
-    def link_restored(self) -> None:
-        pass

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qgate.federation.log import replication
 from qgate.federation.log.continuity import (
     PATIENCE_S,
     SUSPICIOUS_PATIENCE_S,
@@ -27,12 +28,15 @@ from qgate.federation.log.continuity import (
     Woke,
     step,
 )
+from qgate.federation.log.stream_ear import LogStream
 from qgate.federation.log.vector import EMPTY, Head
-from qgate.store import Store
+from qgate.federation.peer import Peer
+from qgate.store import Store, StoreUnavailableError
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.log import server_of
 from qgate.store.log_lost import restored_s
 from tests.qgate.log_pools import TestPool, pair, running, until
+from tunnel_proto.log_messages import Pull
 
 A, B, C = b"a" * 32, b"b" * 32, b"c" * 32
 
@@ -211,6 +215,12 @@ class Stores:
             pool.note.write_bytes(with_note)
         pool.make()
 
+    async def replace(self, pool: TestPool) -> None:
+        """Put the backup in the place of a store while its gate runs."""
+        database = self.databases[pool.name]
+        await self.administrator.execute(f"DROP DATABASE {database} WITH (FORCE)")
+        await self.administrator.execute(f"CREATE DATABASE {database} TEMPLATE {database}_kept")
+
     async def close(self) -> None:
         for pool in self.pools:
             await pool.store.close()
@@ -371,3 +381,71 @@ def _own_head(pool: TestPool) -> object:
 
 def _head(pool: TestPool, origin: TestPool) -> object:
     return pool.replication.heads().get(origin.key)
+
+
+# --- what comes between two steps of the driver
+
+
+async def test_a_store_that_is_replaced_under_a_gate_is_looked_at_before_anything_is_signed(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate goes on, and its other connections reach the backup before the one that listens does."""
+    hq, branch = await stores.new("hq"), await stores.new("branch")
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+    await stores.back_up(hq)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 2}, {"n": 3})
+        await branch.has(hq, 3)
+        monkeypatch.setattr(replication, "RETRY_S", 86_400.0)
+        await stores.replace(hq)
+        await until(lambda: _said(hq, {"n": "after"}))
+        hq.replication.look()
+        await branch.has(hq, 4)
+        assert [one["n"] for one in await branch.heard(hq)] == [1, 2, 3, "after"]
+        assert not await _quarantine(branch, hq)
+
+
+async def _said(pool: TestPool, payload: dict[str, str]) -> bool:
+    """Whether something could be published: connections to a store that went have to be found dead first."""
+    try:
+        await pool.say("nodes", payload)
+    except StoreUnavailableError:
+        return False
+    return True
+
+
+async def test_a_peer_that_goes_away_with_our_tail_is_not_taken_for_a_liar(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hq, branch = await stores.new("hq"), await stores.new("branch")
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+    await stores.back_up(hq)
+    assert hq.note is not None
+    note = hq.note.read_bytes()
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 2})
+        await branch.has(hq, 2)
+    await stores.restore(hq, with_note=note)
+    asked = []
+    pull = branch.replication.publisher._pull
+
+    async def away_at_first(peer: Peer, ear: LogStream, question: Pull) -> None:
+        if question.origin == hq.key:
+            asked.append(question)
+            if len(asked) == 1:
+                raise StoreUnavailableError("the store is unavailable")
+        await pull(peer, ear, question)
+
+    monkeypatch.setattr(branch.replication.publisher, "_pull", away_at_first)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": "after"})
+        await branch.has(hq, 3)
+        assert [one["n"] for one in await branch.heard(hq)] == [1, 2, "after"]
+        assert not await _quarantine(branch, hq)
+        assert len(asked) > 1
