@@ -252,7 +252,8 @@ def gate_settings_text(
 
     ``metrics_port`` None leaves metrics at its default. Raises UsageError.
     """
-    from qgate.settings import GateSettings, ListenSettings, LogSettings, MetricsSettings, StoreSettings
+    from qgate.settings import GateSettings, ListenSettings, MetricsSettings, StoreSettings
+    from tunnel_proto.configuration import LogSettings
     from tunnel_proto.settings import dump
 
     try:

@@ -24,7 +24,7 @@ from minigate.listener import UnixListenError
 from minigate.settings import SETTINGS_FILE, MinigateSettings
 from minigate.sidecar import Sidecar, check_config
 from tunnel_proto.errors import ConfigError
-from tunnel_proto.logs import configure_logs
+from tunnel_proto.logs import configure_logs, set_level
 from tunnel_proto.memory import settle
 from tunnel_proto.monitor import ListenError
 from tunnel_proto.node_command import NodeCommand
@@ -91,7 +91,9 @@ async def _serve(config: Path, settings: MinigateSettings, notifier: Notifier) -
         return ExitCode.UNAVAILABLE
 
     async def reload() -> None:
-        await sidecar.reload(load(config, MinigateSettings))
+        changed = load(config, MinigateSettings)
+        await sidecar.reload(changed)
+        set_level(changed.log.level)
 
     settle()
     notifier.ready(f"listening on {', '.join(sidecar.listener.addresses)}")

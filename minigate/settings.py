@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.configuration import LogSettings, ReachSettings, TunnelSettings
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.monitor import is_loopback
 from tunnel_proto.settings import option
@@ -71,7 +70,7 @@ class ListenSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class GateSettings:
+class GateSettings(ReachSettings):
     """How gates are used; which ones there are is in the bundle."""
 
     patience_s: float = option(
@@ -91,17 +90,6 @@ class GateSettings:
         maximum=60,
         reload=True,
     )
-    watch_s: float = option(
-        0.8,
-        "With other pools to go to: silence after which a gate is asked whether it is there, and the least "
-        "wait for its answer.",
-        unit="s",
-        minimum=0.05,
-        maximum=60,
-    )
-    proxy: str | None = option(
-        None, 'HTTP proxy to reach gates through by CONNECT, as "host:port"; unset: connect directly.'
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +99,6 @@ class MetricsSettings:
     enabled: bool = option(True, "Whether to open the port.")
     host: str = option("127.0.0.1", "Loopback address to listen on.")
     port: int = option(11439, "TCP port; 0 takes any free one.", minimum=0, maximum=65535)
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """Logs go to standard error."""
-
-    format: Literal["json", "console"] = option("json", "json for machines, console for people.")
-    level: Literal["debug", "info", "warning", "error"] = option("info", "The least severe level written.")
 
 
 @dataclass(frozen=True, slots=True)

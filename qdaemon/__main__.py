@@ -25,7 +25,7 @@ import structlog
 from qdaemon.enrolment import install, node
 from qdaemon.settings import SETTINGS_FILE, QdaemonSettings
 from tunnel_proto.errors import ConfigError, MeshError
-from tunnel_proto.logs import configure_logs
+from tunnel_proto.logs import configure_logs, set_level
 from tunnel_proto.monitor import ListenError
 from tunnel_proto.node_command import NodeCommand
 from tunnel_proto.process import (
@@ -106,7 +106,9 @@ async def _serve(config: Path, settings: QdaemonSettings, notifier: Notifier) ->
         raise
 
     async def reload() -> None:
-        await daemon.reload(load(config, QdaemonSettings))
+        changed = load(config, QdaemonSettings)
+        await daemon.reload(changed)
+        set_level(changed.log.level)
 
     notifier.ready(f"worker {daemon.inventory.worker}")
     asked = loop.create_task(signals.drain.wait())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from qdaemon.runtimes.llama.settings import LlamaSettings
-from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.configuration import LogSettings, ReachSettings, TunnelSettings
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.settings import option
 
@@ -137,37 +137,12 @@ class ProbeSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class GateSettings:
-    """How gates are reached; which ones there are is in the bundle."""
-
-    watch_s: float = option(
-        0.8,
-        "With other pools to go to: silence after which a gate is asked whether it is there, and the least "
-        "wait for its answer.",
-        unit="s",
-        minimum=0.05,
-        maximum=60,
-    )
-    proxy: str | None = option(
-        None, 'HTTP proxy to reach gates through by CONNECT, as "host:port"; unset: connect directly.'
-    )
-
-
-@dataclass(frozen=True, slots=True)
 class MetricsSettings:
     """Prometheus metrics, health and status, on loopback only."""
 
     enabled: bool = option(True, "Whether to open the port.")
     host: str = option("127.0.0.1", "Loopback address to listen on.")
     port: int = option(11441, "TCP port; 0 takes any free one.", minimum=0, maximum=65535)
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """Logs go to standard error. Nothing that a client sends is ever in them."""
-
-    format: Literal["json", "console"] = option("json", "json for machines, console for people.")
-    level: Literal["debug", "info", "warning", "error"] = option("info", "The least severe level written.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +167,7 @@ class QdaemonSettings:
     engines: tuple[EngineSettings, ...] = option((), "Further inference servers, one table each.")
     jobs: JobSettings = field(default_factory=JobSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
-    gate: GateSettings = field(default_factory=GateSettings)
+    gate: ReachSettings = field(default_factory=ReachSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
     tunnel: TunnelSettings = field(default_factory=TunnelSettings)

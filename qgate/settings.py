@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunnel_proto.certificate import name_problem
-from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.configuration import LogSettings, TunnelSettings
 from tunnel_proto.errors import ConfigError
 from tunnel_proto.logs import redact_text
 from tunnel_proto.settings import load, option
@@ -99,16 +99,6 @@ class MetricsSettings:
     enabled: bool = option(True, "Whether to open the port.")
     host: str = option("127.0.0.1", "Loopback address to listen on.")
     port: int = option(11436, "TCP port; 0 takes any free one.", minimum=0, maximum=65535)
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """Logs go to standard error."""
-
-    format: Literal["json", "console"] = option("json", "json for machines, console for people.")
-    level: Literal["debug", "info", "warning", "error"] = option(
-        "info", "The least severe level written.", reload=True
-    )
 
 
 @dataclass(frozen=True, slots=True)

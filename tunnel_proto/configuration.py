@@ -1,4 +1,4 @@
-"""What an operator may tune about the tunnel."""
+"""What an operator may tune in more than one program: the tunnel, the way to gates, the log."""
 
 from __future__ import annotations
 
@@ -119,3 +119,30 @@ class TunnelSettings:
             ping_idle_s=min(self.ping_idle_s, silence_s),
             dead_min_s=min(self.dead_min_s, silence_s),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ReachSettings:
+    """How a node reaches gates; which ones there are is in its bundle."""
+
+    watch_s: float = option(
+        0.8,
+        "With other pools to go to: silence after which a gate is asked whether it is there, and the least "
+        "wait for its answer.",
+        unit="s",
+        minimum=0.05,
+        maximum=60,
+    )
+    proxy: str | None = option(
+        None, 'HTTP proxy to reach gates through by CONNECT, as "host:port"; unset: connect directly.'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """Logs go to standard error. Nothing that a client sends is ever in them."""
+
+    format: Literal["json", "console"] = option("json", "json for machines, console for people.")
+    level: Literal["debug", "info", "warning", "error"] = option(
+        "info", "The least severe level written.", reload=True
+    )

@@ -33,7 +33,8 @@ TEXT = (
 
 def daemon_settings_text(*, state_dir: Path, drain_s: float) -> str:
     """A commented qdaemon.toml for a dev stack: metrics on any free port."""
-    from qdaemon.settings import LogSettings, MetricsSettings, QdaemonSettings
+    from qdaemon.settings import MetricsSettings, QdaemonSettings
+    from tunnel_proto.configuration import LogSettings
     from tunnel_proto.settings import dump
 
     return dump(

@@ -15,14 +15,13 @@ from qdaemon.enrolment import install, node
 from qdaemon.runtimes.engine import Runtime
 from qdaemon.settings import (
     DiscoverySettings,
-    LogSettings,
     MetricsSettings,
     ProbeSettings,
     QdaemonSettings,
 )
 from tunnel_proto.authorisation import Authorisation
 from tunnel_proto.certificate import issue_online
-from tunnel_proto.configuration import TunnelSettings
+from tunnel_proto.configuration import LogSettings, TunnelSettings
 from tunnel_proto.discard import Ignore
 from tunnel_proto.enrolment import GateAddress, make_bundle, read_offer
 from tunnel_proto.identity import Identity

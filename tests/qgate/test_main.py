@@ -16,9 +16,10 @@ import pytest
 
 from meshctl.client import Gate as Control
 from meshctl.errors import GateError, UnreachableError
-from qgate.settings import GateSettings, ListenSettings, LogSettings, MetricsSettings, StoreSettings
+from qgate.settings import GateSettings, ListenSettings, MetricsSettings, StoreSettings
 from tests.kit.process import Program, free_port
 from tests.qgate.gates import make_directory
+from tunnel_proto.configuration import LogSettings
 from tunnel_proto.process import ExitCode
 from tunnel_proto.settings import dump
 
