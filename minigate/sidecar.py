@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
-from secrets import token_bytes
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from minigate.connections import LINGER_S, Connections
-from minigate.enrolment import load_enrolment
+from minigate.enrolment import load_enrolment, node
 from minigate.listener import Listener
 from minigate.metrics import MinigateCollector, status
 from minigate.pools import Pools
 from minigate.settings import ListenSettings, MinigateSettings
 from minigate.starting import Door, StartingApp
 from minigate.tls import Certificate
-from tunnel_proto.configuration import TunnelSettings
-from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
-from tunnel_proto.enrolment import GateAddress
-from tunnel_proto.errors import ConfigError
-from tunnel_proto.expiry import ExpiryWatch
+from tunnel_proto.constants import StreamCode
 from tunnel_proto.failover import Ready
-from tunnel_proto.link import StreamError, TunnelClient
-from tunnel_proto.mark import Mark
+from tunnel_proto.link import StreamError
 from tunnel_proto.monitor import Monitor
-from tunnel_proto.node_directory import MARK_FILE, OFFER_FILE, Enrolment
-from tunnel_proto.whereabouts import Whereabouts
+from tunnel_proto.node import Node
+from tunnel_proto.node_directory import Enrolment
 
 log = structlog.get_logger()
 
@@ -55,36 +48,26 @@ class Sidecar:
         """Prepare; raises `ConfigError` for a certificate or mark file that cannot be used."""
         loop = asyncio.get_running_loop()
         self._settings = settings
-        self._identity = enrolment.identity
-        self._bundle = enrolment.bundle
-        self._expiry = ExpiryWatch(
-            loop, f"at the gate: meshctl sidecar enroll {settings.state_dir / OFFER_FILE}"
+        self.node = Node(
+            node(settings.state_dir),
+            enrolment,
+            tunnel=settings.tunnel,
+            reach=settings.gate,
+            act=self._act,
         )
-        self._instance = token_bytes(INSTANCE_BYTES)
-        self._mark = Mark(settings.state_dir / MARK_FILE, time.time_ns)
-        if self._mark.damaged:
-            log.warning("the handshake mark was damaged and begins anew", path=settings.state_dir / MARK_FILE)
         self.connections = Connections(
             loop,
             max_connections=settings.listen.max_connections,
             startup_timeout_s=settings.listen.startup_timeout_s,
             patience_s=settings.gate.patience_s,
         )
-        self.where = Whereabouts(
-            settings.state_dir,
-            pool_key=self._bundle.pool_key,
-            node=self._bundle.name,
-            home=self._bundle.gates,
-            share=self._identity.handshake_public[0] / 256,
-            act=self._act,
-        )
         self.uplink = Pools(
-            connect=self._connect,
+            connect=self.node.connect,
             on_up=self._gates_up,
             loop=loop,
-            where=self.where,
+            where=self.node.where,
             failover_s=settings.gate.failover_s,
-            on_watch=self._watch_gates,
+            on_watch=lambda: self.node.retune(self.uplink.clients()),
         )
         self._door = Door(self.connections, self.uplink, load_certificate(settings.listen))
         self.listener = Listener()
@@ -97,7 +80,7 @@ class Sidecar:
             status=lambda: status(
                 self.connections,
                 self.uplink,
-                name=self._bundle.name,
+                name=self.node.bundle.name,
                 addresses=lambda: self.listener.addresses,
                 started=started,
             ),
@@ -109,8 +92,8 @@ class Sidecar:
         metrics = self._settings.metrics
         if metrics.enabled:
             await self.monitor.start(metrics.host, metrics.port)
-        self.uplink.open(self._bundle.chain, self._bundle.roster)
-        self._expiry.watch(self._bundle.chain)
+        self.uplink.open(self.node.bundle.chain, self.node.bundle.roster)
+        self.node.start()
         log.info("listening", addresses=self.listener.addresses, metrics_port=self.monitor.port or None)
 
     async def reload(self, settings: MinigateSettings) -> None:
@@ -118,18 +101,15 @@ class Sidecar:
 
         All is read before anything is changed; raises `ConfigError` and goes on as before otherwise.
         """
-        enrolment = load_enrolment(settings.state_dir, now=time.time())
-        if enrolment.identity.verify_key != self._identity.verify_key:
-            raise ConfigError("the node's key was replaced", hint="restart minigate to use another identity")
         certificate = load_certificate(settings.listen)
+        self.node.reload()
         self._settings = settings
-        self._bundle = enrolment.bundle
         self._door.certificate = certificate
         self.connections.waiting.period_s = settings.gate.patience_s
         self.uplink.failover_s = settings.gate.failover_s
-        self.uplink.configure(self._bundle.gates, self._bundle.chain)
-        self._expiry.watch(self._bundle.chain)
-        log.info("reloaded", gates=[gate.name for gate in self._bundle.gates])
+        bundle = self.node.bundle
+        self.uplink.configure(bundle.gates, bundle.chain)
+        log.info("reloaded", gates=[gate.name for gate in bundle.gates])
 
     async def drain(self) -> None:
         """Accept no more, end idle apps with 57P01, and those still busy after ``drain_s`` too.
@@ -153,7 +133,6 @@ class Sidecar:
 
     async def close(self) -> None:
         """End what is left, at once; safe after `drain` and without it."""
-        self._expiry.close()
         self.listener.close()
         self._door.draining = True
         for app in list(self.connections.live):
@@ -161,35 +140,10 @@ class Sidecar:
         await self.uplink.close(drain=1.0)
         await self.monitor.close()
         self.connections.close()
-        self._mark.close()
-
-    def _connect(
-        self, pool: bytes, gate: GateAddress, chain: bytes, on_state: Callable[[TunnelClient], None]
-    ) -> TunnelClient:
-        return TunnelClient(
-            identity=self._identity,
-            chain=chain,
-            gate=gate,
-            settings=self._tunnel_settings(),
-            role="client",
-            next_timestamp=self._mark.next,
-            on_state=on_state,
-            proxy=self._settings.gate.proxy,
-            instance=self._instance,
-            on_stream=lambda stream: self.where.accept(pool, stream),
-        )
+        self.node.close()
 
     def _act(self, ready: Ready) -> None:
         self.uplink.act(ready)
-
-    def _tunnel_settings(self) -> TunnelSettings:
-        """With other pools to go to, a silent gate is noticed sooner."""
-        tunnel = self._settings.tunnel
-        return tunnel if self.where.alone() else tunnel.watchful(self._settings.gate.watch_s)
-
-    def _watch_gates(self) -> None:
-        for client in self.uplink.clients():
-            client.retune(self._tunnel_settings())
 
     def _gates_up(self) -> None:
         self._door.gates_up()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from secrets import token_bytes
 from typing import Any, Final
 
 import structlog
@@ -35,19 +34,15 @@ from qdaemon.settings import QdaemonSettings
 from qdaemon.uplink import Uplink
 from qdaemon.uploads import Upload
 from tunnel_proto.blob_messages import KIND_BLOB_READ
-from tunnel_proto.configuration import TunnelSettings
-from tunnel_proto.constants import INSTANCE_BYTES, StreamCode
-from tunnel_proto.enrolment import GateAddress
-from tunnel_proto.errors import ConfigError, MeshError
-from tunnel_proto.expiry import ExpiryWatch
+from tunnel_proto.constants import StreamCode
+from tunnel_proto.errors import MeshError
 from tunnel_proto.failover import Ready
-from tunnel_proto.link import Stream, TunnelClient
-from tunnel_proto.mark import Mark
+from tunnel_proto.link import Stream
 from tunnel_proto.messages import KIND_BLOB, KIND_JOB, Answer, Ask, Hardware, RuntimeState
 from tunnel_proto.monitor import Monitor
 from tunnel_proto.movement import KIND_ROSTER
-from tunnel_proto.node_directory import MARK_FILE, OFFER_FILE, Enrolment
-from tunnel_proto.whereabouts import Whereabouts
+from tunnel_proto.node import Node
+from tunnel_proto.node_directory import Enrolment
 
 log = structlog.get_logger()
 
@@ -65,18 +60,17 @@ class Daemon:
         loop = asyncio.get_running_loop()
         self.loop = loop
         self._settings = settings
-        self._identity = enrolment.identity
-        self._bundle = enrolment.bundle
-        self._instance = token_bytes(INSTANCE_BYTES)
-        self._mark = Mark(settings.state_dir / MARK_FILE, time.time_ns)
-        if self._mark.damaged:
-            log.warning("the handshake mark was damaged and begins anew", path=settings.state_dir / MARK_FILE)
+        self.node = Node(
+            node(settings.state_dir),
+            enrolment,
+            tunnel=settings.tunnel,
+            reach=settings.gate,
+            act=self._act,
+            on_stream=self._stream_opened,
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._uploads: set[Upload] = set()
         self._readings: set[Reading] = set()
-        self._expiry = ExpiryWatch(
-            loop, f"at the gate: meshctl worker enroll {settings.state_dir / OFFER_FILE}"
-        )
         self.fault: asyncio.Future[BaseException] = loop.create_future()
         probe = Probe(
             threads=settings.llama.threads,
@@ -98,15 +92,7 @@ class Daemon:
         self.residency.ready = self.jobs.pump
         self._make_runtime(runtime)
         self.inventory = Inventory(
-            worker=self._bundle.name, version=program_version(), catalogue=self.catalogue, jobs=self.jobs
-        )
-        self.where = Whereabouts(
-            settings.state_dir,
-            pool_key=self._bundle.pool_key,
-            node=self._bundle.name,
-            home=self._bundle.gates,
-            share=self._identity.handshake_public[0] / 256,
-            act=self._act,
+            worker=self.node.bundle.name, version=program_version(), catalogue=self.catalogue, jobs=self.jobs
         )
         self.machine = Machine(
             settings=settings,
@@ -119,12 +105,12 @@ class Daemon:
         )
         self.residency.accelerator = self.machine.accelerator
         self.uplink = Uplink(
-            connect=self._connect,
+            connect=self.node.connect,
             inventory=self.inventory,
             on_ask=self._asked,
             loop=loop,
-            where=self.where,
-            on_watch=self._watch_gates,
+            where=self.node.where,
+            on_watch=lambda: self.node.retune(self.uplink.clients()),
         )
         self.residency.announce = self.uplink.progress
         self.interrogation = Interrogation(
@@ -165,11 +151,11 @@ class Daemon:
         self._keep(self._beat())
         self._keep(self._tidy())
         self._keep(self._begin())
-        self.uplink.open(self._bundle.chain, self._bundle.roster)
-        self._expiry.watch(self._bundle.chain)
+        self.uplink.open(self.node.bundle.chain, self.node.bundle.roster)
+        self.node.start()
         log.info(
             "started",
-            worker=self._bundle.name,
+            worker=self.node.bundle.name,
             models=len(self.catalogue.models),
             metrics_port=self.monitor.port or None,
         )
@@ -179,9 +165,7 @@ class Daemon:
 
         All is read before anything is changed; raises `ConfigError` and goes on as before otherwise.
         """
-        enrolment = node(settings.state_dir).load(now=time.time())
-        if enrolment.identity.verify_key != self._identity.verify_key:
-            raise ConfigError("the node's key was replaced", hint="restart qdaemon to use another identity")
+        self.node.reload()
         before = self._settings
         self._settings = replace(
             before,
@@ -203,11 +187,10 @@ class Daemon:
         self.store.disk_reserve = settings.models.disk_reserve
         self.residency.settings = self.orders.settings = self.machine.settings = self._settings
         self.jobs.settings = self._settings.jobs
-        self._bundle = enrolment.bundle
-        self.uplink.configure(self._bundle.gates, self._bundle.chain)
-        self._expiry.watch(self._bundle.chain)
+        bundle = self.node.bundle
+        self.uplink.configure(bundle.gates, bundle.chain)
         await self.refresh()
-        log.info("reloaded", gates=[gate.name for gate in self._bundle.gates])
+        log.info("reloaded", gates=[gate.name for gate in bundle.gates])
 
     async def refresh(self) -> None:
         """Take the store as it is now."""
@@ -220,7 +203,6 @@ class Daemon:
 
     async def close(self) -> None:
         """End what is left, at once; safe after `drain` and without it."""
-        self._expiry.close()
         await self.jobs.close()
         for reading in list(self._readings):
             reading.task.cancel()
@@ -234,7 +216,7 @@ class Daemon:
         await self.interrogation.close()
         await self.monitor.close()
         self.machine.close()
-        self._mark.close()
+        self.node.close()
 
     # --- models
 
@@ -348,37 +330,12 @@ class Daemon:
 
     # --- gates
 
-    def _connect(
-        self, pool: bytes, gate: GateAddress, chain: bytes, on_state: Callable[[TunnelClient], None]
-    ) -> TunnelClient:
-        return TunnelClient(
-            identity=self._identity,
-            chain=chain,
-            gate=gate,
-            settings=self._tunnel_settings(),
-            role="daemon",
-            next_timestamp=self._mark.next,
-            on_state=on_state,
-            proxy=self._settings.gate.proxy,
-            instance=self._instance,
-            on_stream=lambda stream: self._stream_opened(pool, stream),
-        )
-
     def _act(self, ready: Ready) -> None:
         self.uplink.act(ready)
 
-    def _tunnel_settings(self) -> TunnelSettings:
-        """With other pools to go to, a silent gate is noticed sooner."""
-        tunnel = self._settings.tunnel
-        return tunnel if self.where.alone() else tunnel.watchful(self._settings.gate.watch_s)
-
-    def _watch_gates(self) -> None:
-        for client in self.uplink.clients():
-            client.retune(self._tunnel_settings())
-
     def _stream_opened(self, pool: bytes, stream: Stream) -> None:
         if stream.kind == KIND_ROSTER:
-            self.where.accept(pool, stream)
+            self.node.where.accept(pool, stream)
         elif stream.kind == KIND_JOB:
             stream.receiver = JobStream(stream, self.jobs)
         elif stream.kind == KIND_BLOB:
@@ -386,7 +343,7 @@ class Daemon:
             self._uploads.add(upload)
             upload.task.add_done_callback(lambda _task: self._uploads.discard(upload))
             stream.receiver = upload
-        elif stream.kind == KIND_BLOB_READ and pool == self._bundle.pool_key:
+        elif stream.kind == KIND_BLOB_READ and pool == self.node.bundle.pool_key:
             # A pool that the worker is lent to has no business with its files.
             reading = Reading(stream, self.store)
             self._readings.add(reading)

@@ -25,7 +25,7 @@ async def two_pools(folder: Path, *, mode: str = "auto") -> AsyncIterator[tuple[
         gpu = WorkerGate(folder, pool=one.gate.pool, name="gpu-1")
         await gpu.start()
         try:
-            one.daemon.where.take_roster(roster(one, gpu, mode))
+            one.daemon.node.where.take_roster(roster(one, gpu, mode))
             yield one, gpu
         finally:
             await one.daemon.close()
@@ -76,7 +76,7 @@ async def test_a_dead_home_is_left_for_the_next_pool(tmp_path: Path) -> None:
         control = await gpu.reported()
         assert (await control.heard(Report)).full
         assert serving(one) == ["gpu-1"]
-        assert [record.rule for record in one.daemon.where.journal] == ["emergency"]
+        assert [record.rule for record in one.daemon.node.where.journal] == ["emergency"]
 
 
 async def test_a_standby_is_told_nothing_until_the_worker_is_ordered_there(tmp_path: Path) -> None:
@@ -84,10 +84,10 @@ async def test_a_standby_is_told_nothing_until_the_worker_is_ordered_there(tmp_p
         await until(lambda: gpu.session is not None)
         assert gpu.control is None
         await one.gate.stop()
-        await until(lambda: bool(one.daemon.where.journal))
-        assert one.daemon.where.journal[0].rule == "target_dead"
+        await until(lambda: bool(one.daemon.node.where.journal))
+        assert one.daemon.node.where.journal[0].rule == "target_dead"
         assert (serving(one), gpu.control) == ([], None)
-        one.daemon.where.take_order(one.gate.pool.verify_key, ordered(one, "move", GPU.verify_key, 1))
+        one.daemon.node.where.take_order(one.gate.pool.verify_key, ordered(one, "move", GPU.verify_key, 1))
         await gpu.reported()
         assert serving(one) == ["gpu-1"]
         await until(lambda: {record.rule for record in gpu.records} == {"target_dead", "order"})
@@ -96,13 +96,13 @@ async def test_a_standby_is_told_nothing_until_the_worker_is_ordered_there(tmp_p
 async def test_a_pool_that_is_left_by_order_is_parted_from_and_gone_back_to(tmp_path: Path) -> None:
     async with two_pools(tmp_path) as (one, gpu):
         home = await one.gate.reported()
-        one.daemon.where.take_order(one.gate.pool.verify_key, ordered(one, "move", GPU.verify_key, 1))
+        one.daemon.node.where.take_order(one.gate.pool.verify_key, ordered(one, "move", GPU.verify_key, 1))
         await gpu.reported()
         await home.over()
         assert not any(report.draining for report in gpu.reports())
         assert serving(one) == ["gpu-1"]
         one.gate.forget()
-        one.daemon.where.take_order(
+        one.daemon.node.where.take_order(
             one.gate.pool.verify_key, ordered(one, "back", one.gate.pool.verify_key, 2)
         )
         again = await one.gate.reported()
