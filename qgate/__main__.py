@@ -188,8 +188,6 @@ async def _print_setup_token(gate: Gate) -> None:
 def _reloader(gate: Gate, path: Path, credentials: Path | None) -> Callable[[], Awaitable[None]]:
     import structlog
 
-    from tunnel_proto.logs import configure_logs
-
     async def reload() -> None:
         try:
             settings, files = read(path, credentials)
@@ -197,7 +195,7 @@ def _reloader(gate: Gate, path: Path, credentials: Path | None) -> Callable[[], 
         except MeshError as error:
             structlog.get_logger().error("reload refused; nothing changed", error=error, next=error.hint)
             return
-        configure_logs(gate.settings.log.format, settings.log.level, program=PROGRAM)
+        gate.governing.configuring.set_log_level()
         structlog.get_logger().info("reloaded", needs_restart=waiting)
 
     return reload

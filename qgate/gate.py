@@ -325,7 +325,10 @@ class Gate:
         self.parts = dataclasses.replace(self.parts, keys=keys)
         if renewed:
             self.peering.renewed()
-        self.settings = dataclasses.replace(self.settings, drain_timeout_s=settings.drain_timeout_s)
+        log_settings = dataclasses.replace(self.settings.log, level=settings.log.level)
+        self.settings = dataclasses.replace(
+            self.settings, drain_timeout_s=settings.drain_timeout_s, log=log_settings
+        )
         return waiting
 
     # --- sessions and streams

@@ -38,7 +38,6 @@ class Configuring:
     def __init__(self, gate: Gate, office: Office) -> None:
         self._gate = gate
         self._office = office
-        self._logs_at = FROM_FILE
         preferences = gate.administration.preferences
         self.licences = Licences(office, pool=gate.parts.keys.pool_key)
         self.showing = Showing(office, self.licences)
@@ -68,7 +67,8 @@ class Configuring:
     async def run(self) -> None:
         """Go on until cancelled."""
         self._office.directory.subscribe(self._directory_changed)
-        self._log_level()
+        if self._wanted_level() != FROM_FILE:
+            self.set_log_level()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.licences.run(), name="licence")
             tasks.create_task(self.orders.run(), name="orders")
@@ -91,14 +91,15 @@ class Configuring:
 
     def _directory_changed(self, names: frozenset[str]) -> None:
         if f"setting:{LOG_LEVEL}" in names:
-            self._log_level()
+            self.set_log_level()
 
-    def _log_level(self) -> None:
-        """Log at the level that is set for all gates, and again at the file's once none is."""
-        wanted = str(self._office.directory.setting(LOG_LEVEL))
-        if wanted != self._logs_at:
-            self._logs_at = wanted
-            set_level(self._gate.settings.log.level if wanted == FROM_FILE else wanted)
+    def set_log_level(self) -> None:
+        """Log at the level that is set for all gates, at the file's where none is."""
+        wanted = self._wanted_level()
+        set_level(self._gate.settings.log.level if wanted == FROM_FILE else wanted)
+
+    def _wanted_level(self) -> str:
+        return str(self._office.directory.setting(LOG_LEVEL))
 
     async def _see_peers(self) -> None:
         while True:

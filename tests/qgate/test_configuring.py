@@ -7,9 +7,11 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from qgate.control.access import OPERATIONS
 from qgate.gate import Gate
@@ -17,6 +19,7 @@ from qgate.governance.policy import CapabilityPolicy
 from qgate.governance.principal import Role
 from tests.qgate.gates import control, gate_settings, make_directory, running, until
 from tests.qgate.licences import VENDOR, licence
+from tunnel_proto.configuration import LogSettings
 
 PASSWORD = "correct horse 7 battery"
 
@@ -46,16 +49,24 @@ async def test_apps_without_rates_of_their_own_have_the_pool_s(gate: Gate, clien
     assert bounded(None) is None
 
 
-async def test_the_log_s_level_is_set_for_all_gates(client: httpx.AsyncClient) -> None:
+async def test_the_log_s_level_is_set_for_all_gates(gate: Gate, client: httpx.AsyncClient) -> None:
+    def level() -> Any:
+        return structlog.get_config()["wrapper_class"]
+
     root = logging.getLogger()
-    before = root.level
+    before, wrapper = root.level, level()
     try:
         await client.put("/settings/debug.log_level", json={"value": "error"})
         await until(lambda: root.level == logging.ERROR)
+        gate.reload(dataclasses.replace(gate.settings, log=LogSettings(level="debug")), gate.files)
+        gate.governing.configuring.set_log_level()
+        assert root.level == logging.ERROR, "what the file says waits for its turn"
         await client.delete("/settings/debug.log_level")
         await until(lambda: root.level == logging.WARNING)
+        assert level() is structlog.make_filtering_bound_logger(logging.DEBUG)
     finally:
         root.setLevel(before)
+        structlog.configure(wrapper_class=wrapper)
 
 
 async def test_administrators_and_people_take_the_seats_of_a_licence(client: httpx.AsyncClient) -> None:
