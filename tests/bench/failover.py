@@ -51,16 +51,13 @@ class Stage:
 def stage() -> Iterator[Stage]:
     """Pools hq (behind a proxy) and gpu, an app with a database and a key for models."""
     with Cluster() as cluster, running_proxy() as wire:
-        for name in ("hq", "gpu", "owner"):
-            cluster.create_role(name, password=f"{name}-secret")
-            cluster.create_database(name, owner=name)
-        stores = {name: cluster.dsn(name, user=name, password=f"{name}-secret") for name in ("hq", "gpu")}
-        home = Mesh(store_dsn=stores["hq"], advertise=f"127.0.0.1:{wire.port}")
-        with home as hq, Mesh(store_dsn=stores["gpu"]) as gpu:
+        hq_dsn, gpu_dsn, shop = (cluster.create_owned(name) for name in ("hq", "gpu", "shop"))
+        home = Mesh(store_dsn=hq_dsn, advertise=f"127.0.0.1:{wire.port}")
+        with home as hq, Mesh(store_dsn=gpu_dsn) as gpu:
             wire.target = ("127.0.0.1", hq.gate.port)
             for mesh, name in ((hq, "hq"), (gpu, "gpu")):
                 name_pool(mesh, name)
-                mesh.add_database("shop", cluster.dsn("owner", user="owner", password="owner-secret"))
+                mesh.add_database("shop", shop)
             pair(hq, gpu)
             app = {"name": "web", "databases": ["shop"], "policy": {"models": ["*"]}}
             reply = hq.control.post("/apps", app)

@@ -95,15 +95,12 @@ def soak(hq: Mesh, app: App) -> bool:
 def main() -> int:
     """Set the pools up, and say by the exit code whether every promise was kept."""
     with Cluster() as cluster:
-        for name in ("hq", "gpu", "owner"):
-            cluster.create_role(name, password=f"{name}-secret")
-            cluster.create_database(name, owner=name)
-        stores = [cluster.dsn(name, user=name, password=f"{name}-secret") for name in ("hq", "gpu")]
-        with Mesh(store_dsn=stores[0]) as hq, Mesh(store_dsn=stores[1]) as gpu:
+        hq_dsn, gpu_dsn, shop = (cluster.create_owned(name) for name in ("hq", "gpu", "shop"))
+        with Mesh(store_dsn=hq_dsn) as hq, Mesh(store_dsn=gpu_dsn) as gpu:
             hq.wait_linked()
             for mesh, name in ((hq, "hq"), (gpu, "gpu")):
                 name_pool(mesh, name)
-                mesh.add_database("shop", cluster.dsn("owner", user="owner", password="owner-secret"))
+                mesh.add_database("shop", shop)
             pair(hq, gpu)
             login = hq.add_app("web", "shop")
             wait_guests(gpu, "hq")

@@ -34,16 +34,13 @@ PASSWORD = "correct horse battery staple"
 @pytest.fixture(scope="module")
 def stores() -> Iterator[Cluster]:
     with Cluster() as cluster:
-        for name in ("hq", "gpu"):
-            cluster.create_role(name, password=f"{name}-secret")
-            cluster.create_database(name, owner=name)
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def pools(stores: Cluster) -> Iterator[tuple[Mesh, Mesh]]:
     """hq and gpu, paired at level 4; hq's admins may be admins at gpu."""
-    first, second = (Mesh(store_dsn=stores.dsn(n, user=n, password=f"{n}-secret")) for n in ("hq", "gpu"))
+    first, second = (Mesh(store_dsn=stores.create_owned(name)) for name in ("hq", "gpu"))
     with first as hq, second as gpu:
         for mesh, name in ((hq, "hq"), (gpu, "gpu")):
             name_pool(mesh, name)

@@ -106,10 +106,7 @@ class Pool:
 @pytest.fixture(scope="module")
 def pool(upstream: Cluster) -> Iterator[Pool]:
     provider = Provider()
-    password = upstream.create_role("race")
-    upstream.create_database("race", owner="race")
-    dsn = upstream.dsn("race", user="race", password=password)
-    with running_apis(provider.api), Mesh(store_dsn=dsn) as mesh:
+    with running_apis(provider.api), Mesh(store_dsn=upstream.create_owned("race")) as mesh:
         mesh.wait_linked()
         try:
             yield Pool(mesh, provider)

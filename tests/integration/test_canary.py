@@ -42,9 +42,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     loud = {"log_statement": "all", "log_parameter_max_length": "-1", "log_min_error_statement": "debug5"}
     try:
         with Cluster(settings=loud) as cluster:
-            password = cluster.create_role("pool")
-            cluster.create_database("pool", owner="pool")
-            dsn = cluster.dsn("pool", user="pool", password=password)
+            dsn = cluster.create_owned("pool")
             with Mesh(store_dsn=dsn, settings=TALKATIVE, sidecar_settings=TALKATIVE) as mesh:
                 mesh.wait_linked()
                 one = Scene(mesh, cluster, words)

@@ -41,14 +41,7 @@ def database() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def stores() -> Iterator[Cluster]:
     with Cluster() as cluster:
-        for name in ("hq", "gpu"):
-            cluster.create_role(name, password=f"{name}-secret")
-            cluster.create_database(name, owner=name)
         yield cluster
-
-
-def store_dsn(stores: Cluster, name: str) -> str:
-    return stores.dsn(name, user=name, password=f"{name}-secret")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +54,8 @@ def wire() -> Iterator[Proxy]:
 @pytest.fixture(scope="module")
 def pools(stores: Cluster, database: Cluster, wire: Proxy) -> Iterator[tuple[Mesh, Mesh]]:
     """hq with a sidecar and a worker, and gpu: paired at level 2, each with a route to the same database."""
-    home = Mesh(store_dsn=store_dsn(stores, "hq"), advertise=f"127.0.0.1:{wire.port}")
-    with home as hq, Mesh(store_dsn=store_dsn(stores, "gpu")) as gpu:
+    home = Mesh(store_dsn=stores.create_owned("hq"), advertise=f"127.0.0.1:{wire.port}")
+    with home as hq, Mesh(store_dsn=stores.create_owned("gpu")) as gpu:
         wire.target = ("127.0.0.1", hq.gate.port)
         hq.wait_linked()
         password = database.create_role("owner")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from tests.integration.test_failover import AIM_S, store_dsn, until_answered
+from tests.integration.test_failover import AIM_S, until_answered
 from tests.kit.cluster import Cluster
 from tests.kit.login import Login
 from tests.kit.mesh import Mesh
@@ -36,18 +36,16 @@ def links() -> Iterator[Spokes]:
 def pools(links: Spokes) -> Iterator[tuple[Mesh, Mesh, Login]]:
     """hq and gpu, each on a link of its own to the namespace where the sidecar runs."""
     with Cluster() as cluster:
-        for name in ("hq", "gpu", "owner"):
-            cluster.create_role(name, password=f"{name}-secret")
-            cluster.create_database(name, owner=name)
+        shop = cluster.create_owned("shop")
         home = Mesh(
-            store_dsn=store_dsn(cluster, "hq"), listen_host=links.here("hq"), sidecar_command=links.command
+            store_dsn=cluster.create_owned("hq"), listen_host=links.here("hq"), sidecar_command=links.command
         )
         home.sidecar_settings = {"listen": {"unix_socket": str(home.root)}}
-        next_one = Mesh(store_dsn=store_dsn(cluster, "gpu"), listen_host=links.here("gpu"))
+        next_one = Mesh(store_dsn=cluster.create_owned("gpu"), listen_host=links.here("gpu"))
         with home as hq, next_one as gpu:
             for mesh, name in ((hq, "hq"), (gpu, "gpu")):
                 name_pool(mesh, name)
-                mesh.add_database("shop", cluster.dsn("owner", user="owner", password="owner-secret"))
+                mesh.add_database("shop", shop)
             pair(hq, gpu)
             login = replace(hq.add_app("web", "shop"), host=str(hq.root))
             wait_until(

@@ -29,20 +29,14 @@ LLAMA = {"slots": 1, "context": 512, "threads": 1}
 @pytest.fixture(scope="module")
 def stores() -> Iterator[Cluster]:
     with Cluster() as cluster:
-        for name in ("hq", "gpu", "branch"):
-            cluster.create_role(name, password=f"{name}-secret")
-            cluster.create_database(name, owner=name)
         yield cluster
-
-
-def store_dsn(stores: Cluster, name: str) -> str:
-    return stores.dsn(name, user=name, password=f"{name}-secret")
 
 
 @pytest.fixture(scope="module")
 def pools(stores: Cluster) -> Iterator[tuple[Mesh, Mesh]]:
     """hq with a worker that has the model, gpu with one that has none; paired at level 2."""
-    with Mesh(store_dsn=store_dsn(stores, "hq")) as hq, Mesh(store_dsn=store_dsn(stores, "gpu")) as gpu:
+    dsns = [stores.create_owned(name) for name in ("hq", "gpu")]
+    with Mesh(store_dsn=dsns[0]) as hq, Mesh(store_dsn=dsns[1]) as gpu:
         for mesh, name in ((hq, "hq"), (gpu, "gpu")):
             name_pool(mesh, name)
         file = packaged_model()
@@ -103,7 +97,7 @@ def test_no_more_copies_are_wanted_than_pools_can_hold(pools: tuple[Mesh, Mesh])
 @pytest.fixture
 def branch(pools: tuple[Mesh, Mesh], stores: Cluster) -> Iterator[Mesh]:
     """A third pool with a worker that has nothing, paired with both."""
-    with Mesh(store_dsn=store_dsn(stores, "branch")) as mesh:
+    with Mesh(store_dsn=stores.create_owned("branch")) as mesh:
         name_pool(mesh, "branch")
         mesh.add_daemon("shelf", settings={"llama": LLAMA}).start()
         mesh.wait_worker("shelf")

@@ -31,10 +31,7 @@ ENDS = {"0": -100, "2": -100}
 def pools() -> Iterator[tuple[Mesh, Mesh, str]]:
     """hq with a sidecar and an app, gpu with a worker that has the model: paired at level 1."""
     with Cluster() as stores:
-        for name in ("hq", "gpu"):
-            stores.create_role(name, password=f"{name}-secret")
-            stores.create_database(name, owner=name)
-        dsns = [stores.dsn(name, user=name, password=f"{name}-secret") for name in ("hq", "gpu")]
+        dsns = [stores.create_owned(name) for name in ("hq", "gpu")]
         with Mesh(store_dsn=dsns[0]) as hq, Mesh(store_dsn=dsns[1]) as gpu:
             hq.wait_linked()
             for mesh, name in ((hq, "hq"), (gpu, "gpu")):

@@ -32,9 +32,7 @@ def database() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def stack(store: Cluster) -> Iterator[Mesh]:
-    password = store.create_role("pool")
-    store.create_database("pool", owner="pool")
-    with Mesh(store_dsn=store.dsn("pool", user="pool", password=password)) as mesh:
+    with Mesh(store_dsn=store.create_owned("pool")) as mesh:
         mesh.wait_linked()
         yield mesh
 

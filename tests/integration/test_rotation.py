@@ -60,9 +60,7 @@ class Pool:
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     with Cluster() as cluster:
-        password = cluster.create_role("pool")
-        cluster.create_database("pool", owner="pool")
-        mesh = Mesh(store_dsn=cluster.dsn("pool", user="pool", password=password))
+        mesh = Mesh(store_dsn=cluster.create_owned("pool"))
         try:
             mesh.add_gate().start()
             second = mesh.add_gate()

@@ -132,3 +132,9 @@ class Cluster:
     def create_database(self, name: str, *, owner: str) -> None:
         """Create a database owned by `owner`."""
         self.execute(f'CREATE DATABASE "{name}" OWNER "{owner}"')
+
+    def create_owned(self, name: str) -> str:
+        """Create a role with a database of its own, both of that name; return the URL by which it gets in."""
+        password = self.create_role(name)
+        self.create_database(name, owner=name)
+        return self.dsn(name, user=name, password=password)

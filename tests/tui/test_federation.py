@@ -29,11 +29,7 @@ pytestmark = pytest.mark.timeout(180)
 def pools() -> Iterator[tuple[Mesh, Mesh]]:
     """hq, which has no name yet, and gpu with a worker; not paired."""
     with Cluster() as stores:
-        dsns = []
-        for name in ("hq", "gpu"):
-            stores.create_role(name, password=f"{name}-secret")
-            stores.create_database(name, owner=name)
-            dsns.append(stores.dsn(name, user=name, password=f"{name}-secret"))
+        dsns = [stores.create_owned(name) for name in ("hq", "gpu")]
         with Mesh(store_dsn=dsns[0]) as hq, Mesh(store_dsn=dsns[1]) as gpu:
             gpu.control.put("/pool", {"name": "gpu", "kind": "pool"})
             gpu.add_daemon("box").start()
