@@ -54,6 +54,7 @@ class Staff:
         self._setting = office.directory.setting
         self._office = office
         self._store = office.store
+        self._unsaid: list[str] = []
         apps = gate.administration.apps
         self.keys = PersonKeys(office, gate.files.state_dir / FILE_NAME)
         self.mail = Mail(office)
@@ -103,6 +104,9 @@ class Staff:
         while True:
             try:
                 await self.keys.keep()
+                if self._unsaid and await self._gate.replication.sequencer.settled():
+                    apps, self._unsaid = self._unsaid, []
+                    await self._unpublish(apps)
             except StoreUnavailableError:
                 pass  # the directory's watch has said so already
             except (OSError, MeshError) as error:
@@ -110,8 +114,14 @@ class Staff:
             await asyncio.sleep(KEEP_S)
 
     async def _unpublish(self, apps: list[str]) -> int:
-        """Tell peers that the apps are gone, and erase what the log said of them before."""
+        """Tell peers that the apps are gone, and erase what the log said of them before: later, where nothing
+        may be signed yet.
+        """
         sequencer = self._gate.replication.sequencer
+        if not await sequencer.settled():
+            self._unsaid += apps
+            log.warning("the log is told of an erasure once it may be written", apps=len(apps))
+            return 0
         records = [record_of("app", app) for app in apps]
         try:
             await self._gate.movement.exports.reconcile()
@@ -126,7 +136,9 @@ class Staff:
             raise
         except (MeshError, TimeoutError) as error:
             log.error(
-                "the log could not be told of an erasure", reason=str(error), next="meshctl pool log erase"
+                "the log could not be told of an erasure",
+                reason=str(error),
+                next="meshctl pool log --erase N",
             )
             return 0
 

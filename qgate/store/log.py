@@ -22,11 +22,14 @@ LEASE_S: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class OwnHead:
-    """Where our own log ends. ``server`` is what the last batch was written on, by `server_of`."""
+    """Where our own log ends. ``server`` is what the last batch was written on, by `server_of`; ``life`` the
+    life of the store that may be signed in, by `life_of`.
+    """
 
     head: Head
     hlc: int
     server: str
+    life: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ async def own_head(connection: Connection, *, lock: bool = False) -> OwnHead:
     """Where our own log ends; with ``lock`` nobody else moves it before this transaction ends."""
     row = await connection.fetchrow(f"SELECT * FROM log_head {'FOR UPDATE' if lock else ''}")  # noqa: S608
     assert row is not None
-    return OwnHead(Head(row["incarnation"], row["seq"], row["hash"]), row["hlc"], row["server"])
+    return OwnHead(Head(row["incarnation"], row["seq"], row["hash"]), row["hlc"], row["server"], row["life"])
 
 
 async def elected(connection: Connection) -> bool:
@@ -53,19 +56,21 @@ async def elected(connection: Connection) -> bool:
 
 
 async def move_head(
-    connection: Connection, before: Head, after: Head, *, hlc: int, server: str, sequencer: str
+    connection: Connection, before: Head, after: Head, *, hlc: int, server: str, life: str, sequencer: str
 ) -> bool:
     """Set the end of our own log; False where it is not ``before`` any more."""
     done = await connection.execute(
         """
-        UPDATE log_head SET incarnation = $1, seq = $2, hash = $3, hlc = $4, server = $5, sequencer = $6
-        WHERE seq = $7 AND hash = $8
+        UPDATE log_head SET incarnation = $1, seq = $2, hash = $3, hlc = $4, server = $5, life = $6,
+            sequencer = $7
+        WHERE seq = $8 AND hash = $9
         """,
         after.incarnation,
         after.seq,
         after.hash,
         hlc,
         server,
+        life,
         sequencer,
         before.seq,
         before.hash,
@@ -73,9 +78,9 @@ async def move_head(
     return done == "UPDATE 1"
 
 
-async def note_server(connection: Connection, server: str) -> None:
-    """The log goes on on this server without a new incarnation: nothing was lost."""
-    await connection.execute("UPDATE log_head SET server = $1", server)
+async def note_server(connection: Connection, server: str, life: str) -> None:
+    """The log goes on in this life of the store without a new incarnation: nothing was lost."""
+    await connection.execute("UPDATE log_head SET server = $1, life = $2", server, life)
 
 
 async def server_of(connection: Connection) -> str:
@@ -88,6 +93,21 @@ async def server_of(connection: Connection) -> str:
     )
     assert row is not None
     return f"{row['system']}/{row['timeline']}"
+
+
+async def life_of(connection: Connection) -> str:
+    """Which life of the store this is: another text as well after PostgreSQL started anew, or the database or
+    its tables were made anew. Whoever looked at one life knows nothing of another.
+    """
+    row = await connection.fetchrow(
+        """
+        SELECT extract(epoch FROM pg_postmaster_start_time())::text AS started,
+               (SELECT oid FROM pg_database WHERE datname = current_database())::text AS database,
+               'log_head'::regclass::oid::text AS head
+        """
+    )
+    assert row is not None
+    return "/".join((await server_of(connection), row["started"], row["database"], row["head"]))
 
 
 async def tell(connection: Connection, what: str) -> None:
@@ -547,6 +567,11 @@ async def clear_claims(connection: Connection, origin: bytes, pools: Iterable[by
         """,
         origin,
     )
+
+
+async def drop_claims(connection: Connection) -> None:
+    """An incarnation is open: who has more of an earlier one contradicts nothing any more."""
+    await connection.execute("DELETE FROM log_copies WHERE NOT ours")
 
 
 async def copies(connection: Connection) -> dict[bytes, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qgate.federation.log import replication
+from qgate.federation.log import continuity, replication
 from qgate.federation.log.continuity import (
     PATIENCE_S,
     SUSPICIOUS_PATIENCE_S,
@@ -23,11 +24,13 @@ from qgate.federation.log.continuity import (
     PeersKnown,
     Ready,
     StoreSeen,
+    TailAway,
     TailReclaimed,
     TailUnproven,
     Woke,
     step,
 )
+from qgate.federation.log.problems import LogConflict
 from qgate.federation.log.stream_ear import LogStream
 from qgate.federation.log.vector import EMPTY, Head
 from qgate.federation.peer import Peer
@@ -111,6 +114,18 @@ def test_a_claim_that_cannot_be_shown_is_as_if_it_had_not_been_made() -> None:
     machine.feed(PeerHas(A, head(99), ours=False))
     assert machine.ready.reclaim == A
     assert machine.feed(TailUnproven(A)).publish
+
+
+def test_who_goes_away_over_a_claim_may_have_more_all_the_same() -> None:
+    machine = Machine()
+    machine.feed(PeersKnown(frozenset({A, B})), StoreSeen(head(5), same=True))
+    machine.feed(PeerHas(B, head(5), ours=True), PeerHas(A, head(8), ours=False))
+    assert machine.ready.reclaim == A
+    ready = machine.feed(TailAway(A))
+    assert (ready.publish, ready.open, ready.reclaim) == (False, None, None)
+    assert machine.feed(PeerHas(A, head(8), ours=False)).reclaim == A, "it is back"
+    machine.feed(TailAway(A))
+    assert machine.feed(Woke(), after=PATIENCE_S + 1).open == head(5)
 
 
 def test_another_server_that_lost_nothing_goes_on() -> None:
@@ -399,10 +414,15 @@ async def test_a_store_that_is_replaced_under_a_gate_is_looked_at_before_anythin
     async with running(hq, branch):
         await hq.say("nodes", {"n": 2}, {"n": 3})
         await branch.has(hq, 3)
-        monkeypatch.setattr(replication, "RETRY_S", 86_400.0)
+        monkeypatch.setattr(replication, "RETRY_S", 86_400.0)  # nobody listens any more
+        branch.links.disconnect(hq.key)
+        signed = hq.replication.signed
         await stores.replace(hq)
         await until(lambda: _said(hq, {"n": "after"}))
         hq.replication.look()
+        await until(lambda: hq.replication.signed > signed or not hq.replication.ready.publish)
+        assert hq.replication.signed == signed, "a second entry for a number that is taken"
+        branch.links.reconnect(hq.key)
         await branch.has(hq, 4)
         assert [one["n"] for one in await branch.heard(hq)] == [1, 2, 3, "after"]
         assert not await _quarantine(branch, hq)
@@ -449,3 +469,56 @@ async def test_a_peer_that_goes_away_with_our_tail_is_not_taken_for_a_liar(
         assert [one["n"] for one in await branch.heard(hq)] == [1, 2, "after"]
         assert not await _quarantine(branch, hq)
         assert len(asked) > 1
+
+
+async def test_nothing_at_all_is_signed_in_a_store_that_nobody_has_looked_at(stores: Stores) -> None:
+    """Erasures too, which the gate makes again before it serves, are entries of the log."""
+    hq = await stores.new("hq")
+    async with running(hq):
+        await hq.say("nodes", {"n": 1})
+        await until(lambda: hq.replication.head(hq.key).seq == 2)
+    await stores.back_up(hq)
+    await stores.restore(hq)
+    await hq.say("nodes", {"n": 2})
+    sequencer = hq.replication.sequencer
+    assert not await sequencer.settled()
+    assert await sequencer.run_batch() == 0
+    with pytest.raises(LogConflict, match="before peers have told") as waits:
+        await sequencer.erase([2], "asked by its owner")
+    assert "meshctl pool log" in waits.value.hint
+    assert (await sequencer.look()).own.head.seq == 2
+    assert not await sequencer.settle("the life of another store")
+    async with running(hq):
+        await until(lambda: hq.replication.head(hq.key).seq == 3)
+        assert await sequencer.erase([2], "asked by its owner") == 1
+
+
+async def test_a_peer_that_never_shows_our_tail_stops_us_for_a_while_only(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hq, branch, gpu = await stores.new("hq"), await stores.new("branch"), await stores.new("gpu")
+    pair(hq, branch)
+    pair(hq, gpu)
+    monkeypatch.setattr(replication, "RECLAIM_S", 0.2)
+    monkeypatch.setattr(continuity, "PATIENCE_S", 0.2)
+    pull = branch.replication.publisher._pull
+
+    async def silent_about_us(peer: Peer, ear: LogStream, question: Pull) -> None:
+        if question.origin == hq.key:
+            await asyncio.Event().wait()
+        await pull(peer, ear, question)
+
+    async with running(hq, branch, gpu):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+        await gpu.has(hq, 1)
+        before = hq.replication.head(hq.key)
+        monkeypatch.setattr(branch.replication.publisher, "_pull", silent_about_us)
+        async with branch.store.connection() as connection:
+            await connection.execute("UPDATE log_replicas SET seq = 99, hash = $1", bytes(32))
+        branch.replication.pullers[hq.key].look()
+        await until(lambda: branch.key in hq.replication._ignored)
+        gpu.replication.pullers[hq.key].look()
+        await hq.say("nodes", {"n": 2})
+        await gpu.has(hq, 2)
+        assert hq.replication.head(hq.key).incarnation != before.incarnation, "branch may have more"

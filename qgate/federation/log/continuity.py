@@ -15,7 +15,8 @@ of its own, and what peers say they have of us.
                | some answered, patience is over              | opening: the silent ones may have more of us
                | nobody answered                              | asking: publishing waits, local writes do not
     reclaiming | our tail is back                             | the next one that has more, or asking, lost
-               | it could not prove its claim                 | as if it had said nothing
+               | it could not prove its claim                 | asking: it has nothing that we have not
+               | it went away over it                         | asking: it is silent, and may have more
     asking,    | all have answered, or patience is over       | opening
     lost       |                                              |
     opening    | the incarnation is open                      | publishing
@@ -80,7 +81,14 @@ class TailReclaimed:
 
 @dataclass(frozen=True, slots=True)
 class TailUnproven:
-    """A peer could not show what it claimed to have, or went away."""
+    """A peer could not show what it claimed to have, though it answered."""
+
+    pool: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TailAway:
+    """A peer went away, or its store did, before it could show what it claimed to have."""
 
     pool: bytes
 
@@ -97,7 +105,7 @@ class Woke:
     """Time passed."""
 
 
-Event = StoreSeen | PeersKnown | PeerHas | TailReclaimed | TailUnproven | Advanced | Woke
+Event = StoreSeen | PeersKnown | PeerHas | TailReclaimed | TailUnproven | TailAway | Advanced | Woke
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +158,7 @@ def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
                 phase="asking",
                 head=head,
                 reason=reason,
-                answered=frozenset(),  # what was said before was compared with another store, also at the start
+                answered=frozenset(),  # at the start too: what was said before was said of another store
                 claims={},
                 reclaiming=None,
                 suspicious=not same,
@@ -189,6 +197,18 @@ def _heard(state: ContinuityState, event: Event, now: float) -> ContinuityState:
                 phase="asking",
                 answered=frozenset({pool}),
                 patience_until=now + _patience(state),
+            )
+        case TailAway(pool):
+            claims = {one: at for one, at in state.claims.items() if one != pool}
+            answered = state.answered - {pool}
+            patience = now + _patience(state) if answered else None
+            return replace(
+                state,
+                claims=claims,
+                reclaiming=None,
+                phase="asking",
+                answered=answered,
+                patience_until=patience,
             )
         case Advanced(head):
             return replace(state, head=head, phase="publishing", suspicious=False, lost=False, reason="")

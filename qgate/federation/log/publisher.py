@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -41,12 +41,12 @@ ANSWER_BYTES: Final = 1024 * 1024
 
 log = structlog.get_logger(__name__)
 
-Heard = Callable[[bytes, Head, bool], Awaitable[None]]
+Heard = Callable[[bytes, Head, bool, str], None]
 
 
 class Publisher:
-    """Serves streams of the kind "log". `heard` is told what a pool says that it has of our log,
-    unless `believed` says that the pool has been found lying.
+    """Serves streams of the kind "log". `heard` is told what a pool says that it has of our log (unless
+    `believed` says that the pool has been found lying), and in which life of the store that was looked up.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class Publisher:
             if origin == self._pool:
                 ours = await has_entry(connection, origin, theirs) or not self._believed(peer.pool_key)
                 at = datetime.fromtimestamp(self._clock(), UTC)
+                life = await table.life_of(connection)
                 await table.put_copy(connection, peer.pool_key, theirs, ours=ours, how="link", at=at)
             certificates = await table.certificates(connection, origin)
             known = await table.known_at(connection, origin, [seq for seq, _ in asked.points])
@@ -150,7 +151,7 @@ class Publisher:
                     connection, origin, after, count=ANSWER_ENTRIES, size=ANSWER_BYTES
                 )
         if origin == self._pool:
-            await self._heard(peer.pool_key, theirs, ours)
+            self._heard(peer.pool_key, theirs, ours, life)
             if not ours:
                 # Our store was restored, or theirs lies. To go on would make it a fork; first we look.
                 await ear.send(Sorry(asked.id, "contradicted", "this pool looks into what you have of it"))

@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import structlog
 
@@ -57,9 +57,20 @@ LOOK_S: Final = 30.0
 RETRY_FIRST_S: Final = 0.5
 RETRY_MOST_S: Final = 60.0
 FILL_MAX: Final = 500
+ANSWER_S: Final = 60.0
+"""How long nothing at all may come while an answer is waited for: a slow link is not late."""
+
 ASK_AGAIN_S: Final = 60.0
 """Between two questions for contents that were lost: a peer may have got them meanwhile."""
 SNAPSHOT_BYTES_MAX: Final = 256 * 1024 * 1024
+
+Fetched = Head | Literal["unproven", "away"]
+"""What came of asking for our own log: the head after it; or the peer could not show what it said to have;
+or it, or a store, was away.
+"""
+
+_UNABLE: Final = frozenset({"store-unavailable", "truncated", "not-told", "contradicted"})
+"""What an honest peer may say that has our tail and cannot give it now."""
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +98,7 @@ class Progress:
     heard_at: float | None = None
     held_until: float | None = None
     refusals: int = 0
+    reclaimed: int = 0  # entries of our own that it gave back
     retry_s: float = 0.0  # how long it waits after what went wrong last
 
 
@@ -115,7 +127,7 @@ class Puller:
     ) -> None:
         self.progress = Progress()
         self.stir = asyncio.Event()
-        self.wanted: asyncio.Future[Head | None] | None = None
+        self.wanted: asyncio.Future[Fetched] | None = None
         self._key = pool_key
         self._own = own_key
         self._gate = gate
@@ -139,8 +151,8 @@ class Puller:
         self._wait = RETRY_FIRST_S
         self.stir.set()
 
-    async def fetch_own(self) -> Head | None:
-        """Get back what that pool has of our own log; the head after it, None where it could show nothing."""
+    async def fetch_own(self) -> Fetched:
+        """Get back what that pool has of our own log."""
         if self.wanted is None:
             self.wanted = asyncio.get_running_loop().create_future()
             self.stir.set()
@@ -359,9 +371,10 @@ class Puller:
         self, peer: Peer, ear: LogStream, inbox: asyncio.Queue[LogMessage | TunnelError]
     ) -> None:
         """Ask for our own log beyond where our store ends."""
-        wanted, self.wanted = self.wanted, None
+        wanted = self.wanted
         assert wanted is not None
         head: Head | None = None
+        failure: Literal["unproven", "away"] = "away"
         self.progress.state = "reclaiming"
         try:
             more = True
@@ -390,10 +403,16 @@ class Puller:
                     self._reclaim,
                     erased=frozenset(one.entry.seq for one in entries if one.missing == "erased"),
                 )
+                self.progress.reclaimed += len(entries)
+            failure = "unproven"
             log.warning("our own log came back from a peer", pool=peer.name, head=head.seq if head else None)
+        except LogProblem as problem:
+            failure = "away" if problem.code in _UNABLE else "unproven"
+            raise
         finally:
+            self.wanted = None
             if not wanted.done():
-                wanted.set_result(head)
+                wanted.set_result(head or failure)
 
     async def _own_entries(
         self, question: Pull, inbox: asyncio.Queue[LogMessage | TunnelError]
@@ -439,10 +458,19 @@ class Puller:
             return await table.lease(connection, self._key, self._gate)
 
     async def _next(self, inbox: asyncio.Queue[LogMessage | TunnelError]) -> LogMessage:
-        message = await inbox.get()
-        if isinstance(message, TunnelError):
-            raise message
-        return message
+        """The next answer. TunnelError where the stream ended, or nothing has come for `ANSWER_S`."""
+        while True:
+            heard = self._ear.bytes if self._ear is not None else 0
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    message = await inbox.get()
+            except TimeoutError:
+                if self._ear is None or self._ear.bytes == heard:
+                    raise TunnelError("the peer has left a question about a log unanswered") from None
+                continue
+            if isinstance(message, TunnelError):
+                raise message
+            return message
 
     def _spend(self, message: Entries | Filled) -> int:
         size = sum(len(one.entry) + len(one.payload or b"") for one in message.items)
@@ -477,7 +505,7 @@ class Puller:
 
     def _disappoint(self) -> None:
         if self.wanted is not None and not self.wanted.done():
-            self.wanted.set_result(None)
+            self.wanted.set_result("away")
         self.wanted = None
 
     def _close(self) -> None:

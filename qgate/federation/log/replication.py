@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,14 @@ from qgate.federation.log.continuity import (
     PeersKnown,
     Ready,
     StoreSeen,
+    TailAway,
     TailReclaimed,
     TailUnproven,
     Woke,
     step,
 )
 from qgate.federation.log.publisher import Publisher
-from qgate.federation.log.puller import Links, Puller
+from qgate.federation.log.puller import Fetched, Links, Puller
 from qgate.federation.log.replicas import Replicas
 from qgate.federation.log.sequencer import Sequencer, sign_all
 from qgate.federation.log.streams import StreamRule
@@ -52,6 +54,14 @@ UPKEEP_S: Final = 3600.0
 RETRY_S: Final = 1.0
 DISBELIEF_S: Final = 600.0
 """How long a pool that could not show what it said to have of our log is not believed again."""
+
+RECLAIM_S: Final = 60.0
+"""How long a pool may take to give our tail back, or the next part of it, before it counts as away."""
+
+CHANCES: Final = 3
+"""How often in a row a pool may go away over that before it counts as silent, where another one can be asked;
+for `DISBELIEF_S`.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -135,6 +145,10 @@ class Replication:
         self._clock = clock
         self._heads: dict[bytes, Head] = {}
         self._disbelieved: dict[bytes, float] = {}
+        self._ignored: dict[bytes, float] = {}
+        self._away: Counter[bytes] = Counter()
+        self._life = ""
+        self._replaced = False
         self._fetching = True
         self._seen: dict[bytes, Peer] = {}
         self._stir = asyncio.Event()
@@ -274,12 +288,15 @@ class Replication:
             await table.put_certificates(connection, self.pool_key, [(online, self.online.certificate)])
         facts = await self.sequencer.look()
         same = facts.own.head.seq == 0 or facts.own.server == facts.server
+        self._life, self._replaced = facts.life, False
         self._feed(PeersKnown(self._reachable()))
         self._feed(StoreSeen(facts.own.head, same, facts.noted, facts.noted_ours))
         async with self.store.connection() as connection:
-            for pool, row in (await table.copies(connection)).items():
-                if not row["ours"] and pool in self._paired():
-                    self._feed(PeerHas(pool, Head(row["incarnation"], row["seq"], row["hash"]), ours=False))
+            claims = {pool: row for pool, row in (await table.copies(connection)).items() if not row["ours"]}
+            await table.clear_claims(connection, self.pool_key, claims.keys() - self._paired())
+        for pool, row in claims.items():
+            if pool in self._paired():
+                self._feed(PeerHas(pool, Head(row["incarnation"], row["seq"], row["hash"]), ours=False))
         if not self.ready.publish:
             say = log.warning if self.continuity.suspicious or self.continuity.lost else log.debug
             say("publishing waits", reason=self.ready.reason)
@@ -289,9 +306,17 @@ class Replication:
         self.publisher.news(facts.own.head)  # who hears it asks, and so says what it has of us
 
     def _believed(self, pool: bytes) -> bool:
-        return self._disbelieved.get(pool, 0.0) <= time.monotonic()
+        now = time.monotonic()
+        return max(self._disbelieved.get(pool, 0.0), self._ignored.get(pool, 0.0)) <= now
 
-    async def _peer_has(self, pool: bytes, head: Head, ours: bool) -> None:
+    def _peer_has(self, pool: bytes, head: Head, ours: bool, life: str) -> None:
+        """What a peer has, compared with that life of the store: about another one it is no answer."""
+        if life != self._life:
+            self._replaced = bool(self._life)
+            self._stir.set()
+            return
+        if self._ignored.get(pool, 0.0) > time.monotonic():
+            return
         self._feed(PeersKnown(self._reachable()))
         self._feed(PeerHas(pool, head, ours))
 
@@ -313,14 +338,7 @@ class Replication:
         while True:
             ready = self.ready
             if ready.reclaim is not None:
-                head = await self._fetch_back(ready.reclaim)
-                if head is None:
-                    self._disbelieved[ready.reclaim] = time.monotonic() + DISBELIEF_S
-                    async with self.store.connection() as connection:
-                        await table.clear_claims(connection, self.pool_key, [ready.reclaim])
-                    self._feed(TailUnproven(ready.reclaim))
-                else:
-                    self._feed(TailReclaimed(ready.reclaim, head))
+                await self._reclaim_from(ready.reclaim)
             elif ready.open is not None:
                 head = await self.sequencer.open(ready.open, ready.reason or "the store was restored")
                 if head is None:
@@ -331,9 +349,33 @@ class Replication:
             else:
                 return
 
-    async def _fetch_back(self, pool: bytes) -> Head | None:
+    async def _reclaim_from(self, pool: bytes) -> None:
+        """Fetch our tail from a pool that says to have it."""
         puller = self.pullers.get(pool)
-        return None if puller is None else await puller.fetch_own()
+        outcome: Fetched | None = None if puller is not None else "away"
+        while puller is not None and outcome is None:
+            before = puller.progress.reclaimed
+            try:
+                async with asyncio.timeout(RECLAIM_S):
+                    outcome = await puller.fetch_own()
+            except TimeoutError:
+                outcome = "away" if puller.progress.reclaimed == before else None
+        if isinstance(outcome, Head):
+            self._away.pop(pool, None)
+            self._feed(TailReclaimed(pool, outcome))
+            return
+        until = time.monotonic() + DISBELIEF_S
+        if outcome == "unproven":
+            self._disbelieved[pool] = until
+            async with self.store.connection() as connection:
+                await table.clear_claims(connection, self.pool_key, [pool])
+            self._feed(TailUnproven(pool))
+            return
+        self._away[pool] += 1
+        if self._away[pool] >= CHANCES and self._reachable() - {pool}:
+            del self._away[pool]
+            self._ignored[pool] = until
+        self._feed(TailAway(pool))
 
     # --- signing
 
@@ -341,9 +383,10 @@ class Replication:
         while True:
             self._stir.clear()
             try:
+                if self._replaced:
+                    await self._look_at_store()
                 await self._follow_continuity()
-                if self.ready.publish:
-                    await self._settle()
+                if self.ready.publish and await self._settled():
                     self.signed += await sign_all(self.sequencer)
                     await self.sequencer.give_up_lost()
             except StoreUnavailableError:
@@ -355,11 +398,14 @@ class Replication:
                     await self._stir.wait()
             self._feed(Woke())
 
-    async def _settle(self) -> None:
-        """Another server that lost nothing is the log's server from now on."""
-        facts = await self.sequencer.look()
-        if facts.own.head.seq and facts.own.server != facts.server and self.ready.publish:
-            await self.sequencer.settle()
+    async def _settled(self) -> bool:
+        """A store that lost nothing is the log's from now on. It may have been replaced since the look at it,
+        before the connection that listens found out: then it is looked at first.
+        """
+        if await self.sequencer.settle(self._life):
+            return True
+        await self._look_at_store()
+        return False
 
     # --- fetching
 
@@ -374,6 +420,7 @@ class Replication:
             for key in self._tasks.keys() - paired:
                 self._tasks.pop(key).cancel()
                 del self.pullers[key]
+                await self._forget_claim(key)
             fetching = bool(self._setting("automation.replication"))
             for key in paired:
                 if fetching and not self._fetching:
@@ -386,6 +433,12 @@ class Replication:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._changed.wait()
+
+    async def _forget_claim(self, pool: bytes) -> None:
+        """What somebody who is no peer any more said to have of our log stops nobody from signing."""
+        with contextlib.suppress(StoreUnavailableError):
+            async with self.store.connection() as connection:
+                await table.clear_claims(connection, self.pool_key, [pool])
 
     async def _release(self, paired: frozenset[bytes]) -> None:
         """Trust, rules or masters may have changed: what is held may go on."""

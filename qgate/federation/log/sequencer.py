@@ -30,7 +30,7 @@ from qgate.federation.log.entry import (
 )
 from qgate.federation.log.erasure import erasure_payload
 from qgate.federation.log.incarnation import incarnation_payload
-from qgate.federation.log.problems import LogProblem
+from qgate.federation.log.problems import LogConflict, LogProblem
 from qgate.federation.log.snapshot import kept_of, make_snapshot
 from qgate.federation.log.streams import ERASURE, INCARNATION
 from qgate.federation.log.vector import EMPTY, Head
@@ -54,10 +54,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What a restored store shows by: where its log ends, on which server, and what this gate had noted."""
+    """What a restored store shows by: where its log ends, on which server, in which life of it, and what this
+    gate had noted.
+    """
 
     own: OwnHead
     server: str
+    life: str
     noted: Head | None
     noted_ours: bool
 
@@ -92,15 +95,16 @@ class Sequencer:
         async with self._store.transaction(snapshot=True) as connection:
             own = await table.own_head(connection)
             server = await table.server_of(connection)
+            life = await table.life_of(connection)
             ours = True
             if noted is not None and noted != EMPTY:
                 ours = await has_entry(connection, self._pool, noted)
-        return StoreFacts(own, server, noted, ours)
+        return StoreFacts(own, server, life, noted, ours)
 
     async def run_batch(self) -> int:
         """Sign up to `BATCH` rows; 0 where there are none, or another gate is at it."""
         async with self._store.transaction() as connection:
-            if not await table.elected(connection) or not await self._same_log(connection):
+            if not await table.elected(connection) or not await self._settled(connection):
                 return 0
             rows = await outbox.take(connection, BATCH)
             if not rows:
@@ -146,6 +150,7 @@ class Sequencer:
             head = await self._open(connection, own, reason)
             await note_restored(connection)
             await table.clear_claims(connection, self._pool)
+            await table.drop_claims(connection)
         self.note(head)
         return head
 
@@ -161,8 +166,15 @@ class Sequencer:
             rows = await table.entries_after(connection, self._pool, cut.seq, count=1_000_000, size=1 << 40)
             await table.strand(connection, self._pool, cut.seq, why)
             await self._say_again(connection, rows)
-            server = await table.server_of(connection)
-            await table.move_head(connection, own.head, cut, hlc=own.hlc, server=server, sequencer=self._gate)
+            await table.move_head(
+                connection,
+                own.head,
+                cut,
+                hlc=own.hlc,
+                server=own.server,
+                life=own.life,
+                sequencer=self._gate,
+            )
             return len(rows)
 
     async def reclaimed(
@@ -233,16 +245,42 @@ class Sequencer:
         await self.erase([row.entry.seq for row in rows], "lost with the store, and no peer has it")
         return len(rows)
 
-    async def settle(self) -> None:
-        """The store is another, and nothing of the log was lost: go on."""
+    async def settle(self, life: str) -> bool:
+        """Nothing of the log was lost: it goes on in that life of the store. False where this is another one
+        by now, which nobody has looked at.
+        """
+        async with self._store.connection() as connection:
+            if await table.life_of(connection) != life:
+                return False
+            if (await table.own_head(connection)).life == life:
+                return True
         async with self._store.transaction() as connection:
-            await note_restored(connection)
-            await table.note_server(connection, await table.server_of(connection))
+            own = await table.own_head(connection, lock=True)
+            if await table.life_of(connection) != life:
+                return False
+            server = await table.server_of(connection)
+            if own.head.seq and own.server != server:
+                await note_restored(connection)
+            await table.note_server(connection, server, life)
+        return True
+
+    async def settled(self) -> bool:
+        """Whether anything may be signed: some gate of the pool has compared the store with its peers."""
+        async with self._store.connection() as connection:
+            return await self._settled(connection)
 
     async def erase(self, places: Sequence[int], reason: str) -> int:
-        """Erase payloads of our log and say so in it. Returns how many had one."""
+        """Erase payloads of our log and say so in it. Returns how many had one. LogConflict ``waiting`` where
+        nothing may be signed.
+        """
         async with self._store.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock($1)", table.SEQUENCER_LOCK)
+            if not await self._settled(connection):
+                raise LogConflict(
+                    "waiting",
+                    "nothing can be said in the log before peers have told what they have of it",
+                    hint="meshctl pool log says what publishing waits for; then erase again",
+                )
             own = await self._begun(connection)
             there = await table.entries_at(connection, self._pool, places)
             erasable = [row.entry.seq for row in there if row.entry.stream not in {INCARNATION, ERASURE}]
@@ -289,21 +327,19 @@ class Sequencer:
 
     # --- inside a transaction
 
-    async def _same_log(self, connection: Connection) -> bool:
-        """The fence: no batch on a server that nobody compared with the last one, or against a peer's
-        word.
+    async def _settled(self, connection: Connection) -> bool:
+        """The fence: nothing is signed in a life of the store that nobody compared with the last one, or
+        against a peer's word.
         """
         own = await table.own_head(connection, lock=True)
-        if own.head.seq and own.server != await table.server_of(connection):
-            return False
-        return not await table.contradicted(connection)
+        return own.life == await table.life_of(connection) and not await table.contradicted(connection)
 
     async def _begun(self, connection: Connection) -> OwnHead:
         """The head, locked; a log that is empty is begun."""
         own = await table.own_head(connection, lock=True)
         if own.head.seq == 0:
             head = await self._open(connection, own, "the log begins")
-            own = OwnHead(head, hlc.tick(own.hlc, self._clock()), own.server)
+            own = OwnHead(head, hlc.tick(own.hlc, self._clock()), own.server, own.life)
         return own
 
     async def _open(self, connection: Connection, own: OwnHead, reason: str) -> Head:
@@ -350,13 +386,17 @@ class Sequencer:
         last = rows[-1].entry
         await connection.execute("SET LOCAL synchronous_commit = on")
         await table.append(connection, rows)
-        server = await table.server_of(connection) if settled else (await table.own_head(connection)).server
+        own = await table.own_head(connection)
+        server, life = own.server, own.life
+        if settled:
+            server, life = await table.server_of(connection), await table.life_of(connection)
         moved = await table.move_head(
             connection,
             before,
             Head(last.incarnation, last.seq, last.hash),
             hlc=stamp,
             server=server,
+            life=life,
             sequencer=self._gate,
         )
         assert moved, "the head row is locked"

@@ -17,10 +17,13 @@ QUEUED_MAX: Final = 1000
 
 
 class LogStream:
-    """The receiver of a log stream. `next` gives messages in order and raises what ended the stream."""
+    """The receiver of a log stream. `next` gives messages in order and raises what ended the stream; `bytes`
+    counts what came.
+    """
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
+        self.bytes = 0
         self._decoder = Decoder()
         self._queue: asyncio.Queue[tuple[LogMessage, int] | TunnelError] = asyncio.Queue()
         self._room = asyncio.Event()
@@ -71,6 +74,7 @@ class LogStream:
     def data_received(self, data: bytes, boundary: bool) -> None:
         """Messages, or parts of them."""
         del boundary
+        self.bytes += len(data)
         self._unspent += len(data)
         try:
             messages = self._decoder.feed(data)
