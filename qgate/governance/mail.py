@@ -26,7 +26,7 @@ from qgate.governance.registry import declared
 from qgate.governance.setting import SettingError
 from qgate.governance.smtp import Letter, MailError, SmtpSettings, checked_address, deliver
 from qgate.governance.versions import versioned
-from qgate.governance.words import SETTING, said
+from qgate.governance.words import LANGUAGE, said
 from qgate.governance.words import letter as letter_text
 from qgate.store import StoreUnavailableError
 from qgate.store import mail as table
@@ -249,9 +249,8 @@ class Mail:
         address = checked_address(to)
         steps: list[dict[str, Any]] = []
         at = self._office.clock()
-        language = str(self._office.directory.setting(SETTING))
-        text = letter_text(language, "test")
-        letter = Letter(address, said(language, "A test of this pool's mail"), text)
+        text = letter_text(self.language, "test")
+        letter = Letter(address, said(self.language, "A test of this pool's mail"), text)
         problem: MailError | None = None
         try:
             settings = self.settings
@@ -279,6 +278,11 @@ class Mail:
     def settings(self) -> SmtpSettings:
         """How mail leaves this pool, as set now."""
         return SmtpSettings.of(self._office.directory.setting)
+
+    @property
+    def language(self) -> str:
+        """The language of what the gate writes to people."""
+        return str(self._office.directory.setting(LANGUAGE))
 
     # --- the queue
 

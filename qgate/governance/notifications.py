@@ -18,7 +18,7 @@ import structlog
 
 from qgate.governance.mail import SEVERITIES, Mail
 from qgate.governance.office import Office, iso
-from qgate.governance.words import SETTING, said
+from qgate.governance.words import said
 from qgate.store import StoreUnavailableError
 from qgate.store import notifications as table
 from qgate.store.mail import drop_old_mail
@@ -47,7 +47,7 @@ class Notifications:
 
     def said(self, text: str, /, **values: object) -> str:
         """A text in the language of the pool."""
-        return said(str(self._office.directory.setting(SETTING)), text, **values)
+        return said(self._mail.language, text, **values)
 
     # --- telling
 

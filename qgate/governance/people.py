@@ -30,7 +30,6 @@ from qgate.governance.person_keys import Details, PersonKeys
 from qgate.governance.policy import CapabilityPolicy
 from qgate.governance.problems import ChangedError, ConflictError, InvalidRequestError, UnknownNameError
 from qgate.governance.smtp import checked_address
-from qgate.governance.words import SETTING
 from qgate.store import people as table
 from qgate.store.apps import find_app
 from qgate.store.database import Connection
@@ -215,7 +214,7 @@ class People:
     async def send_invitation(self, connection: Connection, person: str, details: Details) -> None:
         """Mail a code that is good for a week."""
         code = await self.codes.issue(connection, person, timedelta(seconds=INVITATION_S))
-        letter = invitation_letter(details, code, self._office.directory.setting(SETTING))
+        letter = invitation_letter(details, code, self._mail.language)
         await self._mail.queue(connection, letter, kind="invitation", person=person)
 
     def need_mail(self) -> None:

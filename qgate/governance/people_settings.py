@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from qgate.governance.setting import Setting
-from qgate.governance.words import LANGUAGES, SETTING
+from qgate.governance.words import LANGUAGE, LANGUAGES
 
 PEOPLE_SETTINGS: Final = (
     Setting(
@@ -58,7 +58,7 @@ PEOPLE_SETTINGS: Final = (
         maximum=24 * 14,
     ),
     Setting(
-        SETTING,
+        LANGUAGE,
         str,
         "en",
         "The language of notifications and of mails that the gate writes: en or fr.",

@@ -25,7 +25,6 @@ from qgate.governance.office import Office
 from qgate.governance.people import NewPerson, People, checked_details, listed, without_apps
 from qgate.governance.person_keys import Details
 from qgate.governance.problems import AdministrationError, ConflictError, InvalidRequestError
-from qgate.governance.words import SETTING
 from qgate.store import StoreUnavailableError
 from qgate.store import people as table
 from qgate.store.database import Connection
@@ -145,7 +144,7 @@ class Signup:
                 told = row is not None and await self._may_hear(connection, row)
             if told:
                 code = await self._people.codes.issue(connection, known, timedelta(minutes=minutes))
-                letter = confirmation_letter(details, code, minutes, self._office.directory.setting(SETTING))
+                letter = confirmation_letter(details, code, minutes, self._mail.language)
                 await self._mail.queue(connection, letter, kind="confirmation", person=known)
         if told:
             await self._office.changed("signup.request", known, BY, {"sidecar": sidecar})
@@ -206,11 +205,8 @@ class Signup:
             row, details = await self._waiting(connection, who, confirmed=False)
             await table.drop_person(connection, row.id)
             if tell and row.confirmed and details is not None and self._mail.settings.ready:
-                await self._mail.queue(
-                    connection,
-                    rejection_letter(details, self._office.directory.setting(SETTING)),
-                    kind="rejection",
-                )
+                letter = rejection_letter(details, self._mail.language)
+                await self._mail.queue(connection, letter, kind="rejection")
         self._people.keys.forget(row.id)
         await self._office.changed("signup.reject", row.id, by)
         await self._people.keys.keep()

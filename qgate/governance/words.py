@@ -14,7 +14,8 @@ from importlib import resources
 from typing import Any, Final
 
 LANGUAGES: Final = ("en", "fr")
-SETTING: Final = "notification.language"
+LANGUAGE: Final = "notification.language"
+"""The setting."""
 
 LETTERS: Final = "letters"
 
