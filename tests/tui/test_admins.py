@@ -17,7 +17,7 @@ from meshctl.errors import GateError
 from qgate.governance.second_factor import STEP_S, code_at
 from tests.kit.mesh import Mesh
 from tests.tui.conftest import Open
-from tests.tui.trace import traced
+from tests.tui.outcome import audited
 from tunnel_proto.enrolment import make_offer
 from tunnel_proto.identity import Identity
 
@@ -118,7 +118,7 @@ async def test_an_account_from_its_first_to_its_last_day(visit_mesh: Open, mesh:
         await at.press("t", "y")
         await at.told("root is the last owner of this pool")
     for what in ("admin.create", "admin.change", "admin.password", "admin.remove"):
-        assert traced(mesh, what, name="alice")
+        assert audited(mesh, what, name="alice")
     assert PASSWORD not in json.dumps(mesh.control.items("/audit", {"limit": 500}))
 
 
@@ -174,8 +174,8 @@ async def test_a_second_factor_counts_after_a_right_code(visit_mesh: Open, mesh:
         assert not admin(mesh, "bea")["second_factor"]
         await at.press("b")
         await at.told("There is no second factor.")
-    assert traced(mesh, "admin.second-factor.set", name="bea")
-    assert traced(mesh, "admin.second-factor.drop", name="bea")
+    assert audited(mesh, "admin.second-factor.set", name="bea")
+    assert audited(mesh, "admin.second-factor.drop", name="bea")
     assert secret not in json.dumps(mesh.control.items("/audit", {"limit": 500}))
 
 
@@ -212,7 +212,7 @@ async def test_a_key_is_compared_enrolled_and_revoked(visit_mesh: Open, mesh: Me
         await at.sees("revoked")
         await at.press("delete")
         await at.told("It is revoked already.")
-    assert traced(mesh, "admin.revoke", name="laptop", owner="cleo")
+    assert audited(mesh, "admin.revoke", name="laptop", owner="cleo")
 
 
 async def test_a_change_that_saw_something_else_is_refused(mesh: Mesh) -> None:

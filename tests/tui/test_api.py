@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -16,9 +16,9 @@ import pytest
 from tests.kit.cluster import Cluster
 from tests.kit.mesh import Mesh
 from tests.kit.model_server import running_apis
-from tests.kit.process import wait_until
 from tests.qgate.model_api import ModelApi
 from tests.tui.conftest import Open
+from tests.tui.outcome import audited, eventually
 from tests.tui.terminal import MESHCTL
 
 
@@ -37,23 +37,6 @@ def mesh() -> Iterator[Mesh]:
     with Mesh() as found:
         found.wait_linked()
         yield found
-
-
-def audited(mesh: Mesh, what: str) -> dict[str, Any]:
-    """The newest audit entry of this kind, once it is written."""
-
-    def newest() -> list[dict[str, Any]]:
-        entries = mesh.control.items("/audit", {"kind": "admin", "limit": 200})
-        return [entry for entry in entries if (entry.get("detail") or {}).get("what") == what]
-
-    wait_until(lambda: bool(newest()), timeout_s=10, what=f"{what} in the audit", every_s=0.05)
-    found: dict[str, Any] = newest()[-1]["detail"]
-    return found
-
-
-async def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something at the gate while the screen goes on."""
-    await asyncio.to_thread(wait_until, condition, timeout_s=20, what=what, every_s=0.05)
 
 
 def rows(mesh: Mesh, path: str) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.kit.mesh import Mesh
 from tests.tui.conftest import Open
-from tests.tui.trace import traced
+from tests.tui.outcome import audited
 
 CHANGED = 230
 
@@ -23,7 +23,7 @@ def mesh() -> Iterator[Mesh]:
         for number in range(CHANGED):
             found.control.put("/settings/audit.retention_days", {"value": 3100 + number % 2})
         found.control.delete("/settings/audit.retention_days")
-        traced(found, "setting.reset", name="audit.retention_days")
+        audited(found, "setting.reset", name="audit.retention_days")
         yield found
 
 

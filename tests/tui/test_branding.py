@@ -11,7 +11,7 @@ from meshctl.tui.preferences import Preferences
 from tests.kit.mesh import Mesh
 from tests.qgate.licences import VENDOR, licence
 from tests.tui.conftest import Open
-from tests.tui.test_first_sections import audited
+from tests.tui.outcome import audited
 
 LOGO = ["  /\\  ", " /__\\ example"]
 

@@ -10,7 +10,7 @@ from textual.widgets import TextArea
 from meshctl.tui.screens.configuration import DifferenceView
 from tests.kit.mesh import Mesh
 from tests.tui.conftest import Open
-from tests.tui.test_first_sections import audited
+from tests.tui.outcome import audited
 from tests.tui.visit import Visit
 
 NAME = "audit.merge_interval_s"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from meshctl.tui.room import Launch
 from meshctl.tui.screens.pairing import PairingView
 from tests.kit.cluster import Cluster
 from tests.kit.mesh import Mesh
-from tests.kit.process import wait_until
+from tests.tui.outcome import audited, eventually
 from tests.tui.visit import Visit, visiting
 
 pytestmark = pytest.mark.timeout(180)
@@ -44,24 +43,6 @@ async def at_pool(
     launch = Launch(mesh.control, "local", Preferences(), tmp_path / "tui.toml", section)
     async with visiting(launch, size=size) as found:
         yield found
-
-
-async def eventually(condition: Callable[[], bool], what: str) -> None:
-    await asyncio.to_thread(wait_until, condition, timeout_s=20, what=what, every_s=0.05)
-
-
-def audited(
-    mesh: Mesh, what: str, holds: Callable[[dict[str, Any]], bool] = lambda _detail: True
-) -> dict[str, Any]:
-    """The newest detail of this kind in the audit of which that holds, once it is written."""
-
-    def found() -> list[dict[str, Any]]:
-        entries = mesh.control.items("/audit", {"kind": "admin", "limit": 200})
-        details = [entry.get("detail") or {} for entry in entries]
-        return [one for one in details if one.get("what") == what and holds(one)]
-
-    wait_until(lambda: bool(found()), timeout_s=10, what=f"{what} in the audit", every_s=0.05)
-    return found()[-1]
 
 
 def command(mesh: Mesh, *words: str) -> Any:

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from meshctl.errors import GateError
 from tests.kit.mesh import Mesh
-from tests.kit.process import wait_until
 from tests.tui.conftest import Open
-
-
-def audited(mesh: Mesh, what: str, **wanted: Any) -> dict[str, Any]:
-    """The newest audit entry of this kind whose detail says ``wanted``, once it is written."""
-
-    def newest() -> list[dict[str, Any]]:
-        entries = mesh.control.items("/audit", {"kind": "admin", "limit": 200})
-        asked = {"what": what, **wanted}
-        return [
-            entry
-            for entry in entries
-            if all((entry.get("detail") or {}).get(key) == value for key, value in asked.items())
-        ]
-
-    wait_until(lambda: bool(newest()), timeout_s=10, what=f"{what} in the audit", every_s=0.05)
-    return newest()[-1]
-
-
-async def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something at the gate while the screen goes on."""
-    await asyncio.to_thread(wait_until, condition, timeout_s=15, what=what, every_s=0.05)
+from tests.tui.outcome import audited, eventually
 
 
 async def test_the_overview_of_a_real_gate(visit_mesh: Open) -> None:
@@ -53,7 +28,7 @@ async def test_a_worker_is_drained_described_and_taken_back(visit_mesh: Open, me
         await eventually(lambda: not mesh.control.get("/workers/gpu-1")["draining"], "a worker that serves")
         await at.press("enter")
         await at.sees("Workers › gpu-1", "memory bandwidth")
-    assert audited(mesh, "worker.drain")["detail"]["name"] == "gpu-1"
+    assert audited(mesh, "worker.drain")["name"] == "gpu-1"
     assert audited(mesh, "worker.undrain")
 
 
@@ -84,8 +59,8 @@ async def test_a_setting_is_changed_reset_and_its_history_shown(visit_mesh: Open
         assert mesh.control.get(f"/settings/{name}")["source"] == "default"
         await at.press("i")
         await at.sees(f"Advanced settings › {name}", "tried here")
-    assert audited(mesh, "setting.set")["detail"]["after"] == 3.0
-    assert audited(mesh, "setting.reset")["detail"]["name"] == name
+    assert audited(mesh, "setting.set")["after"] == 3.0
+    assert audited(mesh, "setting.reset")["name"] == name
 
 
 async def test_moves_nodes_and_the_mode_of_a_pool_without_peers(visit_mesh: Open, mesh: Mesh) -> None:
@@ -113,7 +88,7 @@ async def test_moves_nodes_and_the_mode_of_a_pool_without_peers(visit_mesh: Open
         await at.sees("Why would a request go")
         await at.press("ctrl+s")
         await at.sees("Why there?", "weights")
-    assert audited(mesh, "setting.set")["detail"]["name"] == "failover.mode"
+    assert audited(mesh, "setting.set")["name"] == "failover.mode"
     mesh.control.delete("/settings/failover.mode")
 
 
@@ -152,7 +127,7 @@ async def test_an_incident_is_acknowledged_and_resolved(visit_mesh: Open, mesh: 
     finally:
         mesh.control.put("/automations/migrations", {"on": True})
         mesh.control.delete("/settings/order.late_s")
-    assert audited(mesh, "incident.ack")["detail"]["by"].startswith("uid=")
+    assert audited(mesh, "incident.ack")["by"].startswith("uid=")
     assert audited(mesh, "incident.resolve")
 
 
@@ -187,7 +162,7 @@ async def test_an_order_is_scheduled_and_cancelled_and_automations_are_switched(
         await at.press("y")
         await at.told("Taken back")
         assert mesh.control.get("/automations/migrations")["on"] is True
-    assert audited(mesh, "order.cancel")["detail"]["name"] == str(number)
+    assert audited(mesh, "order.cancel")["name"] == str(number)
 
 
 async def test_a_worker_is_labelled_found_by_it_and_taken_back(visit_mesh: Open, mesh: Mesh) -> None:
@@ -215,7 +190,7 @@ async def test_a_worker_is_labelled_found_by_it_and_taken_back(visit_mesh: Open,
         await at.press("y")
         await at.told("Taken back")
         assert mesh.control.get("/workers/gpu-1")["labels"] == {"site": "lyon", "rack": "b2"}
-    entry = audited(mesh, "worker.label")["detail"]
+    entry = audited(mesh, "worker.label")
     assert entry["before"]["labels"] != entry["after"]["labels"]
     assert entry["by"].startswith("uid=")
     stale = {"If-Match": '"12"'}

@@ -10,7 +10,7 @@ import pytest
 from tests.kit.mesh import Mesh
 from tests.qgate.licences import VENDOR, licence
 from tests.tui.conftest import Open
-from tests.tui.test_first_sections import audited, eventually
+from tests.tui.outcome import audited, eventually
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ async def test_a_licence_is_verified_installed_and_removed(
         await at.press("enter")
         await at.told("The licence is removed.")
         await eventually(lambda: mesh.control.get("/licence")["state"] == "none", "no licence")
-    assert audited(mesh, "licence.remove")["detail"]["before"]["id"] == "soon"
+    assert audited(mesh, "licence.remove")["before"]["id"] == "soon"
 
 
 async def test_what_is_no_licence_is_refused_with_the_reason(

@@ -22,9 +22,9 @@ from meshctl.model_upload import Told
 from meshctl.tui.fields import FieldError, readable
 from meshctl.tui.uploading import ProgressScreen, Transfer, UploadStoppedError, send
 from tests.kit.mesh import Mesh
-from tests.kit.process import wait_until
 from tests.tui.conftest import Open
 from tests.tui.gate import RoomGate
+from tests.tui.outcome import audited, eventually
 from tests.tui.terminal import AVAILABLE, MESHCTL, Terminal
 from tests.tui.visit import Visit
 
@@ -41,23 +41,6 @@ def mesh() -> Iterator[Mesh]:
         for name in ("gpu-1", "gpu-2"):
             found.wait_worker(name)
         yield found
-
-
-def audited(mesh: Mesh, what: str) -> dict[str, Any]:
-    """The newest audit entry of this kind, once it is written."""
-
-    def newest() -> list[dict[str, Any]]:
-        entries = mesh.control.items("/audit", {"kind": "admin", "limit": 200})
-        return [entry for entry in entries if (entry.get("detail") or {}).get("what") == what]
-
-    wait_until(lambda: bool(newest()), timeout_s=10, what=f"{what} in the audit", every_s=0.05)
-    found: dict[str, Any] = newest()[-1]["detail"]
-    return found
-
-
-async def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something at the gate while the screen goes on."""
-    await asyncio.to_thread(wait_until, condition, timeout_s=30, what=what, every_s=0.05)
 
 
 def holders(mesh: Mesh, name: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit.mesh import Mesh
 from tests.tui.conftest import Open
-from tests.tui.test_first_sections import audited
+from tests.tui.outcome import audited
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from meshctl.errors import GateError
 from tests.kit.mesh import Mesh
 from tests.qgate.mail_server import MailServer, mail_server
 from tests.tui.conftest import Open
-from tests.tui.test_first_sections import eventually
-from tests.tui.trace import traced
+from tests.tui.outcome import audited, eventually
 
 CODE = re.compile(r"\b[0-9A-Z]{5}-[0-9A-Z]{5}\b")
 
@@ -108,9 +107,9 @@ async def test_sign_up_from_the_switch_to_the_answers(visit_mesh: Open, mesh: Me
         await at.press("u", "y")
         await at.told("Taken back: Self-sign-up")
         assert mesh.control.get("/signup")["enabled"] is True
-    assert traced(mesh, "signup.approve")["name"].startswith("p-")
-    assert traced(mesh, "signup.reject")
-    assert traced(mesh, "setting.set", name="signup.domains", after="example.org")
+    assert audited(mesh, "signup.approve")["name"].startswith("p-")
+    assert audited(mesh, "signup.reject")
+    assert audited(mesh, "setting.set", name="signup.domains", after="example.org")
     assert "mallory" not in json.dumps(mesh.control.items("/audit", {"limit": 500}))
     mesh.control.put("/smtp", {"host": "", "from": ""})
 
@@ -186,7 +185,7 @@ async def test_a_person_is_added_changed_disabled_and_given_an_app(visit_mesh: O
         await at.told("Carol is changed.")
         assert (person(mesh, carol["id"])["team"], person(mesh, carol["id"])["note"]) == ("x", "meanwhile")
     for what in ("people.add", "people.change", "people.own", "people.disable", "people.enable"):
-        assert traced(mesh, what, name=carol["id"])
+        assert audited(mesh, what, name=carol["id"])
     assert "carol@" not in json.dumps(mesh.control.items("/audit", {"limit": 500}))
 
 
@@ -242,7 +241,7 @@ async def test_a_persons_rights_end_with_a_certificate(
         await at.press("ctrl+s")
         await at.sees("PASSED", "signed by pool")
         await at.press("escape")
-    assert traced(mesh, "people.export", name=dora["id"])
-    assert traced(mesh, "people.erase", name=dora["id"])
+    assert audited(mesh, "people.export", name=dora["id"])
+    assert audited(mesh, "people.erase", name=dora["id"])
     assert mesh.control.items("/erasures")[-1]["person"] == dora["id"]
     assert "Zimmerwald" not in json.dumps(mesh.control.items("/audit", {"limit": 500}))

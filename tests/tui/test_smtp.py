@@ -14,8 +14,7 @@ from tests.kit.mesh import Mesh
 from tests.kit.process import wait_until
 from tests.qgate.mail_server import PASSWORD, USER, mail_server
 from tests.tui.conftest import Open
-from tests.tui.test_first_sections import eventually
-from tests.tui.trace import traced
+from tests.tui.outcome import audited, eventually
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +87,8 @@ async def test_mail_is_set_up_tested_and_taken_back(visit_mesh: Open, mesh: Mesh
         await at.press("y")
         await at.told("Taken back")
         assert smtp(mesh)["host"] == ""
-    assert traced(mesh, "smtp.set", password="dropped")
-    assert traced(mesh, "smtp.test", outcome="rejected")
+    assert audited(mesh, "smtp.set", password="dropped")
+    assert audited(mesh, "smtp.test", outcome="rejected")
     assert PASSWORD not in str(mesh.control.items("/audit", {"limit": 200}))
 
 
@@ -165,8 +164,8 @@ async def test_somebody_is_told_and_told_no_more(visit_mesh: Open, mesh: Mesh) -
         await at.press("y")
         await at.sees("ops@example.org", "critical")
     assert smtp(mesh)["recipients"] == [{"to": "ops@example.org", "severity": "critical"}]
-    assert traced(mesh, "smtp.recipient", before="warning", after="critical")
-    assert traced(mesh, "smtp.recipient", before="critical", after=None)
+    assert audited(mesh, "smtp.recipient", before="warning", after="critical")
+    assert audited(mesh, "smtp.recipient", before="critical", after=None)
     assert "ops@example.org" not in str(mesh.control.items("/audit", {"limit": 200}))
     mesh.control.put("/smtp/recipients", {"recipients": []})
 
@@ -214,7 +213,7 @@ async def test_what_became_of_mail_and_the_inbox(visit_mesh: Open, mesh: Mesh, t
         await at.press("delete")
         await at.told("It was put away.")
     assert mesh.control.items("/notifications") == []
-    assert traced(mesh, "notification.clear", cleared=1)
+    assert audited(mesh, "notification.clear", cleared=1)
     mesh.control.put("/smtp", {"host": "", "from": ""})
 
 
@@ -236,4 +235,4 @@ async def test_a_notification_leads_where_something_can_be_done(visit_mesh: Open
         await at.press("w")
         await at.told("They are not locked out.")
     assert mesh.control.get("/admins/alice")["locked_until"] is None
-    assert traced(mesh, "admin.unlock", name="alice")
+    assert audited(mesh, "admin.unlock", name="alice")
