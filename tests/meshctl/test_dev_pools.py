@@ -21,8 +21,8 @@ import pytest
 
 from meshctl.dev.state import free_port
 from tests.kit.process import wait_until
+from tests.meshctl.command import ROOT, meshctl
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -52,21 +52,6 @@ class Stack:
             return all(row[key] == value for key, value in wanted.items())
 
         wait_until(there, timeout_s=60, what=f"{pool} to see {name} as {wanted}", every_s=0.2)
-
-
-def meshctl(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """Run meshctl as a user would; gives stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "meshctl", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=400,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -18,24 +18,9 @@ import pytest
 
 from meshctl.dev.children import runs_module
 from meshctl.dev.state import DevState, free_port
+from tests.meshctl.command import ROOT, meshctl
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(180)
-
-
-def meshctl(*arguments: object, code: int = 0) -> tuple[str, str]:
-    """Run meshctl as a user would; gives stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "meshctl", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        timeout=120,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout, done.stderr
 
 
 def orders(dsn: str) -> int:
