@@ -92,6 +92,11 @@ async def test_a_rotation_is_said_once_and_an_old_key_signs_no_more(tmp_path: Pa
         )
         with pytest.raises(LogProblem, match="signs with the old one"):
             await _sign(hq, late)
+        end = (await late.look()).own.head
+        for signing in (late.erase([1], "too late"), late.open(end, "too late")):
+            with pytest.raises(LogProblem, match="signs with the old one"):
+                await signing
+        assert (await late.look()).own.head == end
         assert (await hq.logs.verify(None))["ok"]
 
 

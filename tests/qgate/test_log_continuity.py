@@ -35,6 +35,7 @@ from qgate.federation.log.stream_ear import LogStream
 from qgate.federation.log.vector import EMPTY, Head
 from qgate.federation.peer import Peer
 from qgate.store import Store, StoreUnavailableError
+from qgate.store import log as table
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.log import server_of
 from qgate.store.log_lost import restored_s
@@ -264,7 +265,8 @@ async def test_a_restored_pool_gets_its_tail_back_and_goes_on_as_another_incarna
     async with running(hq, branch):
         await hq.say("nodes", {"n": 2}, {"n": 3})
         await branch.has(hq, 3)
-        await until(lambda: branch.replication.head(hq.key).seq == 4)
+        assert await hq.replication.sequencer.erase([2], "asked by its owner") == 1
+        await until(lambda: branch.replication.head(hq.key).seq == 5)
         before = branch.replication.head(hq.key)
     assert await _restored_s(hq) is None
     await stores.restore(hq, with_note=note)  # the machine as a whole: store and files
@@ -277,6 +279,9 @@ async def test_a_restored_pool_gets_its_tail_back_and_goes_on_as_another_incarna
         after = branch.replication.head(hq.key)
         assert after.incarnation != before.incarnation
         assert not (await _quarantine(branch, hq))
+        async with hq.store.connection() as connection:
+            (erased,) = await table.entries_at(connection, hq.key, [2])
+        assert erased.contents is None, "the backup had it still"
         await until(lambda: hq.replication.head(hq.key) == branch.replication.head(hq.key))
     restored_s = await _restored_s(hq)
     assert restored_s is not None
@@ -354,8 +359,6 @@ async def test_a_pool_that_forked_itself_is_cut_back_and_says_again_what_it_said
 
 
 async def _quarantine(pool: TestPool, origin: TestPool) -> str:
-    from qgate.store import log as table
-
     async with pool.store.connection() as connection:
         return (await table.replica(connection, origin.key)).quarantine
 

@@ -28,7 +28,7 @@ from qgate.federation.log.entry import (
     check_contents,
     make_entry,
 )
-from qgate.federation.log.erasure import erasure_payload
+from qgate.federation.log.erasure import erased_places, erasure_payload
 from qgate.federation.log.incarnation import incarnation_payload
 from qgate.federation.log.problems import LogConflict, LogProblem
 from qgate.federation.log.snapshot import kept_of, make_snapshot
@@ -147,6 +147,7 @@ class Sequencer:
             own = await table.own_head(connection, lock=True)
             if own.head != cut:
                 return None
+            await self._check_key(connection)
             head = await self._open(connection, own, reason)
             await note_restored(connection)
             await table.clear_claims(connection, self._pool)
@@ -207,9 +208,17 @@ class Sequencer:
                 stamp = max(stamp, entry.hlc)
             if fresh:
                 await self._commit(connection, own.head, fresh, stamp, settled=False)
+                await self._erase_again(connection, fresh)
                 await note_restored(connection)
             await table.clear_claims(connection, self._pool)
         return head
+
+    async def _erase_again(self, connection: Connection, returned: Sequence[Row]) -> None:
+        """What was erased after the backup is in it: erase it as the log says."""
+        for row in returned:
+            if row.entry.stream == ERASURE and row.contents is not None:
+                places = erased_places(row.contents.value(), before=row.entry.seq)
+                await table.erase(connection, self._pool, places)
 
     async def lost(self, limit: int) -> list[int]:
         """Entries of our own whose contents no peer has given back yet."""
@@ -281,6 +290,7 @@ class Sequencer:
                     "nothing can be said in the log before peers have told what they have of it",
                     hint="meshctl pool log says what publishing waits for; then erase again",
                 )
+            await self._check_key(connection)
             own = await self._begun(connection)
             there = await table.entries_at(connection, self._pool, places)
             erasable = [row.entry.seq for row in there if row.entry.stream not in {INCARNATION, ERASURE}]
@@ -303,6 +313,7 @@ class Sequencer:
             cut = own.head.seq - keep
             if cut <= 0:
                 return 0
+            await self._check_key(connection)
             (last,) = await table.entries_at(connection, self._pool, [cut])
             rows = await table.entries_after(connection, self._pool, 0, count=cut, size=1 << 40)
             kept = kept_of(row.entry for row in rows if row.entry.seq <= cut and row.contents is not None)
