@@ -24,7 +24,7 @@ from qgate.governance.office import Office
 from qgate.store import StoreUnavailableError
 from qgate.store import catalogue as table
 from qgate.store.database import Connection
-from qgate.store.log import server_of
+from qgate.store.log_life import server_of
 from qgate.store.log_lost import restored_s
 from tunnel_proto.errors import MeshError, RemoteProtocolError
 from tunnel_proto.shapes import ShapeError, flag, raw, whole

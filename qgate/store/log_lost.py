@@ -30,7 +30,7 @@ async def note_restored(connection: Connection) -> None:
 
 async def restored_s(connection: Connection, server: str) -> float | None:
     """Seconds since the store was last found to be restored, by its own clock; 0 while that is being found
-    out, None for never. ``server`` is what it is now, by `qgate.store.log.server_of`.
+    out, None for never. ``server`` is what it is now, by `qgate.store.log_life.server_of`.
     """
     found = await connection.fetchval(
         """

@@ -37,7 +37,7 @@ from qgate.federation.peer import Peer
 from qgate.store import Store, StoreUnavailableError
 from qgate.store import log as table
 from qgate.store.embedded import EmbeddedPostgres
-from qgate.store.log import server_of
+from qgate.store.log_life import server_of
 from qgate.store.log_lost import restored_s
 from tests.qgate.log_pools import TestPool, pair, running, until
 from tunnel_proto.log_messages import Pull

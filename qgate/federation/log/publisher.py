@@ -19,6 +19,7 @@ from qgate.store import Store, StoreUnavailableError
 from qgate.store import log as table
 from qgate.store.database import Connection
 from qgate.store.log import Row
+from qgate.store.log_life import life_of
 from tunnel_proto.errors import TunnelError
 from tunnel_proto.link import Stream
 from tunnel_proto.log_messages import (
@@ -139,7 +140,7 @@ class Publisher:
             if origin == self._pool:
                 ours = await has_entry(connection, origin, theirs) or not self._believed(peer.pool_key)
                 at = datetime.fromtimestamp(self._clock(), UTC)
-                life = await table.life_of(connection)
+                life = await life_of(connection)
                 await table.put_copy(connection, peer.pool_key, theirs, ours=ours, how="link", at=at)
             certificates = await table.certificates(connection, origin)
             known = await table.known_at(connection, origin, [seq for seq, _ in asked.points])

@@ -38,6 +38,7 @@ from qgate.store import Store, outbox
 from qgate.store import log as table
 from qgate.store.database import Connection
 from qgate.store.log import OwnHead, Row
+from qgate.store.log_life import life_of, note_server, server_of
 from qgate.store.log_lost import lost_entries, note_restored
 from tunnel_proto.certificate import OnlineKey, read_online
 from tunnel_proto.packing import unpack
@@ -94,8 +95,8 @@ class Sequencer:
         noted = read_note(self._note)
         async with self._store.transaction(snapshot=True) as connection:
             own = await table.own_head(connection)
-            server = await table.server_of(connection)
-            life = await table.life_of(connection)
+            server = await server_of(connection)
+            life = await life_of(connection)
             ours = True
             if noted is not None and noted != EMPTY:
                 ours = await has_entry(connection, self._pool, noted)
@@ -259,18 +260,18 @@ class Sequencer:
         by now, which nobody has looked at.
         """
         async with self._store.connection() as connection:
-            if await table.life_of(connection) != life:
+            if await life_of(connection) != life:
                 return False
             if (await table.own_head(connection)).life == life:
                 return True
         async with self._store.transaction() as connection:
             own = await table.own_head(connection, lock=True)
-            if await table.life_of(connection) != life:
+            if await life_of(connection) != life:
                 return False
-            server = await table.server_of(connection)
+            server = await server_of(connection)
             if own.head.seq and own.server != server:
                 await note_restored(connection)
-            await table.note_server(connection, server, life)
+            await note_server(connection, server, life)
         return True
 
     async def settled(self) -> bool:
@@ -343,7 +344,7 @@ class Sequencer:
         against a peer's word.
         """
         own = await table.own_head(connection, lock=True)
-        return own.life == await table.life_of(connection) and not await table.contradicted(connection)
+        return own.life == await life_of(connection) and not await table.contradicted(connection)
 
     async def _begun(self, connection: Connection) -> OwnHead:
         """The head, locked; a log that is empty is begun."""
@@ -400,7 +401,7 @@ class Sequencer:
         own = await table.own_head(connection)
         server, life = own.server, own.life
         if settled:
-            server, life = await table.server_of(connection), await table.life_of(connection)
+            server, life = await server_of(connection), await life_of(connection)
         moved = await table.move_head(
             connection,
             before,
