@@ -22,8 +22,8 @@ LEASE_S: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class OwnHead:
-    """Where our own log ends. ``server`` is what the last batch was written on; ``life`` the life of the store
-    that may be signed in (`qgate.store.log_life`).
+    """Where our own log ends. ``server`` is what the last batch was written on; ``life`` the life of the
+    store that may be signed in (`qgate.store.log_life`).
     """
 
     head: Head

@@ -1,4 +1,4 @@
-"""Which PostgreSQL holds the log, and which life of it: what shows that a store was replaced by another one."""
+"""Which PostgreSQL holds the log, and in which life: what shows that another store came in its place."""
 
 from __future__ import annotations
 
