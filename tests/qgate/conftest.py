@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -15,6 +17,11 @@ from qgate.store import Store
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.vault import KEY_BYTES, Vault
 from tests.qgate.pool import Pool
+
+if TYPE_CHECKING:
+    import httpx
+
+    from qgate.gate import Gate
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -86,3 +93,23 @@ async def pool(store: Store, vault: Vault, store_server: EmbeddedPostgres) -> Po
     made = Pool(store, vault, store_server)
     await made.watch.refresh()
     return made
+
+
+@pytest.fixture
+async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
+    """A running gate of its own, in the folder ``gate``."""
+    from tests.qgate.gates import gate_settings, make_directory, running  # most tests do without a whole gate
+
+    settings = gate_settings(tmp_path / "gate", store_dsn)
+    make_directory(tmp_path / "gate", settings)
+    async with running(settings) as started:
+        yield started
+
+
+@pytest.fixture
+async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
+    """The control API of that gate."""
+    from tests.qgate.gates import control
+
+    async with control(gate) as opened:
+        yield opened

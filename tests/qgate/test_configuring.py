@@ -5,37 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import structlog
 
 from qgate.control.access import OPERATIONS
 from qgate.gate import Gate
 from qgate.governance.policy import CapabilityPolicy
 from qgate.governance.principal import Role
-from tests.qgate.gates import control, gate_settings, make_directory, running, until
+from tests.qgate.gates import until
 from tests.qgate.licences import VENDOR, licence
 from tunnel_proto.configuration import LogSettings
 
 PASSWORD = "correct horse 7 battery"
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path, store_dsn)
-    make_directory(tmp_path, settings)
-    async with running(settings) as started:
-        yield started
-
-
-@pytest.fixture
-async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
-    async with control(gate) as opened:
-        yield opened
 
 
 async def test_apps_without_rates_of_their_own_have_the_pool_s(gate: Gate, client: httpx.AsyncClient) -> None:

@@ -20,22 +20,8 @@ from fastapi import FastAPI, Request
 from qgate.control.local import LocalServer
 from qgate.gate import Gate
 from qgate.store.embedded import EmbeddedPostgres
-from tests.qgate.gates import Sidecar, control, gate_settings, make_directory, running
+from tests.qgate.gates import Sidecar
 from tunnel_proto.errors import ConfigError, MeshError
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path / "gate", store_dsn)
-    make_directory(tmp_path / "gate", settings)
-    async with running(settings) as gate:
-        yield gate
-
-
-@pytest.fixture
-async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
-    async with control(gate) as client:
-        yield client
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,24 +13,9 @@ from qgate.capability.receipts import Receipts
 from qgate.capability.work import Outcome, Usage
 from qgate.gate import Gate
 from tests.qgate.calling import KEY
-from tests.qgate.gates import control, gate_settings, make_directory, running
 from tests.qgate.model_api import ModelApi, answer
 from tests.qgate.spending import work
 from tunnel_proto.receipt import check_receipt
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path / "gate", store_dsn)
-    make_directory(tmp_path / "gate", settings)
-    async with running(settings) as gate:
-        yield gate
-
-
-@pytest.fixture
-async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
-    async with control(gate) as client:
-        yield client
 
 
 async def test_an_app_for_models_only_and_its_keys(client: httpx.AsyncClient) -> None:

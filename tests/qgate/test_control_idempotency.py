@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import socket
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,7 @@ from meshctl.dialling import UnixDialler, connect_unix
 from qgate.control.idempotency import BODY_MAX, KEPT_S, RUNS_S, Requests
 from qgate.gate import Gate
 from qgate.governance.principal import Principal, Role
-from tests.qgate.gates import control, gate_settings, make_directory, running
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path, store_dsn)
-    make_directory(tmp_path, settings)
-    async with running(settings) as started:
-        yield started
-
-
-@pytest.fixture
-async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
-    async with control(gate) as client:
-        yield client
-
+from tests.qgate.gates import gate_settings, running
 
 DATABASE = {"name": "shop", "dsn": "postgresql://owner:canary-1@127.0.0.1:1/shop", "check": False}
 
@@ -232,7 +216,7 @@ async def test_a_change_whose_answer_was_cut_off_is_done_once_at_another_gate(
     await client.post("/apps", json={"name": "web", "databases": [], "policy": {}})
     shown = await client.get(path) if path.startswith("/apps") else None
     seen = {"If-Match": shown.headers["etag"]} if shown is not None else None
-    shutil.copytree(tmp_path / "keys", tmp_path / "second" / "keys")
+    shutil.copytree(tmp_path / "gate" / "keys", tmp_path / "second" / "keys")
     settings = gate_settings(tmp_path / "second", store_dsn, name="gate-2")
     async with running(settings) as second:
         dialler = CutOnce(gate.files.control_socket, second.files.control_socket)

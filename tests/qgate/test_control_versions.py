@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from qgate.gate import Gate
 from qgate.governance.versions import difference, version_of
-from tests.qgate.gates import control, gate_settings, make_directory, running
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path, store_dsn)
-    make_directory(tmp_path, settings)
-    async with running(settings) as started:
-        yield started
-
-
-@pytest.fixture
-async def client(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
-    async with control(gate) as client:
-        yield client
-
 
 DATABASE: dict[str, Any] = {
     "name": "shop",

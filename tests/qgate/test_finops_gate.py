@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,25 +14,10 @@ import pytest
 
 from qgate.gate import Gate
 from tests.qgate.calling import KEY
-from tests.qgate.gates import control, gate_settings, make_directory, running
 from tests.qgate.model_api import USAGE, Exchange, ModelApi, answer, chat, events, piece
 from tunnel_proto.receipt import check_receipt
 
 ASK = {"model": "big", "messages": [{"role": "user", "content": "canary-zebra"}], "max_tokens": 10}
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path / "gate", store_dsn)
-    make_directory(tmp_path / "gate", settings)
-    async with running(settings) as gate:
-        yield gate
-
-
-@pytest.fixture
-async def administrator(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
-    async with control(gate) as client:
-        yield client
 
 
 @pytest.fixture
@@ -44,25 +28,25 @@ async def surface(gate: Gate) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def register(administrator: httpx.AsyncClient, api: ModelApi, **more: Any) -> None:
+async def register(client: httpx.AsyncClient, api: ModelApi, **more: Any) -> None:
     models = [{"name": "big"}]
     body = {"name": "acme", "kind": "openai", "url": api.url, "key": KEY, "models": models, "check": False}
-    added = await administrator.post("/providers", json=body | more)
+    added = await client.post("/providers", json=body | more)
     assert added.status_code == 201, added.text
-    assert (await administrator.put("/prices/big", json={"input": 1, "output": 1})).status_code == 200
+    assert (await client.put("/prices/big", json={"input": 1, "output": 1})).status_code == 200
 
 
 async def test_an_answer_with_its_receipt(
-    gate: Gate, administrator: httpx.AsyncClient, surface: httpx.AsyncClient
+    gate: Gate, client: httpx.AsyncClient, surface: httpx.AsyncClient
 ) -> None:
     async with ModelApi(answer(chat())) as api:
-        await register(administrator, api)
-        await administrator.put("/budgets/pool/month", json={"hard": 1})
+        await register(client, api)
+        await client.put("/budgets/pool/month", json={"hard": 1})
         reply = await surface.post("/chat/completions", json=ASK)
         assert reply.status_code == 200, reply.text
         body = reply.json()
         receipt = body["qgate"]["receipt"]
-        pool = (await administrator.get("/key")).json()["pool"]["fingerprint"]
+        pool = (await client.get("/key")).json()["pool"]["fingerprint"]
         assert check_receipt(receipt, pool=pool).id == reply.headers["x-qgate-receipt"]
         assert (receipt["price"], receipt["tokens_in"], receipt["tokens_out"]) == ("0.00001", 7, 3)
         assert receipt["nodes"][0]["node"] == "acme"
@@ -72,15 +56,15 @@ async def test_an_answer_with_its_receipt(
         again = await surface.get(f"/receipts/{receipt['id']}")
         assert again.json() == receipt
         await gate.capabilities.ledger.flush()
-        assert (await administrator.get("/budgets/pool/month")).json()["spent"] == "0.00001"
+        assert (await client.get("/budgets/pool/month")).json()["spent"] == "0.00001"
 
 
 async def test_a_budget_that_is_spent_refuses_in_words(
-    administrator: httpx.AsyncClient, surface: httpx.AsyncClient
+    client: httpx.AsyncClient, surface: httpx.AsyncClient
 ) -> None:
     async with ModelApi(answer(chat())) as api:
-        await register(administrator, api)
-        await administrator.put("/budgets/provider:acme/day", json={"hard": "0.000001"})
+        await register(client, api)
+        await client.put("/budgets/provider:acme/day", json={"hard": "0.000001"})
         reply = await surface.post("/chat/completions", json=ASK)
         assert reply.status_code in {402, 422}, reply.text
         assert "provider:acme/day" in reply.text
@@ -88,7 +72,7 @@ async def test_a_budget_that_is_spent_refuses_in_words(
 
 
 async def test_a_stream_that_breaks_off_is_an_error_and_is_paid_for(
-    gate: Gate, administrator: httpx.AsyncClient, surface: httpx.AsyncClient
+    gate: Gate, client: httpx.AsyncClient, surface: httpx.AsyncClient
 ) -> None:
     async def reply(exchange: Exchange) -> None:
         await exchange.head(content_type="text/event-stream")
@@ -97,8 +81,8 @@ async def test_a_stream_that_breaks_off_is_an_error_and_is_paid_for(
         exchange.reset()
 
     async with ModelApi(reply) as api:
-        await register(administrator, api)
-        await administrator.put("/budgets/pool/month", json={"hard": 1})
+        await register(client, api)
+        await client.put("/budgets/pool/month", json={"hard": 1})
         told = ""
         with contextlib.suppress(httpx.RemoteProtocolError):  # nor does HTTP say that it ended well
             async with surface.stream("POST", "/chat/completions", json=ASK | {"stream": True}) as reply_:
@@ -109,16 +93,14 @@ async def test_a_stream_that_breaks_off_is_an_error_and_is_paid_for(
         assert "[DONE]" not in told
         assert '"finish_reason":"stop"' not in told.replace(" ", "")
         await gate.capabilities.ledger.flush()
-        spent = Decimal((await administrator.get("/budgets/pool/month")).json()["spent"])
+        spent = Decimal((await client.get("/budgets/pool/month")).json()["spent"])
         assert spent > Decimal("0.0005")  # all that was set aside: nobody knows
 
 
-async def test_a_stream_with_its_receipt(
-    administrator: httpx.AsyncClient, surface: httpx.AsyncClient
-) -> None:
+async def test_a_stream_with_its_receipt(client: httpx.AsyncClient, surface: httpx.AsyncClient) -> None:
     reply = events(piece("Hello"), piece(" there"), piece(finish="stop"), USAGE)
     async with ModelApi(reply) as api:
-        await register(administrator, api)
+        await register(client, api)
         told = await surface.post("/chat/completions", json=ASK | {"stream": True})
         lines = [line[6:] for line in told.text.split("\n\n") if line.startswith("data: ")]
         assert lines[-1] == "[DONE]"
@@ -130,11 +112,11 @@ async def test_a_stream_with_its_receipt(
 
 @pytest.mark.parametrize(("status", "expected"), [(401, {502}), (400, {400}), (429, {429, 502, 503})])
 async def test_a_refusal_reaches_the_client_in_openais_shape(
-    administrator: httpx.AsyncClient, surface: httpx.AsyncClient, status: int, expected: set[int]
+    client: httpx.AsyncClient, surface: httpx.AsyncClient, status: int, expected: set[int]
 ) -> None:
     said = {"error": {"message": f"no {KEY}", "type": "x"}}
     async with ModelApi(answer(said, status, retry_after="3")) as api:
-        await register(administrator, api)
+        await register(client, api)
         reply = await surface.post("/chat/completions", json=ASK)
         assert reply.status_code in expected, reply.text
         assert KEY not in reply.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -17,21 +16,13 @@ from qgate.gate import Gate
 from qgate.governance.audit import AuditEvent
 from tests.minigate.conftest import until
 from tests.qgate.calling import KEY
-from tests.qgate.gates import control, gate_settings, make_directory, running
+from tests.qgate.gates import control
 from tests.qgate.model_api import USAGE, Exchange, ModelApi, Reply, answer, chat, events, piece
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 FUNCTION_TOOL = {"name": "weather", "parameters": {"type": "object"}}
 TOOLS: Any = [{"type": "function", "function": FUNCTION_TOOL}]
 FUNCTION = {"name": "weather", "arguments": '{"city":"Ulm"}'}
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path / "gate", store_dsn)
-    make_directory(tmp_path / "gate", settings)
-    async with running(settings) as gate:
-        yield gate
 
 
 async def as_nobody(request: httpx.Request) -> None:

@@ -8,7 +8,6 @@ import re
 import sys
 import zipfile
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,8 @@ import pytest
 
 from meshctl.errors import ExitCode
 from qgate.gate import Gate
-from tests.qgate.gates import gate_settings, make_directory, running, until
+from tests.qgate.gates import until
 from tests.qgate.mail_server import PASSWORD, USER, mail_server
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path / "gate", store_dsn)
-    make_directory(tmp_path / "gate", settings)
-    async with running(settings) as gate:
-        yield gate
 
 
 class Shell:

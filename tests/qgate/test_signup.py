@@ -24,7 +24,7 @@ from qgate.governance.people import People
 from qgate.governance.person_keys import PersonKeys
 from qgate.governance.problems import InvalidRequestError
 from qgate.governance.signup import SIDECAR_PER_MINUTE, Allowance, Signup, TooManyError, WrongCodeError
-from tests.qgate.gates import Ear, Sidecar, control, gate_settings, make_directory, running, until
+from tests.qgate.gates import Ear, Sidecar, control, until
 from tests.qgate.mail_server import MailServer, mail_server
 from tests.qgate.pool import BY, Pool
 from tunnel_proto.erasure_certificate import ErasureCertificate, check_erasure
@@ -231,14 +231,6 @@ def test_an_allowance_refills_evenly() -> None:
 
 
 # --- through a gate
-
-
-@pytest.fixture
-async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
-    settings = gate_settings(tmp_path / "gate", store_dsn)
-    make_directory(tmp_path / "gate", settings)
-    async with running(settings) as gate:
-        yield gate
 
 
 class Answer(Ear):
