@@ -24,7 +24,7 @@ from qgate.governance.office import Office
 from qgate.store import StoreUnavailableError
 from qgate.store import catalogue as table
 from qgate.store.database import Connection
-from qgate.store.log_life import server_of
+from qgate.store.log_life import life_of
 from qgate.store.log_lost import restored_s
 from tunnel_proto.errors import MeshError, RemoteProtocolError
 from tunnel_proto.shapes import ShapeError, flag, raw, whole
@@ -175,7 +175,7 @@ class Elections:
             after_s=float(setting("failover.authority_after_s")),
             head=await table.last_write(connection, master, standing.epoch) if master else 0,
             ballot=await table.ballot(connection, standing.epoch + 1),
-            restored_s=await restored_s(connection, await server_of(connection)) if self._settled() else 0.0,
+            restored_s=await restored_s(connection, await life_of(connection)) if self._settled() else 0.0,
         )
 
     def _dead_s(self, master: bytes) -> float | None:

@@ -28,16 +28,16 @@ async def note_restored(connection: Connection) -> None:
     await connection.execute("UPDATE log_head SET restored_at = clock_timestamp()")
 
 
-async def restored_s(connection: Connection, server: str) -> float | None:
+async def restored_s(connection: Connection, life: str) -> float | None:
     """Seconds since the store was last found to be restored, by its own clock; 0 while that is being found
-    out, None for never. ``server`` is what it is now, by `qgate.store.log_life.server_of`.
+    out, None for never. ``life`` is what it is now, by `qgate.store.log_life.life_of`.
     """
     found = await connection.fetchval(
         """
-        SELECT CASE WHEN (seq > 0 AND server <> $1) OR EXISTS (SELECT FROM log_copies WHERE NOT ours) THEN 0
+        SELECT CASE WHEN life <> $1 OR EXISTS (SELECT FROM log_copies WHERE NOT ours) THEN 0
                     ELSE extract(epoch FROM clock_timestamp() - restored_at)::float8 END
         FROM log_head
         """,
-        server,
+        life,
     )
     return None if found is None else float(found)

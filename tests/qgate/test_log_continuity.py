@@ -37,7 +37,7 @@ from qgate.federation.peer import Peer
 from qgate.store import Store, StoreUnavailableError
 from qgate.store import log as table
 from qgate.store.embedded import EmbeddedPostgres
-from qgate.store.log_life import server_of
+from qgate.store.log_life import life_of
 from qgate.store.log_lost import restored_s
 from tests.qgate.log_pools import TestPool, pair, running, until
 from tunnel_proto.log_messages import Pull
@@ -290,7 +290,7 @@ async def test_a_restored_pool_gets_its_tail_back_and_goes_on_as_another_incarna
 
 async def _restored_s(pool: TestPool) -> float | None:
     async with pool.store.connection() as connection:
-        return await restored_s(connection, await server_of(connection))
+        return await restored_s(connection, await life_of(connection))
 
 
 async def test_a_restored_pool_whose_peers_are_away_waits_and_takes_local_writes(stores: Stores) -> None:
@@ -483,6 +483,7 @@ async def test_nothing_at_all_is_signed_in_a_store_that_nobody_has_looked_at(sto
     await stores.back_up(hq)
     await stores.restore(hq)
     await hq.say("nodes", {"n": 2})
+    assert await _restored_s(hq) == 0, "nor is a vote given in it"
     sequencer = hq.replication.sequencer
     assert not await sequencer.settled()
     assert await sequencer.run_batch() == 0
