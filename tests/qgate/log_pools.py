@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import asyncpg
 
 from qgate.federation.log.entry import Entry
 from qgate.federation.log.replication import Replication
@@ -16,6 +19,7 @@ from qgate.federation.log.streams import StreamRule
 from qgate.federation.peer import Peer
 from qgate.store import Store
 from qgate.store.database import Connection
+from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.outbox import publish
 from tunnel_proto.certificate import OnlineKey, issue_online
 from tunnel_proto.enrolment import GateAddress
@@ -291,3 +295,26 @@ async def until(condition: Callable[[], Any], timeout_s: float = 60) -> None:
             if value:
                 return
             await asyncio.sleep(0.02)
+
+
+NewPool = Callable[[str], Awaitable[TestPool]]
+
+
+@contextlib.asynccontextmanager
+async def new_pools(server: EmbeddedPostgres, folder: Path) -> AsyncIterator[NewPool]:
+    """Makes pools, each with a database of its own."""
+    made: list[tuple[str, Store]] = []
+    administrator = await asyncpg.connect(server.dsn())
+
+    async def new(name: str) -> TestPool:
+        database = f"log_{name}_{secrets.token_hex(4)}"
+        await administrator.execute(f"CREATE DATABASE {database}")
+        store = await Store.open(server.dsn(database))
+        made.append((database, store))
+        return TestPool(name, store, note=folder / f"{name}.head")
+
+    yield new
+    for database, store in made:
+        await store.close()
+        await administrator.execute(f"DROP DATABASE {database} WITH (FORCE)")
+    await administrator.close()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,11 +29,10 @@ from qgate.federation.log.sequencer import read_note
 from qgate.federation.log.stream_ear import LogStream
 from qgate.federation.log.vector import Head
 from qgate.federation.peer import Peer
-from qgate.store import Store
 from qgate.store import log as table
 from qgate.store.embedded import EmbeddedPostgres
 from tests.qgate.log_origin import Origin
-from tests.qgate.log_pools import PipeStream, TestPool, pair, running, until
+from tests.qgate.log_pools import NewPool, PipeStream, new_pools, pair, running, until
 from tunnel_proto.errors import LocalProtocolError, RemoteProtocolError
 from tunnel_proto.identity import Identity
 from tunnel_proto.log_messages import (
@@ -55,9 +52,6 @@ from tunnel_proto.log_messages import (
 
 KEY = bytes(32)
 PLACE = Place(bytes(16), 0, bytes(32))
-
-NewPool = Callable[[str], Awaitable[TestPool]]
-
 
 # --- messages
 
@@ -127,21 +121,8 @@ def test_who_sends_more_than_was_asked_for_is_cut_off() -> None:
 
 @pytest.fixture
 async def new_pool(store_server: EmbeddedPostgres, tmp_path: Path) -> AsyncIterator[NewPool]:
-    made: list[tuple[str, Store]] = []
-    administrator = await asyncpg.connect(store_server.dsn())
-
-    async def new(name: str) -> TestPool:
-        database = f"hostile_{name}_{secrets.token_hex(4)}"
-        await administrator.execute(f"CREATE DATABASE {database}")
-        store = await Store.open(store_server.dsn(database))
-        made.append((database, store))
-        return TestPool(name, store, note=tmp_path / f"{name}.head")
-
-    yield new
-    for database, store in made:
-        await store.close()
-        await administrator.execute(f"DROP DATABASE {database} WITH (FORCE)")
-    await administrator.close()
+    async with new_pools(store_server, tmp_path) as new:
+        yield new
 
 
 def peer_of(origin: Origin, level: int = 3) -> Peer:

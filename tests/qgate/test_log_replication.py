@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from qgate.federation.log.problems import LogProblem, StreamRefused
 from qgate.federation.log.puller import Puller
-from qgate.store import Store
 from qgate.store import log as table
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.outbox import publish, waiting
-from tests.qgate.log_pools import PipeStream, TestPool, pair, running, until
+from tests.qgate.log_pools import NewPool, PipeStream, TestPool, new_pools, pair, running, until
 from tunnel_proto.constants import StreamCode
-
-NewPool = Callable[[str], Awaitable[TestPool]]
 
 
 @pytest.fixture
 async def new_pool(store_server: EmbeddedPostgres, tmp_path: Path) -> AsyncIterator[NewPool]:
     """Makes pools, each with a database of its own."""
-    made: list[tuple[str, Store]] = []
-    administrator = await asyncpg.connect(store_server.dsn())
-
-    async def new(name: str) -> TestPool:
-        database = f"log_{name}_{secrets.token_hex(4)}"
-        await administrator.execute(f"CREATE DATABASE {database}")
-        store = await Store.open(store_server.dsn(database))
-        made.append((database, store))
-        return TestPool(name, store, note=tmp_path / f"{name}.head")
-
-    yield new
-    for database, store in made:
-        await store.close()
-        await administrator.execute(f"DROP DATABASE {database} WITH (FORCE)")
-    await administrator.close()
+    async with new_pools(store_server, tmp_path) as new:
+        yield new
 
 
 async def test_what_is_published_here_is_applied_there(new_pool: NewPool) -> None:
