@@ -39,6 +39,7 @@ SEVERITIES: Final = {
     "nowhere_to_go": "critical",
     "order_refused": "warning",
     "authority_moved": "warning",
+    "catalogue_frozen": "critical",
 }
 
 log = structlog.get_logger(__name__)

@@ -68,23 +68,41 @@ class Elections:
         self._settled = settled
         self._monotonic = monotonic
         self._again_at = 0.0
+        self._frozen: bool | None = None
         asks.question(QUESTION, "catalogue", self._answer)
         catalogue.alive = self._alive
 
     async def run(self) -> None:
-        """Stand where the master is dead, until cancelled."""
+        """Stand where the master is dead, and tell of a catalogue that is frozen, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self._office.directory.setting(AUTOMATIC) != "auto" or self._monotonic() < self._again_at:
-                continue
             try:
-                await self.look()
+                await self.tell_of_freeze()
+                if (
+                    self._office.directory.setting(AUTOMATIC) == "auto"
+                    and self._monotonic() >= self._again_at
+                ):
+                    await self.look()
             except StoreUnavailableError:
                 pass  # the directory's watch says so
             except MeshError as error:
                 log.warning("no election is held", reason=error.message)
             except Exception:
                 log.exception("an election failed")
+
+    async def tell_of_freeze(self) -> None:
+        """A frozen catalogue is an incident, until a person has picked its master."""
+        async with self._office.store.connection() as connection:
+            standing = await self._catalogue.standing(connection)
+        if standing.frozen == self._frozen:
+            return
+        if standing.frozen:
+            evidence = {"saw": standing.reason, "next": "meshctl catalog resolve POOL"}
+            await self._journal.raise_incident("catalogue_frozen", "catalogue", evidence)
+            log.error("the catalogue is frozen", reason=standing.reason, next="meshctl catalog resolve POOL")
+        else:
+            await self._journal.settle("catalogue_frozen", "catalogue", "its master was picked")
+        self._frozen = standing.frozen
 
     async def look(self) -> bool:
         """Stand if it is time; whether this pool was elected."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ async def test_two_promotions_at_one_epoch_freeze_until_somebody_picks(
             assert "resolve" in caught.value.hint
         with pytest.raises(LogConflict, match="frozen"):
             await hq.catalogue.promote("branch", by="test")
+        for gate in (hq, branch):
+            await until(functools.partial(_open_incident, gate))
+            (incident,) = await gate.movement.journal.incidents()
+            assert (incident["kind"], incident["severity"]) == ("catalogue_frozen", "critical")
+            assert "meshctl catalog resolve POOL" in str(await gate.movement.journal.show(incident["id"]))
         assert (await hq.catalogue.resolve("branch", by="test"))["epoch"] == 3
 
         async def settled() -> bool:
@@ -148,6 +154,16 @@ async def test_two_promotions_at_one_epoch_freeze_until_somebody_picks(
         await until(settled)
         await branch.catalogue.put("after", {}, by="test")
         await has(hq, "shared", "after")
+        for gate in (hq, branch):
+            await until(functools.partial(_no_open_incident, gate))
+
+
+async def _open_incident(gate: Gate) -> bool:
+    return any(row["state"] == "open" for row in await gate.movement.journal.incidents())
+
+
+async def _no_open_incident(gate: Gate) -> bool:
+    return not await _open_incident(gate)
 
 
 async def test_the_authority_never_moves_by_itself_between_two_pools(
