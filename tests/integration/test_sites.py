@@ -319,13 +319,13 @@ def test_an_air_gapped_pair(stage: Stage, tmp_path: Path) -> None:
         stage.wait_heard("hq", "gpu", "carried")  # so it is signed: an archive holds what is
         archive.write_bytes(b"".join(stage.gpu.control.pieces("/logs/branch/archive", {})))
         assert "gpu/carried" not in stage.branch.control.get("/failover")["guest_apps"]
-        with pytest.raises(GateError):
+        with pytest.raises(GateError, match="sealed to another pool"):
             stage.hq.control.send_file("/logs/import", archive)
         taken = stage.branch.control.send_file("/logs/import", archive)
         assert taken["kind"] == "archive"
         stage.wait_heard("branch", "gpu", "carried")
         again = stage.branch.control.send_file("/logs/import", archive)
-        assert again["applied"] == 0
+        assert (again["new"], again["applied"]) == (0, 0)
         receipt = tmp_path / "receipt"
         receipt.write_text(taken["receipt"])
         stage.gpu.control.send_file("/logs/import", receipt)

@@ -200,6 +200,7 @@ async def test_an_unpaired_peers_heartbeat_counts_for_nothing(
             take(*frames[-1])  # sound, signed, and the newest
         await until(lambda: shown(branch, hq)["health"] is None, 60)
         await until(lambda: not branch.peering.links.up(hq.parts.keys.pool_key), 20)
+        assert shown(branch, hq)["health"] is None
 
 
 async def test_a_peers_new_address_is_learnt(tmp_path: Path, store_server: EmbeddedPostgres) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from hypothesis import given, settings
@@ -239,7 +240,9 @@ async def test_a_peer_that_asks_for_a_third_pools_log_gets_nothing(new_pool: New
         await until(lambda: near.over)
 
 
-async def test_a_liar_about_our_own_log_stops_us_once_and_not_for_long(new_pool: NewPool) -> None:
+async def test_a_liar_about_our_own_log_stops_us_once_and_not_for_long(
+    new_pool: NewPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hq, branch = await new_pool("hq"), await new_pool("branch")
     pair(hq, branch)
     async with running(hq, branch):
@@ -247,12 +250,21 @@ async def test_a_liar_about_our_own_log_stops_us_once_and_not_for_long(new_pool:
         await branch.has(hq, 1)
         async with branch.store.connection() as connection:
             await connection.execute("UPDATE log_replicas SET seq = 99, hash = $1", os.urandom(32))
+        puller, publisher = hq.replication.pullers[branch.key], hq.replication.publisher
+        said, shown = Mock(wraps=publisher._heard), AsyncMock(wraps=puller.fetch_own)
+        monkeypatch.setattr(publisher, "_heard", said)
+        monkeypatch.setattr(puller, "fetch_own", shown)
         branch.replication.pullers[hq.key].look()
         await until(
             lambda: hq.replication.continuity.reclaiming is not None or not hq.replication.ready.publish
         )
         await hq.say("nodes", {"n": 2})
         await until(lambda: hq.replication.signed >= 2)
+        said.reset_mock()
+        branch.replication.pullers[hq.key].look()
+        await until(lambda: said.call_count >= 2)
+        assert shown.await_count == 1, "it is not asked to show it again"
+        assert hq.replication.ready.publish
 
 
 # --- archives
