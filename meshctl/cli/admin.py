@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import typer
 
-from meshctl import view
+from meshctl import admin_view, view
 from meshctl.cli import options
 from meshctl.cli.enrolling import (
     Expected,
@@ -53,33 +53,6 @@ CurrentFile = Annotated[
     ),
 ]
 
-ADMIN_COLUMNS = (
-    view.Column("ADMIN", "name"),
-    view.Column("ROLE", "role"),
-    view.Column("STATE", "state"),
-    view.Column("SECOND FACTOR", "second_factor"),
-    view.Column("CREATED", "created_at", view.moment),
-    view.Column("LAST LOG-IN", "logged_in_at", view.moment),
-    view.Column("LOCKED UNTIL", "locked_until", view.moment),
-)
-KEY_COLUMNS = (
-    view.Column("KEY", "name"),
-    view.Column("FINGERPRINT", "fingerprint"),
-    view.Column("STATE", "state"),
-    view.Column("EXPIRES", "expires_at", view.moment),
-    view.Column("CONNECTED", "connected"),
-    view.Column("LOCKED UNTIL", "locked_until", view.moment),
-)
-SESSION_COLUMNS = (
-    view.Column("SESSION", "session"),
-    view.Column("ADMIN", "admin"),
-    view.Column("KEY", "node"),
-    view.Column("SECOND FACTOR", "second_factor"),
-    view.Column("READ ONLY", "read_only"),
-    view.Column("OPENED", "opened_at", view.moment),
-    view.Column("ENDS", "expires_at", view.moment),
-)
-
 
 @commands.command("create")
 def create(
@@ -107,7 +80,7 @@ def list_admins(
     """List the admins of this pool."""
     rows = options.connect(gate_dir, socket).items("/admins")
     none = "No admins. Next: meshctl admin create NAME --role owner"
-    emit(rows, view.table(rows, ADMIN_COLUMNS), output, empty=none)
+    emit(rows, view.table(rows, admin_view.ADMIN_COLUMNS), output, empty=none)
 
 
 @commands.command("show")
@@ -125,7 +98,11 @@ def show(
     shown = {
         key: view.moment(value) if key.endswith(("_at", "_until")) else value for key, value in facts.items()
     }
-    emit(reply, [view.card(shown), view.table(reply["keys"], KEY_COLUMNS, title="client keys")], output)
+    emit(
+        reply,
+        [view.card(shown), view.table(reply["keys"], admin_view.KEY_COLUMNS, title="client keys")],
+        output,
+    )
 
 
 @commands.command("role")
@@ -316,7 +293,7 @@ def sessions(
         note(f"The session {end} is over.")
         return
     rows = gate.items("/sessions")
-    emit(rows, view.table(rows, SESSION_COLUMNS), output, empty="Nobody is logged in.")
+    emit(rows, view.table(rows, admin_view.SESSION_COLUMNS), output, empty="Nobody is logged in.")
 
 
 def _is_oneself(gate: Gate, name: str) -> bool:

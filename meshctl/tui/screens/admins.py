@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from meshctl import view
-from meshctl.cli.admin import ADMIN_COLUMNS, KEY_COLUMNS, SESSION_COLUMNS
+from meshctl.admin_view import ADMIN_COLUMNS, KEY_COLUMNS, SESSION_COLUMNS
 from meshctl.tui.declare import (
     Action,
     Call,
