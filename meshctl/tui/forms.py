@@ -235,7 +235,7 @@ class FormScreen(Modal):
         try:
             self._parsed(field)
         except FieldError as error:
-            text = self.say(error.message, **error.values)
+            text = self.room.catalogue.told(error)
         else:
             text = ""
         fault = self.faults[field.name]

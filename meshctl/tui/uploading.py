@@ -20,7 +20,7 @@ from meshctl.tui import spark
 from meshctl.tui.confirm import Modal, told
 from meshctl.tui.data import in_thread
 from meshctl.tui.declare import Call
-from meshctl.tui.fields import Field, FieldError, Form, Kind, Values, readable, t
+from meshctl.tui.fields import Field, Form, Kind, Values, readable, t
 from meshctl.tui.forms import FormScreen
 from meshctl.tui.layout import clean
 from tunnel_proto.errors import MeshError
@@ -219,9 +219,6 @@ async def upload(room: Room, *, dropped: str = "", worker: str = "") -> Transfer
         typed = screen.typed()
         try:
             file = await in_thread(lambda given=values["file"]: looked_at(readable(given)))  # type: ignore[misc]
-        except FieldError as error:
-            problem = room.say(error.message, **error.values)
-            continue
         except MeshError as error:
             problem = clean(room.catalogue.told(error))
             continue

@@ -20,6 +20,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Final
 
+from meshctl.tui.fields import FieldError
 from meshctl.tui.figures import Figures, figures
 from tunnel_proto.errors import MeshError
 
@@ -165,6 +166,8 @@ class Catalogue:
 
     def told(self, error: MeshError, between: str = "\n") -> str:
         """An error in this language, with its next step where it knows one."""
+        if isinstance(error, FieldError):
+            return self.say(error.message, **error.values)
         return between.join(self.problem(text) for text in (error.message, error.hint) if text)
 
     def _within(self, text: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from meshctl.errors import GateError
 from meshctl.tui import words
+from meshctl.tui.fields import FieldError
 from tests.tui.pseudo import documents
 from tests.tui.refusals import PLACE, refusals
 
@@ -102,3 +103,5 @@ def test_an_error_is_told_with_its_next_step() -> None:
     spoken = words.catalogue("fr")
     assert spoken.told(error) == "il n'y a pas de worker gpu-7\nnommez-en un : --worker NAME"
     assert spoken.told(GateError("no worker is connected", status=404)) == "aucun worker n'est connecté"
+    fault = FieldError("{path} is not a file.", path="/tmp")
+    assert spoken.told(fault) == spoken.say(fault.message, path="/tmp") != fault.message
