@@ -310,6 +310,22 @@ def audit(records: Iterable[Record]) -> Table:
     return table(rows, AUDIT_COLUMNS)
 
 
+def audit_verdict(reply: Record, following: str = "") -> Table:
+    """What a check of the audit's chain found; ``following``: what to do where it was altered."""
+    head = reply.get("head") or {}
+    shown = {
+        "result": "PASSED" if reply.get("ok") else "FAILED",
+        "entries": reply.get("entries"),
+        "first bad entry": reply.get("first_bad_seq"),
+        "problem": reply.get("problem"),
+        "head": head.get("seq"),
+        "hash": head.get("hash"),
+        "signed at": moment(head.get("signed_at")),
+        "next": "" if reply.get("ok") else following,
+    }
+    return card({key: value for key, value in shown.items() if value not in {None, ""}})
+
+
 def sessions(records: Iterable[Record]) -> Table:
     """Tunnel sessions with bytes before and after compression, both directions together."""
     rows = []

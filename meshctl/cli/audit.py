@@ -12,9 +12,9 @@ import typer
 from meshctl import view
 from meshctl.cli import options
 from meshctl.errors import CheckError, CommandError, UsageError
+from meshctl.proofs import checked_export
 from meshctl.render import Output, emit, machine_text, write
-from meshctl.terminal import note, why_unreadable
-from tunnel_proto.errors import AuthenticationFailed
+from meshctl.terminal import note
 
 commands = options.group("The audit trail: append-only, hash-chained, without literals or content.")
 
@@ -110,55 +110,15 @@ def verify(
             hint="meshctl key show tells the pool's fingerprint",
         )
     if file is not None and pool is not None:
-        reply = _check_file(file, pool)
+        reply = checked_export(file, pool)
     else:
         reply = options.connect(gate_dir, socket).post("/audit/verify", {}, timeout=600)
-    head = reply.get("head") or {}
-    shown = {
-        "result": "PASSED" if reply.get("ok") else "FAILED",
-        "entries": reply.get("entries"),
-        "first bad entry": reply.get("first_bad_seq"),
-        "problem": reply.get("problem"),
-        "head": head.get("seq"),
-        "hash": head.get("hash"),
-        "signed at": view.moment(head.get("signed_at")),
-    }
-    emit(reply, view.card({k: v for k, v in shown.items() if v not in {None, ""}}), output)
+    emit(reply, view.audit_verdict(reply), output)
     if not reply.get("ok"):
         raise CheckError(
             f"The audit trail was altered: {reply.get('problem')}",
             hint="keep the store as it is, and compare: meshctl audit export --out FILE with an earlier one",
         )
-
-
-def _check_file(file: Path, pool: str) -> dict[str, Any]:
-    """An export's findings, in the shape in which a gate answers."""
-    from tunnel_proto.audit_chain import check_export
-
-    try:
-        with file.open(encoding="utf-8") as lines, file.open(encoding="utf-8") as again:
-            found = check_export(lines, again, pool=pool)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{file} cannot be read: {why_unreadable(error)}.",
-            hint="name the file that meshctl audit export wrote",
-        ) from error
-    except ValueError as error:
-        raise UsageError(
-            f"{file} is no export of an audit trail: {error}.",
-            hint="name the file that meshctl audit export wrote",
-        ) from error
-    except AuthenticationFailed as error:
-        raise CheckError(
-            f"{file} cannot be trusted: {error.message}.", hint="is --pool the right pool? meshctl key show"
-        ) from error
-    return {
-        "ok": found.finding is None,
-        "entries": found.entries,
-        "first_bad_seq": found.finding.seq if found.finding else None,
-        "problem": found.finding.problem if found.finding else "",
-        "head": found.head.as_json() if found.head else None,
-    }
 
 
 def _line(row: dict[str, Any], output: Output) -> None:

@@ -13,10 +13,10 @@ import typer
 
 from meshctl import people_view, view
 from meshctl.cli import options
-from meshctl.errors import CheckError, CommandError, UsageError
+from meshctl.errors import CommandError, UsageError
+from meshctl.proofs import checked_certificate
 from meshctl.render import Output, emit, tell, write
 from meshctl.terminal import confirm, note
-from tunnel_proto.errors import AuthenticationFailed
 
 commands = options.group("People: who may use this pool; export and erasure of what is held about them.")
 
@@ -283,27 +283,7 @@ def verify_certificate(
     output: options.Format = Output.TABLE,
 ) -> None:
     """Check a certificate's signature; no gate is asked. Exit code 6 where it does not hold."""
-    from tunnel_proto.erasure_certificate import ErasureCertificate, check_erasure
-
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        erasure = ErasureCertificate.from_json(document)
-        signer = check_erasure(erasure, pool=pool, email=email)
-    except OSError as error:
-        raise CommandError(
-            f"{file} cannot be read: {error.strerror}.",
-            hint="name the certificate that meshctl people erase wrote",
-        ) from None
-    except ValueError:
-        raise UsageError(
-            f"{file} is no certificate of an erasure.",
-            hint="name the certificate that meshctl people erase wrote",
-        ) from None
-    except AuthenticationFailed as error:
-        raise CheckError(
-            f"{file} cannot be trusted: {error.message}.",
-            hint="is it as the gate wrote it, and of this pool?",
-        ) from None
+    document, signer = checked_certificate(file, pool=pool, email=email)
     emit({**document, "ok": True, "pool": signer}, people_view.certificate(document, signer=signer), output)
     if pool is None:
         note("Compare the pool's fingerprint with the one you know, or give it: --pool FP")

@@ -33,7 +33,10 @@ def modules() -> list[Path]:
     """Where what a person at the control room may be answered is written."""
     gate, here = Path(qgate.__file__).parent, Path(meshctl.__file__).parent
     found = [path for name in ("control", "governance", "federation") for path in (gate / name).rglob("*.py")]
-    return [*sorted(found), *(here / name for name in ("client.py", "dialling.py", "admin_session.py"))]
+    return [
+        *sorted(found),
+        *(here / name for name in ("client.py", "dialling.py", "admin_session.py", "proofs.py")),
+    ]
 
 
 def refusals() -> dict[str, str]:

@@ -73,7 +73,7 @@ async def test_the_chain_is_proved_here_and_from_an_export(
         await at.press("enter")
         await at.type("aaaa-bbbb")
         await at.press("ctrl+s")
-        await at.sees("It cannot be trusted")
+        await at.sees("cannot be trusted", "meshctl key show")
         await at.press("enter", *["backspace"] * 9)
         await at.type(pool)
         await at.press("ctrl+s")

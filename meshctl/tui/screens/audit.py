@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshctl import view
 from meshctl.client import API, Gate
-from meshctl.errors import CheckError, UsageError
+from meshctl.proofs import checked_export
 from meshctl.tui.data import in_thread
 from meshctl.tui.declare import Action, Call, Column, Record, Result, Role, Switch, TablePane, items_of
 from meshctl.tui.fields import Field, Form, Kind, Values, readable, t
 from meshctl.tui.forms import FormScreen
 from meshctl.tui.screens.person_files import new_file, written
-from tunnel_proto.audit_chain import check_export
-from tunnel_proto.errors import AuthenticationFailed, MeshError
+from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
     from meshctl.tui.room import Room
@@ -86,20 +84,8 @@ def _changes(detail: Record) -> tuple[tuple[str, str, str], ...]:
 
 def verified(reply: Record) -> Sequence[view.Table]:
     """What came of a check of the chain."""
-    head = reply.get("head") or {}
-    shown = {
-        "result": "PASSED" if reply.get("ok") else "FAILED",
-        "entries": reply.get("entries"),
-        "first bad entry": reply.get("first_bad_seq"),
-        "problem": reply.get("problem"),
-        "head": head.get("seq"),
-        "hash": head.get("hash"),
-        "signed at": view.moment(head.get("signed_at")),
-        "next": ""
-        if reply.get("ok")
-        else "keep this store as it is, and compare it with an export from before",
-    }
-    return (view.card({key: value for key, value in shown.items() if value not in {None, ""}}),)
+    following = "keep this store as it is, and compare it with an export from before"
+    return (view.audit_verdict(reply, following=following),)
 
 
 async def export(room: Room) -> None:
@@ -151,9 +137,9 @@ async def check_file(room: Room) -> None:
             return
         typed = screen.typed()
         try:
-            found = await in_thread(partial(_checked, readable(str(answer["file"])), str(answer["pool"])))
+            found = await in_thread(partial(_checked, answer))
         except MeshError as error:
-            problem = room.catalogue.problem(error.message)
+            problem = room.catalogue.told(error)
         else:
             room.show_answer(room.say("Check an export"), found, verified)
             return
@@ -163,21 +149,8 @@ def _checking(values: Values) -> Call:
     return Call("", "", cli=" ".join(["meshctl audit verify", *CHECK.words(values)]))
 
 
-def _checked(file: Path, pool: str) -> dict[str, Any]:
-    try:
-        with file.open(encoding="utf-8") as lines, file.open(encoding="utf-8") as again:
-            found = check_export(lines, again, pool=pool)
-    except (OSError, ValueError):
-        raise UsageError(f"{file.name} is no export of an audit trail.") from None
-    except AuthenticationFailed as error:
-        raise CheckError(f"It cannot be trusted: {error.message}.") from None
-    return {
-        "ok": found.finding is None,
-        "entries": found.entries,
-        "first_bad_seq": found.finding.seq if found.finding else None,
-        "problem": found.finding.problem if found.finding else "",
-        "head": found.head.as_json() if found.head else None,
-    }
+def _checked(values: Values) -> dict[str, Any]:
+    return checked_export(readable(str(values["file"])), str(values["pool"]))
 
 
 def _export(room: Room, records: Sequence[Record]) -> None:

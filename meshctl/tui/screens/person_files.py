@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshctl import people_view
 from meshctl.client import Gate
-from meshctl.errors import CheckError, UsageError
+from meshctl.proofs import checked_certificate
 from meshctl.tui.confirm import ConfirmScreen, OnceScreen
 from meshctl.tui.data import in_thread
 from meshctl.tui.declare import Call, Record, filled
-from meshctl.tui.fields import Field, Form, Kind, dropped, readable, t
+from meshctl.tui.fields import Field, Form, Kind, Values, dropped, readable, t
 from meshctl.tui.forms import FormScreen
 from meshctl.tui.layout import clean
-from tunnel_proto.erasure_certificate import ErasureCertificate, check_erasure
-from tunnel_proto.errors import AuthenticationFailed, MeshError
+from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
     from meshctl.tui.room import Room
 
 ERASE_TIMEOUT_S: Final = 600.0
-CERTIFICATE_MAX: Final = 1 << 20
 
 POOL: Final = Field(
     "pool", t("Pool"), option="--pool", help=t("its fingerprint, as you know it; empty: whoever signed")
@@ -193,7 +191,7 @@ async def verdict(room: Room) -> None:
         try:
             document, signer = await in_thread(partial(_checked, answer))
         except MeshError as error:
-            problem = room.catalogue.problem(error.message)
+            problem = room.catalogue.told(error)
         else:
             room.show_answer(
                 room.say("Check a certificate"),
@@ -207,15 +205,7 @@ def _checking(form: Form, values: Any) -> Call:
     return Call("", "", cli=" ".join(["meshctl people verify-certificate", *form.words(values)]))
 
 
-def _checked(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    path = readable(str(values["file"]))
-    if path.stat().st_size > CERTIFICATE_MAX:
-        raise UsageError(f"{path} is no certificate of an erasure.")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        erasure = ErasureCertificate.from_json(document)
-        return document, check_erasure(erasure, pool=values.get("pool"), email=values.get("email"))
-    except (ValueError, UnicodeDecodeError):
-        raise UsageError(f"{path} is no certificate of an erasure.") from None
-    except AuthenticationFailed as error:
-        raise CheckError(f"It cannot be trusted: {error.message}.") from None
+def _checked(values: Values) -> tuple[dict[str, Any], str]:
+    return checked_certificate(
+        readable(str(values["file"])), pool=values.get("pool"), email=values.get("email")
+    )
