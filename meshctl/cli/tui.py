@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from meshctl.cli import options
 from meshctl.client import Gate
 from meshctl.errors import CommandError, UsageError
+from meshctl.near_names import suggestion
 
 INSTALL = "pip install 'qgate-mesh[tui]'"
 
@@ -91,8 +91,7 @@ def refuse_names(section: str, theme: str | None, language: str | None) -> None:
 
 def _unknown(what: str, given: str, there: Iterable[str]) -> UsageError:
     names = tuple(there)
-    near = difflib.get_close_matches(given, names, 1)
-    hint = f'did you mean "{near[0]}"?' if near else f"choose from {', '.join(names)}"
+    hint = suggestion(given, names, "") or f"choose from {', '.join(names)}"
     return UsageError(f'There is no {what} "{given}".', hint=hint)
 
 
