@@ -32,15 +32,22 @@ GATES = (
     GateAddress("gate-b", "2001:db8::7", 7001, Identity(bytes(32), bytes(32)).handshake_public),
 )
 OFFER = make_offer(NODE, role="client", name="laptop", now=1_500.75)
-BUNDLE = make_bundle(
-    ONLINE,
-    ONLINE_CERTIFICATE,
-    read_offer(OFFER),
-    gates=GATES,
-    serial=7,
-    not_before=2_000,
-    not_after=50_000,
-)
+
+
+def bundle(**more: Any) -> str:
+    return make_bundle(
+        ONLINE,
+        ONLINE_CERTIFICATE,
+        read_offer(OFFER),
+        gates=GATES,
+        serial=7,
+        not_before=2_000,
+        not_after=50_000,
+        **more,
+    )
+
+
+BUNDLE = bundle()
 
 
 def changed(text: str, change: Callable[[dict[str, Any]], object]) -> str:
@@ -247,16 +254,7 @@ def test_noise_is_refused(text: str) -> None:
 
 
 def test_a_bundle_may_bring_the_roster_of_its_day() -> None:
-    made = make_bundle(
-        ONLINE,
-        ONLINE_CERTIFICATE,
-        read_offer(OFFER),
-        gates=GATES,
-        serial=7,
-        not_before=2_000,
-        not_after=50_000,
-        roster=b"sealed",
-    )
+    made = bundle(roster=b"sealed")
     assert read_bundle(made, NODE).roster == b"sealed"
     assert read_bundle(BUNDLE, NODE).roster == b""
     with pytest.raises(ConfigError, match="signature"):
@@ -268,14 +266,5 @@ def test_a_bundle_may_bring_the_roster_of_its_day() -> None:
 
 
 def test_a_roster_that_is_too_long_for_a_bundle_stays_out_of_it() -> None:
-    made = make_bundle(
-        ONLINE,
-        ONLINE_CERTIFICATE,
-        read_offer(OFFER),
-        gates=GATES,
-        serial=7,
-        not_before=2_000,
-        not_after=50_000,
-        roster=bytes(BUNDLE_ROSTER_MAX + 1),
-    )
+    made = bundle(roster=bytes(BUNDLE_ROSTER_MAX + 1))
     assert read_bundle(made, NODE).roster == b""
