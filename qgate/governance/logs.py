@@ -36,6 +36,7 @@ from qgate.governance.office import Office, iso
 from qgate.governance.problems import UnknownNameError
 from qgate.governance.proving import Turns
 from qgate.store import log as table
+from qgate.store import log_archives
 from qgate.store.log import Row
 from qgate.store.outbox import waiting
 from tunnel_proto.certificate import read_online
@@ -67,7 +68,7 @@ class Logs:
             replicas = await table.replicas(connection)
             counts = await table.counts(connection)
             unsigned = await waiting(connection)
-            archives = await table.archives(connection)
+            archives = await log_archives.archives(connection)
         ready = self._replication.ready
         rows = [
             {
@@ -355,7 +356,9 @@ class Logs:
                 yield writer.message(encode(message), len(items))
         yield writer.end()
         async with self._office.store.transaction() as connection:
-            await table.put_archive(connection, writer.id, peer.pool_key, "sent", entries, self._office.now())
+            await log_archives.put_archive(
+                connection, writer.id, peer.pool_key, "sent", entries, self._office.now()
+            )
 
     async def take(self, file: Path, *, by: str) -> dict[str, Any]:
         """Take an archive or a receipt from a file. Nothing of an archive is taken unless all of it is
@@ -379,7 +382,9 @@ class Logs:
             applied += taken[1]
         async with self._office.store.transaction() as connection:
             now = (await table.replica(connection, peer.pool_key)).head
-            await table.put_archive(connection, head.id, peer.pool_key, "taken", total, self._office.now())
+            await log_archives.put_archive(
+                connection, head.id, peer.pool_key, "taken", total, self._office.now()
+            )
         online = self._office.online
         receipt = make_receipt(
             online.identity,
@@ -465,7 +470,7 @@ class Logs:
         if peer is None or receipt.sender != self._pool:
             raise LogConflict("receipt", "the receipt is not for this pool, or of one that it does not know")
         async with self._office.store.transaction() as connection:
-            if not await table.put_receipt(connection, receipt.archive, peer.pool_key, raw):
+            if not await log_archives.put_receipt(connection, receipt.archive, peer.pool_key, raw):
                 raise LogConflict("receipt", "no archive was made here that this receipt is for")
             ours = await has_entry(connection, self._pool, receipt.head)
             at = datetime.fromtimestamp(receipt.taken, UTC)
