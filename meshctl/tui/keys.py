@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from textual.binding import Binding
+
+from meshctl.tui import sections
+
 EVERYWHERE: Final[tuple[tuple[str, str], ...]] = (
     ("j k  arrows", "down and up"),
     ("h l", "left and right"),
@@ -45,3 +49,46 @@ RESERVED: Final = frozenset(
     }
 )
 """Keys, as Textual names them, that are the screen's own; capital letters are the sections'."""
+
+DOES: Final[tuple[tuple[str, str], ...]] = (
+    ("colon", "jump"),
+    ("slash", "filter"),
+    ("question_mark", "help"),
+    ("full_stop", "menu"),
+    ("escape", "back"),
+    ("q", "back(True)"),
+    ("u", "undo"),
+    ("r", "reload"),
+    ("d", "describe('described')"),
+    ("y", "describe('yaml')"),
+    ("J", "describe('json')"),
+    ("c", "copy_shown"),
+    ("x", "export"),
+    ("m", "mouse"),
+    ("asterisk", "mark_all"),
+    ("less_than_sign", "order(-1)"),
+    ("greater_than_sign", "order(1)"),
+    ("s", "turn_order"),
+    ("left_square_bracket", "pane_beside(-1)"),
+    ("right_square_bracket", "pane_beside(1)"),
+    *((str(number), f"pane({number - 1})") for number in range(1, 10)),
+    *((entry.key, f"section('{entry.id}')") for entry in sections.ENTRIES),
+    ("ctrl+l", "audit"),
+    ("ctrl+o", "contexts"),
+    ("ctrl+t", "next_theme"),
+    ("ctrl+s", "shot"),
+    ("ctrl+q", "quit"),
+)
+"""Keys of the room, as Textual names them, and the action of each."""
+
+BINDINGS: Final = tuple(Binding(key, action, show=False, priority=True) for key, action in DOES)
+"""They come before those of whatever is in front."""
+
+OWN_ACTIONS: Final = frozenset(
+    {
+        *("jump", "filter", "help", "menu", "back", "undo", "reload", "describe", "copy_shown", "export"),
+        *("mouse", "mark_all", "order", "turn_order", "pane_beside", "pane", "section", "audit", "contexts"),
+        *("next_theme", "shot", "command_palette"),
+    }
+)
+"""Actions of keys that mean something only where nothing is asked and nobody writes."""

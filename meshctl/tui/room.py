@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 
 from textual import events, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Container
 from textual.css.query import NoMatches
 from textual.message import Message
@@ -36,6 +36,7 @@ from meshctl.tui.data import Desk, Principal
 from meshctl.tui.declare import CHANGES, Action, Role, named
 from meshctl.tui.describe import AnswerView, DocumentView
 from meshctl.tui.feed import Feed, Link, News, Standing
+from meshctl.tui.keys import BINDINGS, OWN_ACTIONS
 from meshctl.tui.layout import Form, clean
 from meshctl.tui.lines import Lines
 from meshctl.tui.palette import RoomCommands
@@ -58,16 +59,6 @@ GLANCE: Final = "overview"
 FIRST: Final = "overview"
 FRESH: Final = "onboarding"
 """Where one begins, and where in a pool that nobody has set up."""
-
-
-OWN_ACTIONS: Final = frozenset(
-    {
-        *("jump", "filter", "help", "menu", "back", "undo", "reload", "describe", "copy_shown", "export"),
-        *("mouse", "mark_all", "order", "turn_order", "pane_beside", "pane", "section", "audit", "contexts"),
-        *("next_theme", "shot", "command_palette"),
-    }
-)
-"""Actions of keys that mean something only where nothing is asked and nobody writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,38 +93,7 @@ class Room(Shell):
     ENABLE_COMMAND_PALETTE = True
     COMMAND_PALETTE_BINDING = "ctrl+p"
     COMMANDS = {RoomCommands}  # noqa: RUF012 - as the base class declares it
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("colon", "jump", show=False, priority=True),
-        Binding("slash", "filter", show=False, priority=True),
-        Binding("question_mark", "help", show=False, priority=True),
-        Binding("full_stop", "menu", show=False, priority=True),
-        Binding("escape", "back", show=False, priority=True),
-        Binding("q", "back(True)", show=False, priority=True),
-        Binding("u", "undo", show=False, priority=True),
-        Binding("r", "reload", show=False, priority=True),
-        Binding("d", "describe('described')", show=False, priority=True),
-        Binding("y", "describe('yaml')", show=False, priority=True),
-        Binding("J", "describe('json')", show=False, priority=True),
-        Binding("c", "copy_shown", show=False, priority=True),
-        Binding("x", "export", show=False, priority=True),
-        Binding("m", "mouse", show=False, priority=True),
-        Binding("asterisk", "mark_all", show=False, priority=True),
-        Binding("less_than_sign", "order(-1)", show=False, priority=True),
-        Binding("greater_than_sign", "order(1)", show=False, priority=True),
-        Binding("s", "turn_order", show=False, priority=True),
-        Binding("left_square_bracket", "pane_beside(-1)", show=False, priority=True),
-        Binding("right_square_bracket", "pane_beside(1)", show=False, priority=True),
-        *(Binding(str(number), f"pane({number - 1})", show=False, priority=True) for number in range(1, 10)),
-        *(
-            Binding(entry.key, f"section('{entry.id}')", show=False, priority=True)
-            for entry in sections.ENTRIES
-        ),
-        Binding("ctrl+l", "audit", show=False, priority=True),
-        Binding("ctrl+o", "contexts", show=False, priority=True),
-        Binding("ctrl+t", "next_theme", show=False, priority=True),
-        Binding("ctrl+s", "shot", show=False, priority=True),
-        Binding("ctrl+q", "quit", show=False, priority=True),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*BINDINGS]
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch.preferences, launch.preferences_file)
