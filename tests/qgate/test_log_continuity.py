@@ -401,6 +401,25 @@ def _head(pool: TestPool, origin: TestPool) -> object:
     return pool.replication.heads().get(origin.key)
 
 
+async def test_a_log_that_was_begun_twice_is_taken_over_from_its_beginning(stores: Stores) -> None:
+    """The store was made anew, without a backup and without its peers, and theirs is the later life."""
+    anew, hq, branch = await stores.new("anew"), await stores.new("hq"), await stores.new("branch")
+    anew = TestPool("hq", anew.store, identity=hq.identity, online=hq.online)
+    async with running(anew):
+        await anew.say("nodes", {"n": "alone"})
+        await until(lambda: anew.replication.signed == 1)
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+    anew.make()
+    pair(anew, branch)
+    async with running(anew, branch):
+        await branch.has(anew, 2)
+        assert await branch.heard(anew) == [{"n": 1}, {"n": "alone"}]
+        assert not await _quarantine(branch, anew)
+
+
 # --- what comes between two steps of the driver
 
 

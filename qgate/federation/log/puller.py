@@ -29,7 +29,7 @@ from qgate.federation.log.replica import Forked, Gap, Refused
 from qgate.federation.log.replicas import Arrived, Replicas, Taken, arrived, own_certificates
 from qgate.federation.log.sequencer import Sequencer
 from qgate.federation.log.stream_ear import LogStream
-from qgate.federation.log.vector import Head
+from qgate.federation.log.vector import EMPTY, Head
 from qgate.federation.peer import Peer
 from qgate.store import Store, StoreUnavailableError
 from qgate.store import log as table
@@ -440,15 +440,18 @@ class Puller:
             one for one in entries if (at := known.get(one.entry.seq)) is None or at.hash != one.entry.hash
         ]
         if fresh and fresh[0].entry.seq <= head.seq:
+            seq = fresh[0].entry.seq
             async with self._store.connection() as connection:
-                (there,) = await table.entries_at(connection, self._own, [fresh[0].entry.seq])
-            if not supersedes(fresh[0].entry, there.entry):
+                rows = await table.entries_at(connection, self._own, [seq - 1, seq])
+            if [row.entry.seq for row in rows] != [one for one in (seq - 1, seq) if one]:
+                raise LogProblem(
+                    "diverged", f"the peer has another entry {seq} of ours, which is truncated here"
+                )
+            *before, there = (row.entry for row in rows)
+            if not supersedes(fresh[0].entry, there):
                 return []
-            async with self._store.connection() as connection:
-                (cut,) = await table.entries_at(connection, self._own, [fresh[0].entry.seq - 1])
-            await self._sequencer.cut_back(
-                Head(cut.entry.incarnation, cut.entry.seq, cut.entry.hash), "peers have other entries here"
-            )
+            cut = Head(before[0].incarnation, before[0].seq, before[0].hash) if before else EMPTY
+            await self._sequencer.cut_back(cut, "peers have other entries here")
         return fresh
 
     # --- small things
