@@ -105,13 +105,20 @@ class Staff:
             try:
                 await self.keys.keep()
                 if self._unsaid and await self._gate.replication.sequencer.settled():
-                    apps, self._unsaid = self._unsaid, []
-                    await self._unpublish(apps)
+                    await self._say_late()
             except StoreUnavailableError:
                 pass  # the directory's watch has said so already
             except (OSError, MeshError) as error:
                 log.error("people.keys cannot be written", reason=str(error))
             await asyncio.sleep(KEEP_S)
+
+    async def _say_late(self) -> None:
+        apps, self._unsaid = self._unsaid, []
+        try:
+            await self._unpublish(apps)
+        except StoreUnavailableError:
+            self._unsaid += apps
+            raise
 
     async def _unpublish(self, apps: list[str]) -> int:
         """Tell peers that the apps are gone, and erase what the log said of them before: later, where nothing

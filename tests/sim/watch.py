@@ -290,7 +290,8 @@ class Watch:
             if move.rule == "return":
                 held = past.flapped is not None and now - past.flapped < HOLD_S - 1
                 unsure = blurred or now < past.unsure_until
-                self.check("3 hold", unsure or not held, f"{node.name} returned into a hold")
+                if not unsure:
+                    self.check("3 hold", not held, f"{node.name} returned into a hold")
                 ran = now - past.well.get(state.home, now)
                 self.check("2 unbroken", ran >= RETURN_LEAST_S - 1, f"{node.name} returned after {ran:.0f} s")
             if move.rule == "rebalance":
