@@ -11,7 +11,6 @@ certificate, signed body and signature. The body's bytes travel as they were sig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -370,8 +369,3 @@ def _times_problem(number: object, issued: object, expires: object, life: int) -
 
 def _is_key(value: object) -> bool:
     return isinstance(value, bytes) and len(value) == KEY_BYTES
-
-
-def names_of(pools: Sequence[RosterPool]) -> str:
-    """Pools as a person reads them: "hq > gpu > branch"."""
-    return " > ".join(pool.name for pool in pools)

@@ -24,8 +24,6 @@ from tunnel_proto.errors import MeshError
 
 TOAST_S: Final = 4.0
 PROBLEM_S: Final = 9.0
-MOUSE_MODES: Final = (1000, 1003, 1015, 1006)
-"""Buttons, motion, and the two ways to write large coordinates (xterm, "Mouse Tracking")."""
 
 
 class Shell(App[str]):

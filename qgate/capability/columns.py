@@ -51,7 +51,6 @@ BUDGET: Final = 1 << 25
 DEADLINE: Final = 1 << 26
 TRIED: Final = 1 << 27
 MOVE: Final = 1 << 28  # a stream that has begun cannot go on there
-BAN: Final = 1 << 29  # the provider is switched off
 
 _FIRST: Final = 256
 

@@ -53,14 +53,6 @@ def may(peer: Peer, flow: str, direction: Direction) -> bool:
     return peer.level > 0 and flow in (permissions.allow_send if sending else permissions.allow_receive)
 
 
-def level_named(text: str) -> int | None:
-    """The level of a number or a name, None where it is neither."""
-    word = text.strip().lower()
-    if word in LEVELS:
-        return LEVELS.index(word)
-    return int(word) if word in {"0", "1", "2", "3", "4"} else None
-
-
 def allowed(peer: Peer, direction: Direction) -> tuple[str, ...]:
     """All flows that may go in that direction, in the order of `FLOWS`."""
     return tuple(flow for flow in FLOWS if may(peer, flow, direction))

@@ -56,10 +56,6 @@ class CapabilityPolicy:
         """Whether the app may ask for that task."""
         return self.tasks is None or task in self.tasks
 
-    def allows_provider(self, name: str) -> bool:
-        """Whether the app's content may go to that provider, as far as its name says."""
-        return self.providers is None or name in self.providers
-
     def as_json(self) -> dict[str, Any]:
         """For the store and for replies: sets as sorted lists."""
         shown: dict[str, Any] = {}

@@ -21,7 +21,6 @@ from tunnel_proto.errors import ConfigError, MeshError
 SCHEMA = "qgate"
 # Any number will do, as long as every gate takes the same one: "qgate" in ASCII.
 MIGRATION_LOCK = 0x71_67_61_74_65
-NEWEST_SERVER_TESTED = 18
 OLDEST_SERVER = 13
 
 _CONNECT_TIMEOUT_S = 5.0

@@ -60,15 +60,6 @@ async def put_guest_node(connection: Connection, node: GuestNode, record: bytes)
     )
 
 
-async def revoke_guest_node(connection: Connection, pool: bytes, handshake_public: bytes) -> None:
-    """Take a peer's word that one of its nodes is revoked."""
-    await connection.execute(
-        "UPDATE guest_nodes SET revoked = true WHERE pool = $1 AND handshake_public = $2",
-        pool,
-        handshake_public,
-    )
-
-
 async def all_guest_apps(connection: Connection) -> list[GuestApp]:
     """Every app that peers let come here."""
     rows = await connection.fetch("SELECT pool, name, document FROM guest_apps")

@@ -309,20 +309,6 @@ async def stranded(connection: Connection, origin: bytes | None = None) -> list[
     return [dict(row) for row in rows]
 
 
-async def kept_aside(connection: Connection, origin: bytes, incarnation: bytes, after: int) -> list[Row]:
-    """Stranded entries of an origin's incarnation beyond ``after`` that still have contents, in order."""
-    rows = await connection.fetch(
-        """
-        SELECT entry, salt, payload, 'held' AS state, why AS reason, NULL::double precision AS wake_at
-        FROM log_stranded WHERE origin = $1 AND incarnation = $2 AND seq > $3 ORDER BY seq
-        """,
-        origin,
-        incarnation,
-        after,
-    )
-    return [row_of(row) for row in rows]
-
-
 # --- snapshots
 
 

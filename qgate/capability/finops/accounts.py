@@ -37,7 +37,6 @@ HEARTBEAT_S: Final = 10.0
 SILENT_S: Final = 6 * HEARTBEAT_S
 RECALL_WAIT_S: Final = 0.3
 AWAY_HELD_S: Final = 0.5
-_LISTEN_AGAIN_S: Final = 1.0
 _STORE_TIMEOUT_S: Final = 5.0
 _RETURNED: Final = "!"  # before a budget's id in a notification: not a call for it, but the answer
 

@@ -29,8 +29,6 @@ ERASURE: Final = "erasure"
 
 OWN_STREAMS: Final = frozenset({INCARNATION, ERASURE})
 
-LEVEL_MAX: Final = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Stream:
