@@ -16,6 +16,7 @@ from tunnel_proto.compression import CompressedDataError, Compression, Expander,
 from tunnel_proto.constants import (
     DRAIN_KINDS,
     FRAME_HEADER_BYTES,
+    OPTIONAL_FRAME,
     STREAM_ID_MAX,
     STREAM_WINDOW,
     DataFlag,
@@ -258,7 +259,7 @@ class Mux(Outbound):
                     raise RemoteProtocolError("MODE is malformed")
                 stream.mode = payload[0]
                 self.end_context(stream)
-        elif not kind & 0x80:
+        elif not kind & OPTIONAL_FRAME:
             raise RemoteProtocolError(f"a frame of unknown type {kind}")
 
     def _open_received(self, stream_id: int, payload: bytes) -> None:

@@ -33,6 +33,7 @@ from tunnel_proto.constants import (
     CONTEXT_IDLE_S,
     CONTROL_MAX,
     GOAWAY_FINAL,
+    OPTIONAL_FRAME,
     RTT_PROBE_S,
     SLOW_RECORD,
     WINDOW_LOG_MAX,
@@ -414,7 +415,7 @@ class Session:
         ):
             code, message, _ = decode_reason(payload)
             self._end(code, message)
-        elif not kind & 0x80:
+        elif not kind & OPTIONAL_FRAME:
             raise RemoteProtocolError(f"a link frame of type {kind} that is unknown or out of place")
 
     def _peer_limits(self, limits: Limits) -> None:
