@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from meshctl import pool_view
@@ -12,33 +12,41 @@ from meshctl.client import Gate
 from meshctl.errors import CommandError, GateError, RefusedError, UsageError
 from meshctl.gate_directory import write_file
 from meshctl.terminal import ask, note, read_text
+from tunnel_proto.certificate import name_problem
 
 WATCH_S = 0.5
 """How often the gate is asked whether the other pool has answered over the network."""
+
+KINDS: Final = ("headquarters", "satellite", "branch", "pool")
+ANOTHER_FILE: Final = frozenset({400, 404, 409, 410, 413, 422})
+AGAIN: Final = "Name another file, or end this with Ctrl-C: nothing is lost."
 
 
 def converse(gate: Gate) -> None:
     """Walk one admin through a pairing, from either side, to the end. Raises CommandError."""
     own = gate.get("/pool")
     if not own["named"]:
-        name = ask("What shall other pools call this one? (hq, branch-oslo, ...)")
-        kind = ask("What is it? headquarters, satellite, branch or pool", default="pool")
-        own = gate.put("/pool", {"name": name, "kind": kind})
+        own = _named(gate)
     note(f"This pool is {own['name']} ({own['kind']}), fingerprint {own['fingerprint']}.")
-    side = ask("Begin with an offer from here (o), or answer an offer from another pool (a)?", default="o")
-    if side.strip().lower().startswith("a"):
+    question = "Begin with an offer from here, or answer an offer from another pool (offer, answer)?"
+    if _chosen(question, ("offer", "answer"), default="offer") == "answer":
         _answer(gate)
-    elif side.strip().lower().startswith("o"):
-        _offer(gate, own)
     else:
-        raise UsageError(f'"{side}" is neither o nor a.', hint="type o to make the offer, a to accept one")
+        _offer(gate, own)
+
+
+def _named(gate: Gate) -> dict[str, Any]:
+    name = _name("What shall other pools call this one? (hq, branch-oslo, ...)")
+    kind = _chosen("What is it? headquarters, satellite, branch or pool", KINDS, default="pool")
+    own: dict[str, Any] = gate.put("/pool", {"name": name, "kind": kind})
+    return own
 
 
 def _offer(gate: Gate, own: dict[str, Any]) -> None:
-    online = _yes("Can the other pool's gate reach this one over the network?", default=True)
+    online = _yes("Can the other pool's gate reach this one over the network?")
     reply = gate.post("/pairings/offer", {"online": online})
     place = _write(f"{own['name']}.offer.json", reply["offer"])
-    note(f"1. Give the other admin the file {place}; there it is: meshctl pool pair, then a.")
+    note(f"1. Give the other admin the file {place}; there it is: meshctl pool pair, then answer.")
     pairing = str(reply["id"])
     if online:
         note("2. Waiting until it is answered over the network. Ctrl-C, and nothing is lost.")
@@ -46,8 +54,7 @@ def _offer(gate: Gate, own: dict[str, Any]) -> None:
             time.sleep(WATCH_S)
             reply = gate.get(f"/pairings/{pairing}")
     else:
-        answer = read_text(ask("2. The answer file that came back"), "The answer")
-        reply = gate.post("/pairings/confirm", {"file": answer})
+        _, reply = _taken(gate, "/pairings/confirm", "2. The answer file that came back", "The answer")
         place = _write(f"{own['name']}.confirm.json", reply["confirm"])
         note(f"3. Carry {place} to the other admin.")
     if reply["state"] == "ended":
@@ -56,26 +63,75 @@ def _offer(gate: Gate, own: dict[str, Any]) -> None:
 
 
 def _answer(gate: Gate) -> None:
-    text = read_text(ask("1. The offer file"), "The offer")
-    reply = gate.post("/pairings/answer", {"file": text})
+    text, reply = _taken(gate, "/pairings/answer", "1. The offer file", "The offer")
     peer = reply["peer"]
     note(f"It is of {peer['name']} ({peer['kind']}), fingerprint {peer['fingerprint']}.")
-    if reply["online"] and _yes("It can be answered over the network. Do that?", default=True):
+    if reply["online"] and _yes("It can be answered over the network. Do that?"):
         try:
-            reply = gate.post("/pairings/online", {"file": text})
+            reply = gate.post("/pairings/online", {"file": text, "name": peer["name"]})
         except GateError as error:
             note(f"That did not work: {error.message}. So it goes by files.")
     if reply["state"] == "answered":
         place = _write(f"{peer['name']}.answer.json", reply["answer"])
         note(f"2. Carry {place} back to {peer['name']}.")
-        confirm = read_text(ask("3. The confirmation file that came back"), "The confirmation")
-        reply = gate.post("/pairings/finish", {"file": confirm})
+        _, reply = _taken(
+            gate, "/pairings/finish", "3. The confirmation file that came back", "The confirmation"
+        )
     _compare(gate, reply)
+
+
+def _taken(gate: Gate, path: str, question: str, what: str) -> tuple[str, dict[str, Any]]:
+    """A file's text and what the gate made of it; asked again where it is none, or another one."""
+    while True:
+        try:
+            text = read_text(str(Path(ask(question)).expanduser()), what)
+            return text, _sent(gate, path, text)
+        except UsageError as error:
+            note(f"{error.message} {AGAIN}")
+        except GateError as error:
+            if error.status not in ANOTHER_FILE:
+                raise
+            note(f"{_sentence(error)} {AGAIN}")
+
+
+def _sent(gate: Gate, path: str, text: str) -> dict[str, Any]:
+    """What the gate made of a file; who brings it gets another name where theirs is taken here."""
+    name: str | None = None
+    while True:
+        try:
+            reply: dict[str, Any] = gate.post(path, {"file": text, "name": name})
+            return reply
+        except GateError as error:
+            if error.problem != "name-taken":
+                raise
+            note(_sentence(error))
+            name = _name("What shall it be called here?")
+
+
+def _sentence(error: GateError) -> str:
+    said = f"{error.message}; {error.hint}" if error.hint and error.problem != "name-taken" else error.message
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def _name(question: str) -> str:
+    while problem := name_problem(name := ask(question)):
+        note(f"{problem[:1].upper()}{problem[1:]}.")
+    return name
+
+
+def _chosen(question: str, words: tuple[str, ...], *, default: str) -> str:
+    """One of the words, or as much of its beginning as tells it from the others."""
+    while True:
+        typed = ask(question, default=default).lower()
+        found = [word for word in words if word.startswith(typed)]
+        if len(found) == 1:
+            return found[0]
+        note(f"{', '.join(words[:-1])} or {words[-1]}.")
 
 
 def _compare(gate: Gate, reply: dict[str, Any]) -> None:
     """Show one string, ask for the other, set the level."""
-    name = _name_here(gate, reply)
+    name = name_here(gate, reply)
     note("")
     note(f"    Read this to the admin of {name}:   {reply['string']}")
     note("")
@@ -94,7 +150,8 @@ def _compare(gate: Gate, reply: dict[str, Any]) -> None:
     note(f"Paired: {name} is trusted at level {pool_view.level(level)}. Watch it: meshctl pool list")
 
 
-def _name_here(gate: Gate, reply: dict[str, Any]) -> str:
+def name_here(gate: Gate, reply: dict[str, Any]) -> str:
+    """What the other pool of a pairing is called here, which may not be what it calls itself."""
     print_of = reply["peer"]["fingerprint"]
     rows = [row for row in gate.items("/pools") if row["fingerprint"] == print_of]
     return str(rows[0]["name"]) if rows else str(reply["peer"]["name"])
@@ -104,16 +161,13 @@ def _level(name: str) -> int:
     note(f"What may {name} do here? Its admin decides the same for you there.")
     for number, (word, meaning) in enumerate(pool_view.LEVELS):
         note(f"  {number} {word}: {meaning}")
-    while True:
-        word = ask("Level", default="2")
-        if word in {"0", "1", "2", "3", "4"}:
-            return int(word)
-        note("0, 1, 2, 3 or 4.")
+    words = tuple(word for word, _ in pool_view.LEVELS)
+    typed = _chosen("Level", (*(str(number) for number in range(len(words))), *words), default="2")
+    return int(typed) if typed.isdigit() else words.index(typed)
 
 
-def _yes(question: str, *, default: bool) -> bool:
-    said = ask(f"{question} {'[Y/n]' if default else '[y/N]'}", default="y" if default else "n")
-    return said.strip().lower() in {"y", "yes"}
+def _yes(question: str) -> bool:
+    return _chosen(question, ("yes", "no"), default="yes") == "yes"
 
 
 def _write(name: str, text: str) -> Path:

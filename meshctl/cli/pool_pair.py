@@ -16,6 +16,7 @@ import typer
 
 from meshctl.cli import options
 from meshctl.cli.enrolling import deliver
+from meshctl.client import Gate
 from meshctl.render import Output, emit
 from meshctl.terminal import note, read_text
 
@@ -94,7 +95,7 @@ def answer(
     body = {"file": read_text(file, "The offer"), "name": name}
     if online:
         reply = gate.post("/pairings/online", body)
-        tell(reply)
+        tell(gate, reply)
         if output is not Output.TABLE:
             emit(reply, [], output)
         return
@@ -116,9 +117,10 @@ def confirm_answer(
 ) -> None:
     """Confirm the answer to an offer made here; shows the string that the other admin must type."""
     body = {"file": read_text(file, "The answer"), "name": name}
-    reply = options.connect(gate_dir, socket).post("/pairings/confirm", body)
+    gate = options.connect(gate_dir, socket)
+    reply = gate.post("/pairings/confirm", body)
     note("Carry the confirmation to the other pool: meshctl pool pair finish CONFIRM")
-    tell(reply)
+    tell(gate, reply)
     _deliver(reply, "confirm", out, output)
 
 
@@ -134,10 +136,9 @@ def finish(
     output: options.Format = Output.TABLE,
 ) -> None:
     """Take the confirmation; shows the string that the other admin must type, and asks for nothing yet."""
-    reply = options.connect(gate_dir, socket).post(
-        "/pairings/finish", {"file": read_text(file, "The confirmation")}
-    )
-    tell(reply)
+    gate = options.connect(gate_dir, socket)
+    reply = gate.post("/pairings/finish", {"file": read_text(file, "The confirmation")})
+    tell(gate, reply)
     if reply.get("finish") is not None and reply["side"] == "answerer":
         if out is not None or output is not Output.TABLE:
             _deliver(reply, "finish", out, output)
@@ -145,9 +146,11 @@ def finish(
         emit(reply, [], output)
 
 
-def tell(reply: dict[str, Any]) -> None:
+def tell(gate: Gate, reply: dict[str, Any]) -> None:
     """Say which string to read out, and what to do with the other one."""
-    name = reply["peer"]["name"]
+    from meshctl.pairing import name_here
+
+    name = name_here(gate, reply)
     note("")
     note(f"    Read this to the admin of {name}:   {reply['string']}")
     note("")

@@ -29,7 +29,7 @@ from qgate.federation.ceremony import (
 from qgate.federation.peer import Peer, Permissions
 from qgate.federation.transcript import Answer, Confirm, Offer, Party
 from qgate.governance.office import Office, iso
-from qgate.governance.problems import ConflictError, InvalidRequestError
+from qgate.governance.problems import ConflictError, InvalidRequestError, NameTakenError
 from qgate.governance.sidecars import pool_gates
 from qgate.store.database import Connection
 from qgate.store.peers import (
@@ -228,6 +228,8 @@ class Pairing:
                     )
                 return self._shown(self._alive(held))
             check_answer(answer, held.offer, now=office.clock())
+            if name is None and by == OVER_THE_TUNNEL:
+                name = await self._free_name(connection, answer.party)
             await self._introduce(connection, answer.party, name, answer.id, "confirmed")
             nonce = self._nonce(answer.id)
             if transcript.commitment(answer.id, held.offer.party.pool_key, nonce) != held.offer.commitment:
@@ -417,9 +419,8 @@ class Pairing:
         called = name or (known["name"] if known is not None else party.name)
         if problem := name_problem(called):
             raise InvalidRequestError(problem)
-        holder = await name_holder(connection, called)
-        if called == office.directory.own_pool().name or holder not in {None, party.pool_key}:
-            raise ConflictError(
+        if await self._taken(connection, called, party):
+            raise NameTakenError(
                 f"the name {called} is taken here", hint="give the peer another one here: --as NAME"
             )
         peer = Peer(
@@ -435,6 +436,22 @@ class Pairing:
         await end_pairings_with(
             connection, party.pool_key, office.now(), "another pairing was begun", but=pairing
         )
+
+    async def _free_name(self, connection: Connection, party: Party) -> str:
+        """What to call a pool that nobody here was asked to name: as it calls itself, or hq-2, hq-3 ... where
+        that is taken.
+        """
+        known = await peer_row(connection, party.pool_key)
+        wanted = str(known["name"]) if known is not None else party.name
+        called, number = wanted, 1
+        while await self._taken(connection, called, party):
+            number += 1
+            called = f"{wanted[:58]}-{number}"
+        return called
+
+    async def _taken(self, connection: Connection, called: str, party: Party) -> bool:
+        holder = await name_holder(connection, called)
+        return called == self._office.directory.own_pool().name or holder not in {None, party.pool_key}
 
     def _reusable(self, row: Mapping[str, Any], own: Party, *, online: bool) -> bool:
         if row["side"] != "offerer" or row["state"] != "offered" or row["online"] != online:

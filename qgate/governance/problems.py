@@ -31,6 +31,12 @@ class ConflictError(AdministrationError):
     code = "conflict"
 
 
+class NameTakenError(ConflictError):
+    """Somebody else is called so here."""
+
+    code = "name-taken"
+
+
 class InvalidRequestError(AdministrationError):
     """The request can never be carried out as it is."""
 

@@ -287,6 +287,9 @@ async def test_names_are_ones_own_affair(sites: list[Site]) -> None:
     assert "--as" in refused.value.hint
     await branch.answer(await mallory.offer(), name="other")
     assert {row["name"] for row in await branch.pools.list()} == {"hq", "other"}
+    hq_again = str((await hq.pools.pairing.offer(valid_s=None, online=True, new=True, by=BY))["offer"])
+    await hq.pools.pairing.confirm_online(await mallory.answer(hq_again, name="real"))
+    assert "hq-2" in {row["name"] for row in await hq.pools.list()}, "nobody was there to be asked for one"
     nobody = Pools(Pool(hq.pool.store, hq.pool.vault).office)
     assert (await nobody.own())["named"] is False
 
