@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-import socketserver
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, urlsplit
+
+from tests.kit.unix_http import UnixHandler, serving_unix
 
 
 @dataclass
@@ -43,34 +40,17 @@ class FakeGate:
         return next(query for name, query, _ in reversed(self.asked) if name == call)
 
 
-class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client may leave before its answer
-            super().handle_error(request, client_address)
-
-
 @contextmanager
 def serving(path: Path) -> Iterator[FakeGate]:
     """Serve on ``path`` until the block ends."""
     fake = FakeGate(path)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(UnixHandler):
         gate: ClassVar[FakeGate] = fake
 
-        def address_string(self) -> str:
-            return "unix"
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            pass
-
         def _reply(self) -> None:
-            url = urlsplit(self.path)
-            size = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(size)) if size else None
-            call = f"{self.command} {url.path.removeprefix('/control/v1')}"
-            self.gate.asked.append((call, dict(parse_qsl(url.query)), body))
+            call, query, body = self.read_request()
+            self.gate.asked.append((call, query, body))
             guard = self.gate.guard
             first = guard(call, dict(self.headers), body) if guard is not None else None
             status, answer = first or self.gate.answers.get(
@@ -84,14 +64,8 @@ def serving(path: Path) -> Iterator[FakeGate]:
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _reply  # noqa: N815 - http.server's names
 
-    with _UnixServer(str(path), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield fake
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving_unix(path, Handler):
+        yield fake
 
 
 def refuse_connections(path: Path) -> None:

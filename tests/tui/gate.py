@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import queue
-import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+
+from tests.kit.unix_http import UnixHandler, serving_unix
 
 Answer = Callable[[Mapping[str, str], Any], tuple[int, Any]]
 
@@ -66,32 +64,17 @@ class RoomGate:
         return next(one for one in reversed(self.asked) if one.call == call)
 
 
-class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-
 @contextmanager
 def serving(path: Path) -> Iterator[RoomGate]:
     """Serve on ``path`` until the block ends."""
     fake = RoomGate(path)
     fake.answers |= DEFAULTS
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(UnixHandler):
         protocol_version = "HTTP/1.1"
 
-        def address_string(self) -> str:
-            return "unix"
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-            pass
-
         def _reply(self) -> None:
-            url = urlsplit(self.path)
-            size = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(size)) if size else None
-            call = f"{self.command} {url.path.removeprefix('/control/v1')}"
-            query = dict(parse_qsl(url.query))
+            call, query, body = self.read_request()
             fake.asked.append(Asked(call, query, body, dict(self.headers)))
             self.close_connection = True
             if call == "GET /live" and fake.live:
@@ -129,15 +112,11 @@ def serving(path: Path) -> Iterator[RoomGate]:
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _reply  # noqa: N815 - http.server's names
 
-    with _UnixServer(str(path), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with serving_unix(path, Handler):
         try:
             yield fake
         finally:
             fake.cut()
-            server.shutdown()
-            thread.join()
 
 
 def worker(name: str, **changes: Any) -> dict[str, Any]:
