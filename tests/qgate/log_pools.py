@@ -230,17 +230,6 @@ class TestPool:
                 name = record or str(payload).encode()[:64]
                 await publish(connection, stream=stream, record=name, payload=payload)
 
-    async def say_many(self, stream: str, count: int) -> None:
-        """Publish many records in one transaction."""
-        async with self.store.transaction() as connection:
-            for n in range(count):
-                await publish(
-                    connection,
-                    stream=stream,
-                    record=n.to_bytes(4, "big"),
-                    payload={"n": n, "model": f"model {n}"},
-                )
-
     async def heard(self, other: TestPool, stream: str = "nodes") -> list[dict[str, Any]]:
         """What was applied here of another pool's log, in the order of that log."""
         async with self.store.connection() as connection:

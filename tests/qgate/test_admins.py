@@ -23,16 +23,6 @@ from tests.qgate.gates import Sidecar, control, gate_settings, make_directory, r
 from tunnel_proto.setup_token import read_setup
 
 
-class Wall:
-    """A clock that can be put forward."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead
-
-
 @pytest.fixture
 async def gate(tmp_path: Path, store_dsn: str) -> AsyncIterator[Gate]:
     settings = gate_settings(tmp_path / "gate", store_dsn)

@@ -216,17 +216,6 @@ async def test_another_currency_is_not_mistaken_for_ours(store: Store) -> None:
 # --- time
 
 
-async def set_period(store: Store, seconds_ago: float, name: str = "app:web/hour") -> None:
-    """Move what was leased into a period that began so long ago."""
-    async with store.transaction() as connection:
-        await connection.execute("SET CONSTRAINTS ALL DEFERRED")
-        await connection.execute(
-            "UPDATE budget_periods SET started_at = started_at - make_interval(secs => $2) WHERE budget = $1",
-            name,
-            seconds_ago,
-        )
-
-
 async def test_a_slice_ends_with_its_period_by_the_databases_clock(store: Store) -> None:
     snapshot = await put(store, budget("app:web/hour", "1"))
     now = [1000.0]

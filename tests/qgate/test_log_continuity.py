@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
@@ -193,8 +193,6 @@ def test_it_never_signs_over_what_an_answering_peer_has(seed: int) -> None:
 
 
 # --- with stores
-
-Restored = Callable[[TestPool], Awaitable[None]]
 
 
 class Stores:

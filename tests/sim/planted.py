@@ -117,10 +117,6 @@ def _credulous(state: continuity.ContinuityState, event: continuity.Event, now: 
     return _CONTINUE(state, event, now)
 
 
-def _without_orders(state: State, now: float, rules: Rules) -> str:
-    return "" if state.target == state.home else _WHY_NOT(state, now, rules)
-
-
 def _decided(documents: Iterable[catalogue.Document]) -> catalogue.Standing:
     standing = _FOLD(documents)
     if not standing.contenders:
@@ -155,12 +151,10 @@ def _buried(method: Callable[..., suspicion.Suspicion]) -> Callable[..., suspici
     return unless_dead
 
 
-_MASTERS = "one master; one catalogue"
 _FOLD = catalogue.fold
 _KEPT = failover.kept
 _EMERGENCY = failover._emergency
 _STEP = failover.step
-_WHY_NOT = failover._why_not_reassign
 _RECEIVE = replica.receive
 _RELEASE = replica.release
 _DECIDE = continuity._decide
