@@ -144,7 +144,7 @@ def _compare(gate: Gate, reply: dict[str, Any]) -> None:
         except GateError as error:
             if error.problem != "pairing-string":
                 raise
-            note(f"{error.message}. {error.hint}")
+            note(_sentence(error))
             continue
         break
     note(f"Paired: {name} is trusted at level {pool_view.level(level)}. Watch it: meshctl pool list")
