@@ -14,6 +14,7 @@ import structlog
 
 from qgate.control import notifications, people, signup, smtp
 from qgate.federation.guests import record_of
+from qgate.federation.log.erasure import PLACES_MAX
 from qgate.governance.erasure import Erasures
 from qgate.governance.mail import Mail
 from qgate.governance.notifications import Notifications
@@ -22,8 +23,9 @@ from qgate.governance.person_archive import PersonArchives
 from qgate.governance.person_keys import FILE_NAME, PersonKeys
 from qgate.governance.signup import Signup
 from qgate.store import StoreUnavailableError
+from qgate.store.guests import app_names
 from qgate.store.outbox import waiting
-from qgate.store.people import published_places
+from qgate.store.people import published_places, published_records
 from tunnel_proto.errors import MeshError
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Staff:
         self._setting = office.directory.setting
         self._office = office
         self._store = office.store
-        self._unsaid: list[str] = []
+        self._late = True  # at the start it is not known what was left unsaid
         apps = gate.administration.apps
         self.keys = PersonKeys(office, gate.files.state_dir / FILE_NAME)
         self.mail = Mail(office)
@@ -104,8 +106,7 @@ class Staff:
         while True:
             try:
                 await self.keys.keep()
-                if self._unsaid and await self._gate.replication.sequencer.settled():
-                    await self._say_late()
+                await self._say_late()
             except StoreUnavailableError:
                 pass  # the directory's watch has said so already
             except (OSError, MeshError) as error:
@@ -113,25 +114,31 @@ class Staff:
             await asyncio.sleep(KEEP_S)
 
     async def _say_late(self) -> None:
-        apps, self._unsaid = self._unsaid, []
-        try:
-            await self._unpublish(apps)
-        except StoreUnavailableError:
-            self._unsaid += apps
-            raise
+        """Erase what the log still says of apps that are no more: nothing could be signed when they went."""
+        sequencer = self._gate.replication.sequencer
+        if not self._late or not await sequencer.settled() or await self._unsigned():
+            return
+        own = self._gate.parts.keys.pool_key
+        async with self._store.connection() as connection:
+            there = {record_of("app", name) for name in await app_names(connection)}
+            gone = [record for record in await published_records(connection, own) if record not in there]
+            places = await published_places(connection, own, gone)
+        if places:
+            await sequencer.erase(places[:PLACES_MAX], "of apps that are no more")
+        self._late = len(places) > PLACES_MAX
 
     async def _unpublish(self, apps: list[str]) -> int:
         """Tell peers that the apps are gone, and erase what the log said of them before: later, where nothing
         may be signed yet.
         """
         sequencer = self._gate.replication.sequencer
-        if not await sequencer.settled():
-            self._unsaid += apps
-            log.warning("the log is told of an erasure once it may be written", apps=len(apps))
-            return 0
         records = [record_of("app", app) for app in apps]
         try:
             await self._gate.movement.exports.reconcile()
+            if not await sequencer.settled():
+                self._late = True
+                log.warning("the log is told of an erasure once it may be written", apps=len(apps))
+                return 0
             async with asyncio.timeout(SIGNED_WITHIN_S):
                 while await self._unsigned():
                     if not await sequencer.run_batch():  # another task or gate is at it
@@ -142,6 +149,7 @@ class Staff:
         except StoreUnavailableError:
             raise
         except (MeshError, TimeoutError) as error:
+            self._late = True
             log.error(
                 "the log could not be told of an erasure",
                 reason=str(error),

@@ -336,6 +336,18 @@ async def rewrite(store: Store, *, checkpoint: bool) -> None:
             await connection.execute("CHECKPOINT")
 
 
+async def published_records(connection: Connection, pool: bytes) -> list[bytes]:
+    """The records of apps of which our own log says more than one thing that is not erased."""
+    rows = await connection.fetch(
+        """
+        SELECT record FROM log_entries WHERE origin = $1 AND stream = 'guests' AND payload IS NOT NULL
+        GROUP BY record HAVING count(*) > 1
+        """,
+        pool,
+    )
+    return [row["record"] for row in rows]
+
+
 async def published_places(connection: Connection, pool: bytes, records: list[bytes]) -> list[int]:
     """Where our own log told peers of apps that could fail over to them, by record; not the last word on
     each, which is that it is gone.
