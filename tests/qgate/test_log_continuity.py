@@ -509,6 +509,9 @@ async def test_nothing_at_all_is_signed_in_a_store_that_nobody_has_looked_at(sto
     assert "meshctl pool log" in waits.value.hint
     assert (await sequencer.look()).own.head.seq == 2
     assert not await sequencer.settle("the life of another store")
+    hq.replication._life = (await sequencer.look()).life
+    hq.replication._peer_has(A, EMPTY, True, "the life of another store")
+    assert not hq.replication.continuity.answered, "what was compared with another store is no answer"
     async with running(hq):
         await until(lambda: hq.replication.head(hq.key).seq == 3)
         assert await sequencer.erase([2], "asked by its owner") == 1
@@ -543,3 +546,21 @@ async def test_a_peer_that_never_shows_our_tail_stops_us_for_a_while_only(
         await hq.say("nodes", {"n": 2})
         await gpu.has(hq, 2)
         assert hq.replication.head(hq.key).incarnation != before.incarnation, "branch may have more"
+
+
+async def test_the_claim_of_who_is_no_peer_any_more_stops_nobody(stores: Stores) -> None:
+    hq, branch = await stores.new("hq"), await stores.new("branch")
+    pair(hq, branch)
+    async with running(hq, branch):
+        await hq.say("nodes", {"n": 1})
+        await branch.has(hq, 1)
+        async with branch.store.connection() as connection:
+            await connection.execute("UPDATE log_replicas SET seq = 99, hash = $1", bytes(32))
+        hq.links.cut.add(branch.key)  # it can say so, and cannot be asked to show it
+        branch.replication.pullers[hq.key].look()
+        await until(lambda: not hq.replication.ready.publish)
+        await hq.say("nodes", {"n": 2})
+        assert hq.replication.signed == 1
+        hq.peers_by_key.clear()
+        hq.replication.look()
+        await until(lambda: hq.replication.signed == 2)
