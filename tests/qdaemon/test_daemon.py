@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib.util
 import re
@@ -287,7 +288,7 @@ async def test_the_program_serves_and_drains_on_a_signal(tmp_path: Path) -> None
     config = state / "qdaemon.toml"
     config.write_text(
         f'state_dir = "{state}"\n[metrics]\nenabled = false\n[discovery]\nenabled = false\n'
-        "[probe]\nbandwidth = false\ngpus = false\n"
+        '[probe]\nbandwidth = false\ngpus = false\n[log]\nlevel = "error"\n'
     )
     assert "node gpu-1" in run("--config", str(config), "--check-config").stdout
     process = await asyncio.create_subprocess_exec(
@@ -295,7 +296,14 @@ async def test_the_program_serves_and_drains_on_a_signal(tmp_path: Path) -> None
     )
     try:
         await gate.reported()
-        process.send_signal(signal.SIGHUP)
+        config.write_text(config.read_text().replace('level = "error"', 'level = "info"'))
+        assert process.stderr is not None
+        async with asyncio.timeout(60):
+            said = b""
+            while b"reloaded" not in said:  # not in the first one's, which had the old level still
+                process.send_signal(signal.SIGHUP)
+                with contextlib.suppress(TimeoutError):
+                    said = await asyncio.wait_for(process.stderr.readline(), 1)
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(60):
             _, said = await process.communicate()
