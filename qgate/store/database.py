@@ -175,7 +175,11 @@ class Store:
                 self._dsn, timeout=_CONNECT_TIMEOUT_S, server_settings=_session("listener")
             )
             connection.add_termination_listener(lambda _: lost())
-            await connection.add_listener(channel, lambda _c, _p, _ch, payload: heard(str(payload)))
+            try:
+                await connection.add_listener(channel, lambda _c, _p, _ch, payload: heard(str(payload)))
+            except BaseException:  # cancelled as well: nobody else would close it
+                connection.terminate()
+                raise
             return Listener(connection)
 
 

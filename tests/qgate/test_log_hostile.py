@@ -255,9 +255,7 @@ async def test_a_liar_about_our_own_log_stops_us_once_and_not_for_long(
         monkeypatch.setattr(publisher, "_heard", said)
         monkeypatch.setattr(puller, "fetch_own", shown)
         branch.replication.pullers[hq.key].look()
-        await until(
-            lambda: hq.replication.continuity.reclaiming is not None or not hq.replication.ready.publish
-        )
+        await until(lambda: shown.await_count)
         await hq.say("nodes", {"n": 2})
         await until(lambda: hq.replication.signed >= 2)
         said.reset_mock()
