@@ -32,6 +32,8 @@ _CALLS: Final = (
 _OPENED: Final = re.compile(r"^open\w*\(.*\b(?:O_WRONLY|O_RDWR|O_CREAT)\b.* = \d+<(?P<path>/.*)>$")
 _RENAMED: Final = re.compile(r'^(?:rename|link)\w*\(.*"(?P<path>/(?:[^"\\]|\\.)*)"[^"]*\) = 0$')
 _WRITTEN: Final = re.compile(r"^p?write(?:64|v2?)?\(\d+<(?P<path>[^>]*)>, (?P<data>.*)$")
+PAGE_BYTES: Final = 8192
+PAGE_HEADER_MAX: Final = 40  # of a page of its write-ahead log
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _NOWHERE: Final = ("/dev/null", "/proc/", "/sys/")
 
@@ -57,9 +59,20 @@ class Forms:
             at = data.find(core)
             while at >= 0:
                 near = data[max(0, at - self._reach) : at + self._reach]
-                found |= {self._forms[one[0]] for one in self._any.finditer(near)} or {"?"}
+                names = {self._forms[one[0]] for one in self._any.finditer(near)}
+                found |= names or self._torn(data, at) or {"?"}
                 at = data.find(core, at + len(core))
         return found
+
+    def _torn(self, data: bytes, at: int) -> set[str]:
+        """The words that begin at ``at`` and go on after the header of PostgreSQL's next page."""
+        page = at - at % PAGE_BYTES + PAGE_BYTES
+        piece, beyond = data[at:page], data[page : page + PAGE_HEADER_MAX + self._reach]
+        return {
+            name
+            for form, name in self._forms.items()
+            if form.startswith(piece) and -1 < beyond.find(form[len(piece) :]) <= PAGE_HEADER_MAX
+        }
 
     def find_file(self, path: Path) -> set[str]:
         """The same for a file's bytes; nothing where it is gone or no regular file."""
