@@ -30,10 +30,11 @@ def checked_export(file: Path, pool: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {why_unreadable(error)}.", hint=EXPORT) from None
     except ValueError as error:
-        raise UsageError(f"{file} is no export of an audit trail: {error}.", hint=EXPORT) from None
+        raise UsageError(f"{file.name} is no export of an audit trail: {error}.", hint=EXPORT) from None
     except AuthenticationFailed as error:
         raise CheckError(
-            f"{file} cannot be trusted: {error.message}.", hint="is --pool the right pool? meshctl key show"
+            f"{file.name} cannot be trusted: {error.message}.",
+            hint="is --pool the right pool? meshctl key show",
         ) from None
     return {
         "ok": found.finding is None,
@@ -58,9 +59,9 @@ def checked_certificate(file: Path, *, pool: str | None, email: str | None) -> t
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {why_unreadable(error)}.", hint=CERTIFICATE) from None
     except ValueError:
-        raise UsageError(f"{file} is no certificate of an erasure.", hint=CERTIFICATE) from None
+        raise UsageError(f"{file.name} is no certificate of an erasure.", hint=CERTIFICATE) from None
     except AuthenticationFailed as error:
         raise CheckError(
-            f"{file} cannot be trusted: {error.message}.",
+            f"{file.name} cannot be trusted: {error.message}.",
             hint="is it as the gate wrote it, and of this pool?",
         ) from None
