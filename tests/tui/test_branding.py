@@ -107,7 +107,7 @@ async def test_only_a_licence_leaves_out_the_products_name(visit_mesh: Open, mes
         await at.sees("Name  40 cells at most")
         await at.type("Example AI")
         await at.press("tab", "tab", "left", "ctrl+s")
-        await at.sees("only under a licence with the feature")
+        await at.sees("only under a licence with the feature", "White label  ", "ctrl+s send")
         await at.press("escape")
         mesh.control.put("/settings/licence.vendors", {"value": VENDOR})
         mesh.control.put("/licence", {"token": licence(time.time())})
