@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from qgate.federation.log.sequencer import Sequencer
 from qgate.federation.pairings import announce_node_revocation
 from qgate.federation.rotation import Rotation, read_rotation
 from qgate.gate import Gate
+from qgate.store import outbox
 from qgate.store.embedded import EmbeddedPostgres
 from qgate.store.peers import put_own_pool
 from tests.qgate.gates import gate_settings, make_directory, running, until
@@ -92,6 +94,7 @@ async def test_a_rotation_is_said_once_and_an_old_key_signs_no_more(tmp_path: Pa
         )
         with pytest.raises(LogProblem, match="signs with the old one"):
             await _sign(hq, late)
+        await _all_signed(hq)  # by hq itself: the log's end stays where it is now
         end = (await late.look()).own.head
         for signing in (late.erase([1], "too late"), late.open(end, "too late")):
             with pytest.raises(LogProblem, match="signs with the old one"):
@@ -106,6 +109,12 @@ async def _sign(gate: Gate, sequencer: Sequencer) -> None:
         async with gate.parts.store.store.transaction() as connection:
             await announce_node_revocation(connection, b"k" * 32, 1, "client")
         await sequencer.run_batch()
+
+
+async def _all_signed(gate: Gate) -> None:
+    async with asyncio.timeout(60), gate.parts.store.store.connection() as connection:
+        while await outbox.waiting(connection):
+            await asyncio.sleep(0.02)
 
 
 def test_a_statement_needs_both_signatures() -> None:
